@@ -1,0 +1,12 @@
+// What each file of csrc/ adds to the module.
+#pragma once
+
+#include <pybind11/pybind11.h>
+
+namespace vrthinker {
+
+pybind11::dict build_info();
+pybind11::dict cuda_probe();
+void bind_patchify(pybind11::module_& module);
+
+}  // namespace vrthinker

@@ -1,0 +1,261 @@
+"""Episodes on a scripted engine with real clips: what is shown, what expires, how they end."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from tests.clips import read_number
+from tests.episode.conftest import N_1, N_2, MakeItem
+from tests.episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
+from vrthinker.engine.base import FinishReason, Message, RoundResult, TextSegment
+from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.grammar import FinalAnswer, parse_round
+from vrthinker.episode.runner import EpisodeRunner
+from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.tools import ToolErrorKind
+from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
+from vrthinker.errors import EngineError, InputError, VideoError
+
+
+def asks(*numbers: int) -> str:
+    frames = ", ".join(map(str, numbers))
+    call = f'<tool_call>{{"name": "select_frames", "arguments": {{"target_frames": [{frames}]}}}}</tool_call>'
+    return f"{HEAD}{RECOMMEND}{call}"
+
+
+DONE = HEAD + ANSWER
+
+
+def run(texts: Sequence[str], item: EpisodeItem, **changes: object) -> tuple[Trajectory, ScriptedEngine]:
+    engine = ScriptedEngine([texts])
+    trajectory = EpisodeRunner(engine, EpisodeSettings(**changes)).run_one(item)  # type: ignore[arg-type]
+    assert engine.open_sessions == 0
+    return trajectory, engine
+
+
+def text_of(message: Message) -> str:
+    return "".join(s.text if isinstance(s, TextSegment) else "[frame]" for s in message.segments)
+
+
+def test_the_frames_shown_are_the_frames_asked_for(make_item: MakeItem) -> None:
+    trajectory, engine = run([asks(12, 16, 40, 52), asks(2), DONE], make_item())
+    asked = {0: [1, 9, 17, 25, 33, 38, 43, 48], 1: [12, 16, 40, 52], 2: [2]}
+    for seen in engine.seen:
+        for segment in seen.context.frames:
+            number = segment.shown.frame_number
+            assert number in asked[segment.shown.outcome]
+            index = number - 1 if number <= N_1 else number - 1 - N_1
+            assert read_number(segment.load()) == index
+            assert segment.load().shape[:2] == segment.size
+    assert [sorted(s.frame_number for s in seen.live) for seen in engine.seen] == [
+        asked[0],
+        sorted(asked[0] + asked[1]),
+        sorted(asked[0] + asked[2]),
+    ]
+    assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    assert trajectory.outcome.judgments is not None
+    assert trajectory.outcome.judgments.as_dict() == {"TA": 1, "VQ": 1, "MQ": 0, "OA": 1}
+    assert trajectory.outcome.confidence == 2, "the last recommended answer's"
+    assert trajectory.tool_calls == 2
+    assert trajectory.frames_seen == (1, 2, 9, 12, 16, 17, 25, 33, 38, 40, 43, 48, 52)
+    assert trajectory.well_formed
+    by_number = {frame.frame_number: frame for frame in trajectory.frames}
+    assert (by_number[40].video, by_number[40].frame_index) == (2, 7)
+    assert by_number[40].pts_seconds == pytest.approx(7 / 25, abs=2e-3)
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, None])
+def test_the_engine_sees_exactly_what_the_record_says(make_item: MakeItem, window: int | None) -> None:
+    texts = [asks(3), asks(4), asks(5), asks(3), DONE]
+    trajectory, engine = run(texts, make_item(), window=window)
+    for record, seen in zip(trajectory.rounds, engine.seen, strict=True):
+        assert record.live == seen.live
+        p = 9 if window is None else window
+        outcomes = {shown.outcome for shown in record.live if shown.outcome}
+        assert outcomes == {k for k in range(1, record.round_number) if record.round_number - p <= k}
+    labels = "".join(text_of(message) for message in engine.seen[-1].context.messages)
+    assert all(f"Frame {number} (video 1" in labels for number in (3, 4, 5)), "labels stay"
+
+
+def test_a_bad_call_gets_a_text_and_the_episode_goes_on(make_item: MakeItem) -> None:
+    texts = [asks(999), HEAD + RECOMMEND + "<tool_call>frame 3 please</tool_call>", asks(), asks(3), DONE]
+    trajectory, engine = run(texts, make_item())
+    kinds = [record.tool.error_kind for record in trajectory.rounds if record.tool]
+    wanted = [ToolErrorKind.UNKNOWN_FRAME, ToolErrorKind.SYNTAX, ToolErrorKind.NOTHING_ASKED, None]
+    assert kinds == wanted
+    told = text_of(engine.seen[1].context.messages[-1])
+    assert f"frames are numbered 1 to {N_1 + N_2}" in told
+    assert trajectory.tool_calls == 1
+    assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    assert not trajectory.well_formed
+
+
+def test_the_last_round_is_told_to_answer(make_item: MakeItem) -> None:
+    trajectory, engine = run([asks(3)] * 3, make_item(), max_rounds=3)
+    told = [["last round" in text_of(message) for message in seen.context.messages] for seen in engine.seen]
+    assert told == [[False, False], [False, False, False], [False, False, False, True]]
+    assert trajectory.outcome.stop_reason is StopReason.ROUND_LIMIT
+    assert trajectory.outcome.judgments is None
+    assert "round 3" in (trajectory.outcome.reason or "")
+    assert len(trajectory.rounds) == 3
+    (only, _) = run([DONE], make_item(), max_rounds=1)
+    assert any("only round" in getattr(s, "text", "") for m in only.first_input for s in m.segments)
+
+
+@pytest.mark.parametrize(
+    ("text", "finish", "stop"),
+    [
+        ("I like video 1.", FinishReason.STOP, StopReason.UNPARSEABLE),
+        (DONE + DONE, FinishReason.STOP, StopReason.UNPARSEABLE),
+        ("<snapshot>and so on", FinishReason.LENGTH, StopReason.TOKEN_LIMIT),
+        ("", FinishReason.CONTEXT, StopReason.CONTEXT_LIMIT),
+        ("", FinishReason.ERROR, StopReason.ENGINE_ERROR),
+        (DONE, FinishReason.ERROR, StopReason.ENGINE_ERROR),
+    ],
+)
+def test_how_an_episode_ends_without_a_verdict(
+    make_item: MakeItem, text: str, finish: FinishReason, stop: StopReason
+) -> None:
+    class Ending(ScriptedEngine):
+        def collect(self) -> list[RoundResult]:
+            error = "the server is gone" if finish is FinishReason.ERROR else None
+            return [RoundResult(r.session, r.text, finish, error=error) for r in super().collect()]
+
+    trajectory = EpisodeRunner(Ending([[text]])).run_one(make_item())
+    assert trajectory.outcome.stop_reason is stop
+    assert trajectory.outcome.judgments is None
+    assert trajectory.outcome.reason
+
+
+def test_a_trajectory_loads_back_equal(make_item: MakeItem, tmp_path: Path) -> None:
+    texts = [asks(3, 40), "\N{SNOWMAN} <think>\x07 \u2028 not closed"]
+    first, _ = run(texts, make_item(prompt='<b>"quoted"</b> \N{SNOWMAN} \u202eright to left'))
+    second, _ = run([DONE], make_item("other", dataset="rapidata", seed=4))
+    path = tmp_path / "t.jsonl"
+    path.write_text(dump_line(first) + "\n" + dump_line(second), "utf-8")
+    assert list(load_trajectories(path)) == [first, second]
+
+
+@pytest.mark.parametrize(
+    ("line", "match"),
+    [
+        (b"{", "t.jsonl:1:.*JSON"),
+        (b"\xff\xfe", "t.jsonl:1"),
+        (b'{"schema_version": 2}', "schema_version"),
+        (b"[" * 100_000, "t.jsonl:1"),
+    ],
+)
+def test_a_bad_trajectory_line_is_named(tmp_path: Path, line: bytes, match: str) -> None:
+    path = tmp_path / "t.jsonl"
+    path.write_bytes(line + b"\n")
+    with pytest.raises(InputError, match=match):
+        list(load_trajectories(path))
+    with pytest.raises(InputError, match="missing.jsonl"):
+        list(load_trajectories(tmp_path / "missing.jsonl"))
+
+
+def test_a_null_verdict_needs_a_reason_and_a_verdict_needs_none(make_item: MakeItem) -> None:
+    trajectory, _ = run([DONE], make_item())
+    data = trajectory.model_dump(mode="json")
+    for changes in ({"judgments": None}, {"reason": "because"}, {"stop_reason": "unparseable"}):
+        with pytest.raises(ValueError, match="judgments"):
+            Trajectory.model_validate({**data, "outcome": {**data["outcome"], **changes}})
+
+
+@settings(max_examples=120, deadline=None)
+@given(texts=st.lists(st.one_of(HOSTILE, st.just(asks(3, 35))), min_size=1, max_size=4), window=st.integers(0, 2))
+def test_hostile_rounds_end_with_a_reason_or_with_the_answer_that_is_there(
+    make_item: MakeItem, texts: list[str], window: int
+) -> None:
+    script: Callable[..., str] = lambda session, number, context: texts[min(number, len(texts)) - 1]  # noqa: E731
+    engine = ScriptedEngine(script)
+    runner = EpisodeRunner(engine, EpisodeSettings(max_rounds=4, window=window))
+    trajectory = runner.run_one(make_item(prompt=texts[0]))
+    assert engine.open_sessions == 0
+    (loaded,) = [Trajectory.model_validate_json(dump_line(trajectory))]
+    assert loaded == trajectory
+    last = parse_round(trajectory.rounds[-1].text).ending
+    if isinstance(last, FinalAnswer):
+        assert trajectory.outcome.judgments == last.answer.judgments
+    else:
+        assert trajectory.outcome.judgments is None
+        assert trajectory.outcome.reason
+
+
+def test_many_episodes_advance_together_and_leave_when_done(make_item: MakeItem) -> None:
+    def script(session: int, number: int, context: object) -> str:
+        return DONE if number > session % 4 else asks(1 + session % 50)
+
+    engine = ScriptedEngine(script, max_sessions=5, collect_at_most=1)
+    runner = EpisodeRunner(engine)
+    ids = [f"item-{index}" for index in range(23)]
+    finished = list(runner.run(make_item(item_id) for item_id in ids))
+    assert sorted(f.item.id for f in finished) == sorted(ids)
+    assert all(f.trajectory and f.trajectory.outcome.stop_reason is StopReason.ANSWERED for f in finished)
+    assert engine.open_sessions == 0
+    interleaved = [seen.session.id for seen in engine.seen]
+    assert interleaved != sorted(interleaved), "episodes should overlap"
+
+
+def test_an_item_that_cannot_start_does_not_stop_the_others(make_item: MakeItem) -> None:
+    def missing() -> None:
+        raise VideoError("gone.mp4", "no such file")
+
+    items = [
+        make_item("good"),
+        EpisodeItem("bad clip", "x", missing),  # type: ignore[arg-type]
+        make_item("bad caption", prompt="x" * 20_001),
+        make_item("bad dataset", dataset="nonsense"),
+        make_item("good too"),
+    ]
+    finished = {f.item.id: f for f in EpisodeRunner(ScriptedEngine(lambda *_: DONE)).run(items)}
+    assert finished["good"].trajectory is not None
+    assert finished["good too"].trajectory is not None
+    assert str(finished["bad clip"].error) == "gone.mp4: no such file"
+    assert "20001" in str(finished["bad caption"].error)
+    assert "nonsense" in str(finished["bad dataset"].error)
+    with pytest.raises(VideoError, match="no such file"):
+        EpisodeRunner(ScriptedEngine(lambda *_: DONE)).run_one(items[1])
+
+
+def test_a_frame_that_stops_decoding_ends_the_episode_with_its_reason(make_item: MakeItem) -> None:
+    item = make_item()
+    workspace = item.open_workspace()
+    real = workspace.prefetch
+
+    def break_later(numbers: Sequence[int]) -> None:
+        if 3 in numbers:
+            raise VideoError("first.mp4", "frame 2 does not decode")
+        real(numbers)
+
+    workspace.prefetch = break_later  # type: ignore[method-assign]
+    engine = ScriptedEngine([[asks(3), DONE]])
+    trajectory = EpisodeRunner(engine).run_one(EpisodeItem("x", "y", lambda: workspace))
+    assert trajectory.outcome.stop_reason is StopReason.VIDEO_ERROR
+    assert trajectory.outcome.reason == "first.mp4: frame 2 does not decode"
+    assert len(trajectory.rounds) == 1
+    assert engine.open_sessions == 0
+
+
+def test_leaving_a_run_early_closes_its_sessions(make_item: MakeItem) -> None:
+    engine = ScriptedEngine(lambda session, number, context: DONE if session == 0 else asks(3), max_sessions=4)
+    running = EpisodeRunner(engine).run(make_item(str(index)) for index in range(50))
+    next(running)
+    running.close()  # type: ignore[attr-defined]
+    assert engine.open_sessions == 0
+
+
+def test_an_engine_that_loses_rounds_is_an_error(make_item: MakeItem) -> None:
+    class Forgetful(ScriptedEngine):
+        def collect(self) -> list[RoundResult]:
+            super().collect()
+            return []
+
+    with pytest.raises(EngineError, match="lost 1 rounds"):
+        EpisodeRunner(Forgetful([[CALL]])).run_one(make_item())

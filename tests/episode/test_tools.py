@@ -1,0 +1,82 @@
+"""Tools: schema from the type, outcomes for good and bad calls."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from vrthinker.episode.grammar import FailureReason, ParseFailure, Span, ToolCall
+from vrthinker.episode.tools import (
+    FramesShown,
+    SelectFramesArguments,
+    ToolContext,
+    ToolError,
+    ToolErrorKind,
+    ToolRegistry,
+)
+
+CONTEXT = ToolContext(n_frames=64, max_frames=8)
+
+
+def call(**arguments: object) -> ToolCall:
+    return ToolCall("select_frames", arguments)
+
+
+def test_the_schema_is_the_types() -> None:
+    (schema,) = ToolRegistry().schemas()
+    assert schema["function"]["name"] == "select_frames"
+    parameters = schema["function"]["parameters"]
+    assert parameters["required"] == ["target_frames"]
+    assert parameters["properties"]["target_frames"]["items"] == {"type": "integer"}
+    wanted = SelectFramesArguments.model_json_schema()["properties"]["target_frames"]["description"]
+    assert parameters["properties"]["target_frames"]["description"] == wanted
+
+
+def test_duplicates_are_dropped_and_order_is_ascending() -> None:
+    outcome = ToolRegistry().execute(call(target_frames=[16, 12, 16, 1]), CONTEXT)
+    assert outcome == FramesShown((1, 12, 16))
+
+
+@pytest.mark.parametrize(
+    ("asked", "kind", "words"),
+    [
+        (call(target_frames=[]), ToolErrorKind.NOTHING_ASKED, "empty"),
+        (call(target_frames=[0]), ToolErrorKind.UNKNOWN_FRAME, "0.*1 to 64"),
+        (call(target_frames=[3, 65]), ToolErrorKind.UNKNOWN_FRAME, "65"),
+        (call(target_frames=[10**4000]), ToolErrorKind.UNKNOWN_FRAME, "1 to 64"),
+        (call(target_frames=list(range(1, 10))), ToolErrorKind.TOO_MANY_FRAMES, "9 .* at most 8"),
+        (call(target_frames="12"), ToolErrorKind.BAD_ARGUMENTS, "target_frames"),
+        (call(target_frames=["12"]), ToolErrorKind.BAD_ARGUMENTS, "target_frames"),
+        (call(target_frames=[True]), ToolErrorKind.BAD_ARGUMENTS, "target_frames"),
+        (call(target_frames=[1.5]), ToolErrorKind.BAD_ARGUMENTS, "target_frames"),
+        (call(frames=[1]), ToolErrorKind.BAD_ARGUMENTS, "target_frames"),
+        (call(target_frames=[1], more=1), ToolErrorKind.BAD_ARGUMENTS, "more"),
+        (ToolCall("crop", {}), ToolErrorKind.UNKNOWN_TOOL, "crop.*select_frames"),
+        (ParseFailure(FailureReason.TOOL_SYNTAX, Span(0, 1), "not JSON"), ToolErrorKind.SYNTAX, "not JSON"),
+    ],
+)
+def test_a_bad_call_says_what_was_wrong(asked: ToolCall | ParseFailure, kind: ToolErrorKind, words: str) -> None:
+    import re
+
+    outcome = ToolRegistry().execute(asked, CONTEXT)
+    assert isinstance(outcome, ToolError)
+    assert outcome.kind is kind
+    assert re.search(words, outcome.message)
+    assert len(outcome.message) < 300
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(st.text(max_size=30), st.dictionaries(st.sampled_from(["target_frames", "x"]), JSON, max_size=2))
+def test_any_call_gets_an_outcome(name: str, arguments: dict[str, object]) -> None:
+    for tool in (name, "select_frames"):
+        outcome = ToolRegistry().execute(ToolCall(tool, arguments), CONTEXT)
+        if isinstance(outcome, FramesShown):
+            assert all(1 <= number <= 64 for number in outcome.frame_numbers)
+            assert 1 <= len(outcome.frame_numbers) <= 8

@@ -1,0 +1,69 @@
+"""vrthinker: a video reward model that thinks with images.
+
+    from vrthinker import Judge
+
+    judge = Judge.from_pretrained("path/or/hub-id")
+    verdict = judge("a dog runs on the beach", "a.mp4", "b.mp4")
+    print(verdict.overall, verdict.judgments, verdict.frames_seen)
+
+Importing the package loads neither torch nor a video library; the names below load what they need.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from vrthinker.episode.dimensions import Dimension, Judgments, Preference
+    from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
+    from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
+    from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
+    from vrthinker.judge import Judge, Verdict
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "Dimension": "episode.dimensions",
+    "Judgments": "episode.dimensions",
+    "Preference": "episode.dimensions",
+    "EpisodeSettings": "episode.settings",
+    "JudgeSettings": "episode.settings",
+    "StopReason": "episode.trajectory",
+    "Trajectory": "episode.trajectory",
+    "load_trajectories": "episode.trajectory",
+    "EngineError": "errors",
+    "InputError": "errors",
+    "VideoError": "errors",
+    "VRThinkerError": "errors",
+    "Judge": "judge",
+    "Verdict": "judge",
+}
+
+__all__ = [  # noqa: RUF022 - grouped by what they are for
+    "Judge",
+    "Verdict",
+    "Dimension",
+    "Judgments",
+    "Preference",
+    "EpisodeSettings",
+    "JudgeSettings",
+    "StopReason",
+    "Trajectory",
+    "load_trajectories",
+    "EngineError",
+    "InputError",
+    "VideoError",
+    "VRThinkerError",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module 'vrthinker' has no attribute {name!r}")
+    from importlib import import_module
+
+    return getattr(import_module(f"vrthinker.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *__all__])

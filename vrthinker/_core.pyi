@@ -1,0 +1,63 @@
+"""The native module (csrc/). See `build_info` and `cuda_probe` for what it tells of itself."""
+
+from typing import Any, TypedDict
+
+__version__: str
+
+class BuildInfo(TypedDict):
+    version: str
+    compiler: str
+    cxx_standard: str
+    build_type: str
+    optimized: bool
+    cuda_version: str | None
+    cuda_architectures: list[str]
+    sanitizers: list[str]
+
+class CudaDevice(TypedDict):
+    index: int
+    name: str
+    compute_capability: str
+    memory_bytes: int
+
+class CudaProbe(TypedDict):
+    driver_version: str | None
+    device_count: int
+    devices: list[CudaDevice]
+    reason: str | None
+
+def build_info() -> BuildInfo: ...
+def cuda_probe() -> CudaProbe: ...
+
+# `frames` and `out` are anything that exports DLPack.
+def patchify_cpu(
+    frames: Any,
+    out: Any,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    num_threads: int,
+) -> None: ...
+def patchify_cuda_emulated(
+    frames: Any,
+    out: Any,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+) -> None: ...
+
+# Only in builds with CUDA (`build_info()["cuda_version"]`).
+def patchify_cuda(
+    frames: Any,
+    out: Any,
+    patch_size: int,
+    merge_size: int,
+    temporal_patch_size: int,
+    mean: tuple[float, ...],
+    std: tuple[float, ...],
+    stream: int,
+) -> None: ...

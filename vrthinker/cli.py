@@ -1,0 +1,277 @@
+"""The commands, thin: parse, call the library, print.
+
+stdout is the result, stderr is the log. Exit 0: done; 1: something failed (a judgment without a verdict
+too); 2: bad input. Nothing heavy is imported before a command runs.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vrthinker.errors import InputError, VRThinkerError
+
+if TYPE_CHECKING:
+    from vrthinker.judge import Judge
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+
+
+@dataclass(frozen=True)
+class JudgeCommand:
+    """Judge which of two clips is better, or every pair of a file.
+
+    One pair:    vrthinker judge A.mp4 B.mp4 --prompt "a dog runs" --model M
+    Many pairs:  vrthinker judge --pairs pairs.jsonl --out verdicts.jsonl --model M
+    """
+
+    videos: tyro.conf.Positional[tuple[Path, ...]] = ()
+    """The two clips (files, or folders of images)."""
+    prompt: str | None = None
+    """The caption that both clips were made from."""
+    model: str | None = None
+    """A Qwen2.5-VL or Qwen3-VL checkpoint folder or hub id; with --endpoint, the server's model name."""
+    pairs: Path | None = None
+    """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
+    out: Path | None = None
+    """Where the verdicts of --pairs go, one JSON line each. A killed run continues where it was."""
+    retry_failed: Flag = False
+    """Judge the pairs again that --out holds without a judgment."""
+    trajectories: Path | None = None
+    """Append the full record of each episode to this JSONL file."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    window: int | Literal["all"] | None = None
+    """Rounds a retrieved frame stays visible; "all" keeps it. [the checkpoint's own]"""
+    rounds: int | None = None
+    """Most rounds of an episode. [the checkpoint's own]"""
+    frames: int | None = None
+    """Frames of the first input, half of them from each clip. [the checkpoint's own]"""
+    max_round_tokens: int | None = None
+    """Most tokens that one round may write. [the checkpoint's own]"""
+    memory: Literal["rerender"] | None = None
+    """How expired frames leave the context. [the checkpoint's own]"""
+    temperature: float | None = None
+    """0 is greedy. [the checkpoint's own]"""
+    seed: int = 0
+    """For sampling."""
+    max_fps: float | None = None
+    """Number at most so many frames a second. [all of them]"""
+    max_pixels: int | None = None
+    """Most pixels of a frame. [the checkpoint's own]"""
+    dataset: str | None = None
+    """Whose names of the dimensions the prompt takes, for a single pair. [the checkpoint's own]"""
+    tolerate_truncation: Flag = False
+    """Judge a clip that breaks half-way on the frames before the break; the verdict says so."""
+    guided: bool | None = None
+    """Force rounds into their form, for models that do not hold it. [the checkpoint's own]"""
+    templates: Path | None = None
+    """A folder of prompt templates instead of the checkpoint's."""
+    device: str | None = None
+    """cpu, cuda, cuda:1. [a GPU if there is one]"""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """[bfloat16 on a GPU, float32 on a CPU]"""
+    batch_size: int = 8
+    """Episodes that advance together."""
+    endpoint: str | None = None
+    """Judge through the OpenAI-compatible server at this address; OPENAI_API_KEY holds its key."""
+
+    def run(self) -> int:
+        """Judges; see the class."""
+        if self.model is None:
+            raise InputError("--model: missing; give a checkpoint folder or hub id (`vrthinker make-tiny` writes one)")
+        if self.pairs is not None:
+            return self._judge_file()
+        if len(self.videos) != 2 or self.prompt is None:
+            got = f"{len(self.videos)} clips and {'a' if self.prompt is not None else 'no'} --prompt"
+            raise InputError(f"judge: got {got}, wanted two clips with a --prompt, or --pairs with --out")
+        if self.out is not None:
+            raise InputError("--out: goes with --pairs; for one pair use --json or --trajectories")
+        # A clip that cannot be read should not have to wait for a model to load.
+        from vrthinker.video.reader import open_reader
+
+        for video in self.videos:
+            open_reader().probe(video, tolerate_truncation=self.tolerate_truncation)
+        verdict = self._judge()(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
+        if self.trajectories is not None:
+            from vrthinker.judge_file import append_trajectory
+
+            append_trajectory(self.trajectories, verdict.trajectory)
+        from vrthinker.report.terminal import print_verdict
+
+        print_verdict(verdict, as_json=self.json)
+        return 0 if verdict.judgments is not None else 1
+
+    def _judge_file(self) -> int:
+        if self.videos or self.prompt is not None or self.dataset is not None:
+            raise InputError("--pairs: goes without clips, --prompt and --dataset; the file holds them")
+        if self.out is None or self.pairs is None:
+            raise InputError("--pairs: wants --out, the file that verdicts are written to")
+        from vrthinker.data.pairs import load_pairs
+        from vrthinker.data.verdict_log import VerdictLog
+        from vrthinker.judge_file import judge_file, run_configuration
+        from vrthinker.report.terminal import FileProgress
+
+        pairs = load_pairs(self.pairs)
+        judge = self._judge()
+        run, ignored = run_configuration(judge, pairs_file=self.pairs, seed=self.seed)
+        with VerdictLog(self.out, run, ignore=ignored) as log:
+            if self.retry_failed:
+                log.drop_failed()
+            pending = len(log.pending([pair.id for pair in pairs]))
+            with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
+                judge_file(
+                    judge,
+                    pairs,
+                    log,
+                    seed=self.seed,
+                    trajectories=self.trajectories,
+                    on_record=progress.record,
+                    on_wait=progress.wait,
+                )
+            wanted = {pair.id for pair in pairs}
+            return progress.summarise(
+                [record for record in log.records() if record.id in wanted], self.out, as_json=self.json
+            )
+
+    def _judge(self) -> Judge:
+        from vrthinker.judge import Judge
+
+        assert self.model is not None
+        overrides: dict[str, Any] = {
+            "max_rounds": self.rounds,
+            "initial_frames": self.frames,
+            "max_round_tokens": self.max_round_tokens,
+            "memory": self.memory,
+            "temperature": self.temperature,
+            "max_fps": self.max_fps,
+            "guided": self.guided,
+            "tolerate_truncation": self.tolerate_truncation or None,
+        }
+        overrides = {name: value for name, value in overrides.items() if value is not None}
+        if self.window is not None:
+            overrides["window"] = None if self.window == "all" else self.window
+        common = {"templates": self.templates, "max_pixels": self.max_pixels, **overrides}
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
+        if self.endpoint is not None:
+            options = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
+            return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **common)
+        return Judge.from_pretrained(
+            self.model, device=self.device, dtype=self.dtype, batch_size=self.batch_size, **common
+        )
+
+
+@dataclass(frozen=True)
+class DemoCommand:
+    """Judge two generated clips with a tiny random checkpoint: shows the machinery, not a good verdict."""
+
+    out: Path | None = None
+    """Keep the checkpoint, the clips and the record in this folder. [a temporary one, removed]"""
+    json: Flag = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        """Runs the demo; see the class."""
+        import tempfile
+
+        if self.out is not None:
+            return self._run(self.out)
+        with tempfile.TemporaryDirectory(prefix="vrthinker-demo-") as folder:
+            return self._run(Path(folder))
+
+    def _run(self, folder: Path) -> int:
+        from vrthinker.demo import DEMO_CAPTION, run_demo
+        from vrthinker.judge_file import append_trajectory
+        from vrthinker.report.terminal import print_episode, print_verdict
+
+        judge, video_1, video_2 = run_demo(folder)
+        verdict = judge(DEMO_CAPTION, video_1, video_2)
+        if self.json:
+            print_verdict(verdict, as_json=True)
+        else:
+            print_episode(verdict)
+        if self.out is not None:
+            append_trajectory(folder / "trajectories.jsonl", verdict.trajectory)
+            sys.stderr.write(f"kept in {folder}: the checkpoint, both clips, trajectories.jsonl\n")
+        return 0 if verdict.judgments is not None else 1
+
+
+@dataclass(frozen=True)
+class DoctorCommand:
+    """Say what this machine has, and what is missing for what."""
+
+    json: Flag = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        """Examines the machine; 1 if judging cannot work here."""
+        from vrthinker import doctor
+
+        return doctor.main(as_json=self.json)
+
+
+@dataclass(frozen=True)
+class MakeTinyCommand:
+    """Write a tiny random checkpoint, for tests and for trying the machinery."""
+
+    out: tyro.conf.Positional[Path]
+    """The folder to write; it must not exist yet, or be empty."""
+    family: Literal["qwen2.5-vl", "qwen3-vl"] = "qwen2.5-vl"
+    """Which model class."""
+    seed: int = 0
+    """Of the weights."""
+
+    def run(self) -> int:
+        """Writes the checkpoint."""
+        from vrthinker.demo import make_tiny_judge
+
+        folder = make_tiny_judge(self.out, self.family, self.seed)
+        sys.stdout.write(f"{folder}\n")
+        return 0
+
+
+Command = (
+    Annotated[JudgeCommand, tyro.conf.subcommand("judge", prefix_name=False)]
+    | Annotated[DemoCommand, tyro.conf.subcommand("demo", prefix_name=False)]
+    | Annotated[DoctorCommand, tyro.conf.subcommand("doctor", prefix_name=False)]
+    | Annotated[MakeTinyCommand, tyro.conf.subcommand("make-tiny", prefix_name=False)]
+)
+
+_DESCRIPTION = "A video reward model that thinks with images: which of two clips is better, and why."
+
+
+def main(args: list[str] | None = None) -> None:
+    """The `vrthinker` command."""
+    import logging
+
+    logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
+    given = sys.argv[1:] if args is None else args
+    if given in (["--version"], ["version"]):
+        from vrthinker import __version__
+
+        sys.stdout.write(f"vrthinker {__version__}\n")
+        sys.exit(0)
+    command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=given)  # type: ignore[arg-type]
+    try:
+        code = command.run()
+        sys.stdout.flush()
+    except VRThinkerError as error:
+        sys.stderr.write(f"vrthinker: {error}\n")
+        code = error.exit_code
+    except KeyboardInterrupt:
+        sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")
+        code = 130
+    except BrokenPipeError:
+        # The reader of stdout is gone (`| head`): leave without a traceback at shutdown.
+        sys.stderr.close()
+        code = 1
+    sys.exit(code)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,277 @@
+"""The pairs file: what is to be judged, one JSON object a line.
+
+`{"id", "prompt", "video_1", "video_2", "labels": {"TA", "VQ", "MQ", "OA"}?, "dataset"?}`, UTF-8, the
+videos' paths relative to the file's own folder.
+
+Invariant: a file is read whole or refused whole. Every problem in it is counted and the first few are
+named (line, field, what was got, what is allowed), so that one run mends the file. Whether the videos
+are there is not asked here: a clip that cannot be read is a failed item of its own when it is judged.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import reprlib
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+)
+
+from vrthinker.episode.dimensions import DATASETS, Dimension
+from vrthinker.errors import InputError
+
+MAX_LINE_BYTES = 1 << 20
+"""A longer line is no pair: it is refused without being read to its end."""
+
+SHOWN_PROBLEMS = 5
+"""How many problems of a file are spelled out; the rest are counted."""
+
+_MAX_DIGITS = 40
+_ALLOWED = {
+    "id": "a non-empty string of valid Unicode",
+    "prompt": "a string of valid Unicode",
+    "video_1": "a path, a non-empty string",
+    "video_2": "a path, a non-empty string",
+    "labels": "an object with keys among TA, VQ, MQ, OA, or null",
+    "dataset": f"{', '.join(sorted(DATASETS))} or null",
+}
+_ALLOWED_CODES = ", ".join(Dimension)
+_ALLOWED_LABEL = "0 (tie), 1 (video 1 is better), 2 (video 2 is better) or null"
+
+_repr = reprlib.Repr()
+_repr.maxlevel, _repr.maxlist, _repr.maxdict, _repr.maxstring, _repr.maxother = 2, 2, 2, 60, 60
+
+
+def _is_code(value: str) -> str:
+    if value not in tuple(Dimension):
+        raise ValueError(f"got {value!r}, allowed: {_ALLOWED_CODES}")
+    return value
+
+
+def _is_unicode(value: str) -> str:
+    """Refuses lone surrogates: JSON can spell them, files and terminals cannot hold them."""
+    value.encode("utf-8")  # UnicodeEncodeError is a ValueError
+    return value
+
+
+DimensionLabels = dict[Annotated[str, AfterValidator(_is_code)], Annotated[int, Field(ge=0, le=2)]]
+"""Dimension code -> 0 (tie), 1 (video 1 is better) or 2 (video 2 is better)."""
+
+Text = Annotated[str, AfterValidator(_is_unicode)]
+
+
+def _without_nulls(value: object) -> object:
+    """Reads a null label as one that is not there."""
+    if isinstance(value, Mapping):
+        return {key: label for key, label in value.items() if label is not None} or None
+    return value
+
+
+class Pair(BaseModel):
+    """One item: a caption, two videos made from it, and what people said where that is known."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    id: Text
+    """Unique in its file."""
+    prompt: Text
+    """The caption that both videos were made from."""
+    video_1: Path
+    video_2: Path
+    labels: Annotated[DimensionLabels | None, BeforeValidator(_without_nulls)] = None
+    """What people preferred, only the dimensions that are known; null labels are left out."""
+    dataset: str | None = None
+    """Which dataset it comes from; it decides how the prompt names the dimensions."""
+
+    @field_validator("id")
+    @classmethod
+    def _id_is_not_blank(cls, value: str) -> str:
+        if not value.strip():
+            raise ValueError("blank")
+        return value
+
+    @field_validator("dataset")
+    @classmethod
+    def _dataset_is_known(cls, value: str | None) -> str | None:
+        if value is not None and value not in DATASETS:
+            raise ValueError("unknown")
+        return value
+
+    @field_validator("video_1", "video_2", mode="before")
+    @classmethod
+    def _resolve(cls, value: object, info: ValidationInfo) -> object:
+        if isinstance(value, str):
+            if not _is_unicode(value).strip() or "\0" in value:
+                raise ValueError("no path")
+            return Path((info.context or {}).get("folder", ""), value)
+        return value
+
+
+def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
+    """Reads a pairs file, in its order.
+
+    Blank lines, a byte order mark and CRLF line ends are tolerated.
+
+    Args:
+        path: The file. Relative video paths in it start from its folder; the result has absolute ones.
+
+    Raises:
+        InputError: The file cannot be read, holds no pair, or holds lines that are none. The message
+            is one line with the first problems and their number.
+    """
+    file = Path(path)
+    folder = file.absolute().parent
+    problems = _Problems()
+    pairs: list[Pair] = []
+    first_lines: dict[str, int] = {}
+    for number, line in _lines(file, problems):
+        pair = _parse(line, folder, number, problems)
+        if pair is None:
+            continue
+        first = first_lines.setdefault(pair.id, number)
+        if first != number:
+            problems.add(number, "id", f"{_repr.repr(pair.id)} again (first on line {first})", "each id once")
+            continue
+        pairs.append(pair)
+    if problems.count:
+        raise InputError(f"{file}: {problems.text()}")
+    if not pairs:
+        raise InputError(f"{file}: got no pairs, allowed: at least one line, a JSON object")
+    return pairs
+
+
+@dataclass
+class _Problems:
+    """Counts what is wrong with a file and keeps the first few texts."""
+
+    count: int = 0
+    first: list[str] = field(default_factory=list)
+
+    def add(self, line: int, where: str | None, got: str, allowed: str) -> None:
+        self.count += 1
+        if len(self.first) < SHOWN_PROBLEMS:
+            place = f"line {line}, {where}" if where else f"line {line}"
+            self.first.append(f"{place}: got {got}, allowed: {allowed}")
+
+    def text(self) -> str:
+        if self.count == 1:
+            return self.first[0]
+        more = f"; and {self.count - len(self.first)} more" if self.count > len(self.first) else ""
+        return f"{self.count} problems: " + "; ".join(self.first) + more
+
+
+def _lines(file: Path, problems: _Problems) -> Iterator[tuple[int, bytes]]:
+    """Yields (1-based line number, line without its end) for every line that is not blank."""
+    try:
+        # A device may never end; a pipe (`--pairs /dev/stdin`) does.
+        mode = file.stat().st_mode
+        if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
+            kind = "a folder" if stat.S_ISDIR(mode) else "a device or socket"
+            raise InputError(f"{file}: got {kind}, allowed: a file of JSON lines")
+        with file.open("rb") as stream:
+            number = 0
+            while line := stream.readline(MAX_LINE_BYTES + 1):
+                number += 1
+                if len(line) > MAX_LINE_BYTES:
+                    allowed = f"at most {MAX_LINE_BYTES} bytes (the rest of the file was not read)"
+                    problems.add(number, None, f"more than {MAX_LINE_BYTES} bytes", allowed)
+                    return
+                if number == 1:
+                    line = line.removeprefix(b"\xef\xbb\xbf")
+                if line.strip():
+                    yield number, line.rstrip(b"\r\n")
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        reason = (isinstance(error, OSError) and error.strerror) or str(error)
+        raise InputError(f"{file}: cannot be read ({reason}); give a file of JSON lines") from None
+
+
+class _NotJson(ValueError):
+    """What the JSON reader takes and a pairs file does not."""
+
+
+def _refuse_constant(name: str) -> object:
+    raise _NotJson(f"{name}, which is not JSON")
+
+
+def _bounded_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise _NotJson(f"a number of {len(digits)} digits")
+    return int(digits)
+
+
+def _printable(key: str) -> None:
+    try:
+        key.encode("utf-8")
+    except UnicodeEncodeError:
+        raise _NotJson(f"the key {_repr.repr(key)}, which is not Unicode text") from None
+
+
+def _distinct_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for key, value in items:
+        _printable(key)
+        if key in found:
+            raise _NotJson(f"the key {_repr.repr(key)} twice in one object")
+        found[key] = value
+    return found
+
+
+def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair | None:
+    """Reads one line, or adds what is wrong with it to `problems`."""
+    allowed = "one JSON object"
+    try:
+        text = line.decode("utf-8")
+        value = json.loads(
+            text,
+            parse_constant=_refuse_constant,
+            parse_int=_bounded_int,
+            object_pairs_hook=_distinct_keys,
+        )
+    except UnicodeDecodeError as error:
+        got = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
+        problems.add(number, None, got, "UTF-8 text")
+    except json.JSONDecodeError as error:
+        problems.add(number, None, f"no JSON ({error.msg} at column {error.colno})", allowed)
+    except RecursionError:
+        problems.add(number, None, "JSON nested too deeply", allowed)
+    except _NotJson as error:
+        problems.add(number, None, str(error), allowed)
+    else:
+        if not isinstance(value, dict):
+            problems.add(number, None, _repr.repr(value), allowed)
+            return None
+        try:
+            return Pair.model_validate(value, context={"folder": folder})
+        except ValidationError as error:
+            for detail in error.errors(include_url=False, include_context=False):
+                _explain(detail["type"], detail["loc"], detail["input"], number, problems)
+    return None
+
+
+def _explain(kind: str, loc: tuple[int | str, ...], got: object, number: int, problems: _Problems) -> None:
+    """Puts one of pydantic's findings into the words of this file."""
+    name = str(loc[0])
+    if kind == "extra_forbidden":
+        problems.add(number, None, f"the unknown key {_repr.repr(name)}", ", ".join(_ALLOWED))
+    elif loc[-1] == "[key]":
+        problems.add(number, name, f"the unknown key {_repr.repr(loc[1])}", _ALLOWED_CODES)
+    elif len(loc) > 1:
+        if loc[1] in tuple(Dimension):  # an unknown key is a problem of its own already
+            problems.add(number, f"{name}.{loc[1]}", _repr.repr(got), _ALLOWED_LABEL)
+    else:
+        problems.add(number, name, "nothing" if kind == "missing" else _repr.repr(got), _ALLOWED[name])

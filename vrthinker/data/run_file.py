@@ -1,0 +1,119 @@
+"""The configuration beside a results file: written once, in one step, and compared ever after.
+
+Invariant: a file that exists under its name is whole. It is written under another name, synced, and
+renamed, so that a reader and a crash see the old file or the new one.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import stat
+from collections.abc import Collection, Mapping
+from pathlib import Path
+from typing import Any
+
+from vrthinker.errors import InputError, VRThinkerError
+
+_ABSENT = object()
+
+
+def spare_name(path: Path) -> Path:
+    """Where `replace_file` writes before it renames; a killed one leaves it behind."""
+    return path.with_name(path.name + ".new")
+
+
+def replace_file(path: Path, content: bytes) -> None:
+    """Writes a file in one step. The caller keeps other writers out.
+
+    Raises:
+        VRThinkerError: It could not be written; what was there before stays.
+    """
+    spare = spare_name(path)
+    try:
+        with spare.open("wb") as stream:
+            with contextlib.suppress(FileNotFoundError):
+                os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        spare.replace(path)
+        sync_folder(path.parent)
+    except OSError as error:
+        with contextlib.suppress(OSError):
+            spare.unlink()
+        raise VRThinkerError(
+            f"{path}: cannot be written ({error.strerror}); make room or grant writing, then run again"
+        ) from None
+
+
+def sync_folder(folder: Path) -> None:
+    """Makes a new name in a folder outlive a crash of the machine."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], output: Path) -> None:
+    """Writes the configuration where there is none, else compares it with the one that is there.
+
+    Args:
+        path: The configuration's file.
+        run: JSON values.
+        ignore: Dotted keys that may differ; a key stands for everything below it.
+        output: The results file, for the message.
+
+    Raises:
+        InputError: The file cannot be read or differs; the message names each differing key with both
+            values.
+        VRThinkerError: It could not be written.
+    """
+    try:
+        found = json.loads(path.read_bytes())
+    except FileNotFoundError:
+        text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
+        # A lone surrogate becomes JSON's own escape.
+        replace_file(path, text.encode("utf-8", "backslashreplace"))
+        return
+    except (OSError, ValueError, RecursionError) as error:
+        raise InputError(f"{path}: cannot be read ({error}); restore it or choose another output") from None
+    if not isinstance(found, dict):
+        raise InputError(f"{path}: got {type(found).__name__}, allowed: a JSON object; choose another output")
+    before, now = _flat(found), _flat(run)
+    differing = [
+        key
+        for key in dict.fromkeys((*before, *now))
+        if not _equal(before.get(key, _ABSENT), now.get(key, _ABSENT)) and not _ignored(key, ignore)
+    ]
+    if differing:
+        raise InputError(
+            f"{output}: was made with {_spell(before, differing)}; this run has {_spell(now, differing)}; "
+            "give the same settings, or another output file"
+        )
+
+
+def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
+    """Nested objects as dotted keys. An empty object is a value."""
+    flat: dict[str, object] = {}
+    for key, inner in value.items():
+        if isinstance(inner, Mapping) and inner:
+            flat.update(_flat(inner, f"{prefix}{key}."))
+        else:
+            flat[f"{prefix}{key}"] = inner
+    return flat
+
+
+def _equal(before: object, now: object) -> bool:
+    """Equality in which true is not 1."""
+    return before == now and isinstance(before, bool) == isinstance(now, bool)
+
+
+def _ignored(key: str, ignore: Collection[str]) -> bool:
+    return any(key == name or key.startswith(f"{name}.") for name in ignore)
+
+
+def _spell(flat: Mapping[str, object], keys: list[str]) -> str:
+    return ", ".join(f"{key}={json.dumps(flat[key]) if key in flat else 'nothing'}" for key in keys)

@@ -1,0 +1,124 @@
+"""A line of `verdicts.jsonl`: what one judged pair came to, versioned.
+
+Invariant: a record has a judgment or says why it has none, never both and never neither. A line that is
+no record is an error that names it, never skipped.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Literal, Self
+
+from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+
+from vrthinker.data.pairs import DimensionLabels, Text
+from vrthinker.episode.dimensions import Dimension
+from vrthinker.errors import InputError
+
+_READ_BYTES = 1 << 20
+
+
+def _writable(value: object) -> object:
+    """Spells lone surrogates out: a reason may quote a file name that is no Unicode."""
+    return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
+
+
+Remark = Annotated[str, BeforeValidator(_writable)]
+Count = Annotated[int, Field(ge=0)]
+
+
+class VerdictRecord(BaseModel):
+    """One judged pair. `judgment` is null exactly when `reason` says why."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
+
+    schema_version: Literal[1] = 1
+    id: Text
+    judgment: DimensionLabels | None
+    """All four dimensions: 0 tie, 1 video 1 is better, 2 video 2 is better."""
+    confidence: Annotated[int, Field(ge=1, le=3)] | None
+    """1 high, 2 middle, 3 low; null where the model did not say."""
+    rounds: Count
+    tool_calls: Count
+    frames_seen: list[Annotated[int, Field(ge=1)]]
+    """Frame numbers of the workspace."""
+    stop_reason: Remark
+    reason: Remark | None
+    notes: list[Remark] = []
+    """What a reader should know, e.g. that a clip broke off."""
+    well_formed: bool | None
+    """Whether every round kept to the form; null where there was none."""
+    latency_seconds: Annotated[float, Field(ge=0)] | None
+    prompt_tokens: Count | None
+    sampled_tokens: Count | None
+    seed: int
+    model: Remark
+
+    @model_validator(mode="after")
+    def _is_consistent(self) -> Self:
+        if not self.id.strip():
+            raise ValueError("id: got a blank one, allowed: a non-empty string")
+        if self.judgment is None and not (self.reason or "").strip():
+            raise ValueError("reason: got none beside a null judgment, allowed: why there is no judgment")
+        if self.judgment is not None and self.reason is not None:
+            raise ValueError("reason: got one beside a judgment, allowed: null")
+        if self.judgment is not None and set(self.judgment) != set(Dimension):
+            got = ", ".join(self.judgment) or "no dimension"
+            raise ValueError(f"judgment: got {got}, allowed: all of {', '.join(Dimension)}")
+        return self
+
+
+def parse_line(line: bytes, path: Path, number: int) -> VerdictRecord:
+    """Reads one line.
+
+    Raises:
+        InputError: It is no record; the message names the file and the line.
+    """
+    try:
+        return VerdictRecord.model_validate_json(line)
+    except ValidationError as error:
+        detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
+        where = ".".join(str(part) for part in detail["loc"])
+        reason = f"{where}: {detail['msg']}" if where else detail["msg"]
+        raise InputError(
+            f"{path}: line {number} is no verdict record ({reason}); mend or remove that line, then run again"
+        ) from None
+
+
+def whole_lines(descriptor: int, offset: int) -> Iterator[bytes]:
+    """Yields the lines from byte `offset` on, without their ends. An unfinished last one is left out."""
+    rest = b""
+    while chunk := os.pread(descriptor, _READ_BYTES, offset):
+        offset += len(chunk)
+        *lines, rest = (rest + chunk).split(b"\n")
+        yield from lines
+
+
+def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
+    """Reads a results file that is written by nobody at the moment, or so far as it is written.
+
+    A last line without its end counts when it is a whole record; what a killed writer left is passed by.
+
+    Raises:
+        InputError: The file cannot be read, or a line is no record.
+    """
+    file = Path(path)
+    try:
+        lines = file.read_bytes().split(b"\n")
+    except OSError as error:
+        raise InputError(f"{file}: cannot be read ({error.strerror}); give a file of verdicts") from None
+    records = [parse_line(line, file, n) for n, line in enumerate(lines[:-1], 1) if line.strip()]
+    if lines[-1].strip():
+        last = unfinished(lines[-1])
+        records.extend([last] if last else [])
+    return records
+
+
+def unfinished(tail: bytes) -> VerdictRecord | None:
+    """What a line without its end holds: a whole record, or nothing."""
+    try:
+        return VerdictRecord.model_validate_json(tail)
+    except ValidationError:
+        return None

@@ -1,0 +1,1 @@
+"""What writes a round: transformers, an OpenAI-compatible endpoint, a script for tests."""

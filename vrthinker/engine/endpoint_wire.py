@@ -1,0 +1,268 @@
+"""What travels between the endpoint engine and a chat-completions server: pure functions, no network.
+
+Invariants: `chat_messages` sends exactly the live context, frames as `data:` URIs and text with its
+special-token markup taken apart; `read_reply` takes any bytes and returns a `Reply` or raises `BadReply`,
+nothing else; every text that leaves this module can be encoded as UTF-8.
+"""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import io
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+from vrthinker.engine.base import FinishReason, FrameSegment, Message
+from vrthinker.engine.context import LiveContext
+
+ImageFormat = Literal["png", "jpeg"]
+
+_ERROR_CHARACTERS = 300
+_MARKUP = re.compile(r"<\|(?=[^\s<>|]{1,64}\|>)")
+_LONE_SURROGATES = re.compile("[\ud800-\udfff]")
+_CONTEXT_ERRORS = re.compile(
+    r"context[_ ]length|context[_ ](window|size)|maximum (model|input|sequence) length|max_model_len"
+    r"|prompt is too long|input is too long|too many (input )?tokens|max_new_tokens` must be",
+    re.IGNORECASE,
+)
+_LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length"})
+
+
+class BadReply(Exception):
+    """A reply that cannot be used. The message is one clean line."""
+
+
+@dataclass(frozen=True)
+class Reply:
+    """What a server answered.
+
+    Attributes:
+        text: The round's text.
+        finish_reason: STOP, LENGTH or ERROR (a content filter cut it).
+        error: Why, when `finish_reason` is ERROR.
+        prompt_tokens: As the server counts, None where it does not say.
+        completion_tokens: As the server counts, None where it does not say.
+        cached_tokens: How many prompt tokens came from its prefix cache, None where it does not say.
+    """
+
+    text: str
+    finish_reason: FinishReason
+    error: str | None = None
+    prompt_tokens: int | None = None
+    completion_tokens: int | None = None
+    cached_tokens: int | None = None
+
+
+def clean_text(text: str) -> str:
+    """The text with lone surrogates replaced by U+FFFD, so that it can be encoded."""
+    return _LONE_SURROGATES.sub("\ufffd", text)
+
+
+def plain_text(text: str) -> str:
+    """Text as it is sent: in `<|name|>` a zero-width space parts the first two characters.
+
+    A server reads its special tokens wherever they stand, and a caption must not be able to end a turn or to
+    announce a picture that is not there. Only this spelling (Qwen's, Llama 3's, GPT's) is taken apart.
+    """
+    return _MARKUP.sub("<\u200b|", clean_text(text))
+
+
+def clean_line(text: str, limit: int = _ERROR_CHARACTERS, *, secret: str = "") -> str:
+    """One printable line of at most `limit` characters from text that somebody else wrote.
+
+    The secret is taken out before anything is cut, so that no half of it stays.
+    """
+    text = text.replace(secret, "***") if secret else text
+    head = text[: 4 * limit]
+    line = " ".join("".join(c if c.isprintable() else " " for c in head).split())
+    return line if len(line) <= limit and len(head) == len(text) else line[: limit - 1] + "…"
+
+
+def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg_quality: int) -> str:
+    """Encodes a frame.
+
+    Args:
+        pixels: uint8 `[height, width, 3]`, RGB.
+        size: The (height, width) that the segment promised.
+        image_format: `png` is exact; `jpeg` is about a tenth of the size.
+        jpeg_quality: 1 to 95 (100 switches parts of JPEG off and gains nothing).
+
+    Raises:
+        ValueError: The pixels are not what the segment promised.
+    """
+    import numpy as np
+    from PIL import Image
+
+    array = np.ascontiguousarray(pixels)
+    if array.dtype != np.uint8 or array.shape != (*size, 3):
+        raise ValueError(f"got {array.dtype} {list(array.shape)}, expected uint8 {[*size, 3]}")
+    buffer = io.BytesIO()
+    if image_format == "png":
+        Image.fromarray(array).save(buffer, "PNG", compress_level=1)
+    else:
+        # 4:4:4: colour at full resolution, so that colour bleeding is not taken for a fault of the clip.
+        Image.fromarray(array).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
+    return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
+
+
+def chat_messages(
+    context: LiveContext, images: Mapping[tuple[str, int, int, int], str]
+) -> list[dict[str, Any]]:
+    """The live context as chat messages.
+
+    A message with frames has content parts, where neighbouring texts are one part (some chat templates put
+    line breaks between parts); a message without frames is a plain string; a message of which nothing
+    is left is left out. Messages are never merged.
+
+    Args:
+        context: What the round is written from.
+        images: A data URI for every live frame, by `FrameSegment.key`.
+    """
+    messages: list[dict[str, Any]] = []
+    for turn in context.turns:
+        if isinstance(turn, str):
+            messages.append({"role": "assistant", "content": plain_text(turn)})
+        elif turn.segments:
+            messages.append({"role": turn.role, "content": _content(turn, images)})
+    return messages
+
+
+def _content(message: Message, images: Mapping[tuple[str, int, int, int], str]) -> str | list[dict[str, Any]]:
+    parts: list[dict[str, Any]] = []
+    for segment in message.segments:
+        if isinstance(segment, FrameSegment):
+            parts.append({"type": "image_url", "image_url": {"url": images[segment.key]}})
+        elif parts and parts[-1]["type"] == "text":
+            parts[-1]["text"] += segment.text
+        else:
+            parts.append({"type": "text", "text": segment.text})
+    # Markup is taken apart last: two segments could spell it together.
+    for part in parts:
+        if part["type"] == "text":
+            part["text"] = plain_text(part["text"])
+    return parts if message.frames else "".join(part["text"] for part in parts)
+
+
+def error_message(body: bytes, *, secret: str = "") -> str:
+    """What a server says is wrong: the usual JSON shapes, else the head of the body. One clean line."""
+    text = body[:65536].decode("utf-8", "replace")
+    try:
+        said = json.loads(body)
+    except (ValueError, RecursionError):
+        return clean_line(text, secret=secret)
+    code = ""
+    for key in ("error", "detail", "message"):
+        if isinstance(said, dict) and said.get(key) is not None:
+            if isinstance(said.get("code"), str):
+                code = said["code"]
+            said = said[key]
+    found = said if isinstance(said, str) else text
+    return clean_line(f"{found} ({code})" if code and code not in found else found, secret=secret)
+
+
+def is_context_error(status: int, message: str) -> bool:
+    """Whether a refusal says that the context is too long for the model. Servers have no common code."""
+    return status in (400, 413, 422) and _CONTEXT_ERRORS.search(message) is not None
+
+
+def read_reply(body: bytes, *, secret: str = "") -> Reply:
+    """Reads the body of a chat completion.
+
+    `finish_reason`: `length` (and `max_tokens`, `model_length`) is LENGTH, `content_filter` is ERROR, all
+    others (`stop`, `tool_calls`, `eos`, none at all) are STOP.
+
+    Servers that parse the text (`transformers serve`, vLLM with parsers) move `<think>` and `<tool_call>`
+    into fields of their own. They are put back: the thinking behind `</snapshot>` where there is one, else
+    in front, the calls at the end; not where the content has such a tag itself.
+
+    Args:
+        body: As it came.
+        secret: What no error may repeat.
+
+    Raises:
+        BadReply: The body is not a chat completion with a text in it.
+    """
+    try:
+        said = json.loads(body.decode("utf-8"))
+    except UnicodeDecodeError:
+        raise BadReply("the reply is not UTF-8") from None
+    except (ValueError, RecursionError):
+        head = clean_line(body.decode("utf-8", "replace"), 80, secret=secret)
+        raise BadReply(f"the reply is not JSON: {head}") from None
+    choices = said.get("choices") if isinstance(said, dict) else None
+    if not isinstance(choices, list) or not choices:
+        raise BadReply(f"the reply has no choices: {error_message(body, secret=secret)}")
+    message = choices[0].get("message") if isinstance(choices[0], dict) else None
+    if not isinstance(message, dict):
+        raise BadReply("the reply's first choice has no message")
+    text = clean_text(_text(message, secret))
+    reason = choices[0].get("finish_reason")
+    finish, error = FinishReason.STOP, None
+    if isinstance(reason, str) and reason in _LENGTH_REASONS:
+        finish = FinishReason.LENGTH
+    elif reason == "content_filter":
+        finish, error = FinishReason.ERROR, "the server's content filter cut the reply"
+    usage = said.get("usage")
+    usage = usage if isinstance(usage, dict) else {}
+    details = usage.get("prompt_tokens_details")
+    return Reply(
+        text,
+        finish,
+        error,
+        _count(usage.get("prompt_tokens")),
+        _count(usage.get("completion_tokens")),
+        _count(details.get("cached_tokens")) if isinstance(details, dict) else None,
+    )
+
+
+def _count(value: object) -> int | None:
+    good = isinstance(value, int) and not isinstance(value, bool) and 0 <= value < 2**53
+    return value if good and isinstance(value, int) else None
+
+
+def _text(message: dict[str, Any], secret: str) -> str:
+    content = message.get("content")
+    if isinstance(content, list):
+        texts = [part.get("text") for part in content if isinstance(part, dict)]
+        content = "".join(text for text in texts if isinstance(text, str)) if texts else None
+    thought = message.get("reasoning_content") or message.get("reasoning")
+    calls = [call for call in map(_call, _listed(message.get("tool_calls"))) if call is not None]
+    if not isinstance(content, str):
+        if content is not None:
+            raise BadReply(f"the reply's content is {type(content).__name__}, not text")
+        if isinstance(message.get("refusal"), str):
+            raise BadReply(f"the model refused: {clean_line(message['refusal'], secret=secret)}")
+        if not isinstance(thought, str) and not calls:
+            raise BadReply("the reply has no content")
+        content = ""
+    if isinstance(thought, str) and thought and not re.search(r"<\s*think", content, re.IGNORECASE):
+        snapshot = re.search(r"</\s*snapshot\s*>", content, re.IGNORECASE)
+        at = snapshot.end() if snapshot else 0
+        content = f"{content[:at]}<think>{thought}</think>{content[at:]}"
+    if not re.search(r"<\s*tool_call", content, re.IGNORECASE):
+        content += "".join(calls)
+    return content
+
+
+def _listed(value: object) -> list[Any]:
+    return value if isinstance(value, list) else []
+
+
+def _call(call: object) -> str | None:
+    function = call.get("function") if isinstance(call, dict) else None
+    if not isinstance(function, dict) or not isinstance(function.get("name"), str):
+        return None
+    arguments = function.get("arguments")
+    if isinstance(arguments, str):
+        # Where the model did not write JSON, the grammar shall see what it wrote.
+        with contextlib.suppress(ValueError, RecursionError):
+            arguments = json.loads(arguments)
+    try:
+        said = json.dumps({"name": function["name"], "arguments": arguments}, ensure_ascii=False)
+    except RecursionError:
+        return None
+    return f"<tool_call>{said}</tool_call>"

@@ -1,0 +1,130 @@
+"""A preallocated key-value cache with one row per session.
+
+transformers' own layers concatenate on every token and know one length for the whole batch. Here every
+row has its own length, new keys and values are written in place behind it, and shortening a row costs
+nothing: what lies behind a row's length is garbage that the mask hides until it is overwritten.
+
+The cache does not know lengths; `KVCache.plan` says for one forward where each row writes and how much
+of it is read. Invariant: a forward reads only positions below `read_length`, all of which have been
+written since the last reallocation (storage starts as zeros, so hidden garbage is always finite).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+_GROWTH = 1.5
+_ROUND_TO = 128
+
+
+@dataclass(frozen=True)
+class ForwardPlan:
+    """Where one forward writes and reads.
+
+    Attributes:
+        rows: int64 `[batch]`, cache rows taking part, in batch order.
+        starts: int64 `[batch]`, position in its row where each one's first new token is written.
+        read_length: How many positions of each row attention sees (the mask hides the rest).
+        contiguous: First row, when `rows` is a run of consecutive rows: reads are views then.
+    """
+
+    rows: torch.Tensor
+    starts: torch.Tensor
+    read_length: int
+    contiguous: int | None
+
+
+class KVCache:
+    """Keys and values of all layers, `[rows, kv_heads, capacity, head_dim]` each.
+
+    Hands itself to transformers as `past_key_values`: the text model only calls `update` and
+    `get_seq_length`.
+    """
+
+    is_compileable = False
+
+    def __init__(
+        self, layers: int, kv_heads: int, head_dim: int, *, dtype: torch.dtype, device: torch.device
+    ) -> None:
+        self.kv_heads, self.head_dim = kv_heads, head_dim
+        self.dtype, self.device = dtype, device
+        self.keys = [self._new(0, 0) for _ in range(layers)]
+        self.values = [self._new(0, 0) for _ in range(layers)]
+        self._plan: ForwardPlan | None = None
+
+    @property
+    def rows(self) -> int:
+        """Allocated rows."""
+        return int(self.keys[0].shape[0])
+
+    @property
+    def capacity(self) -> int:
+        """Allocated positions per row."""
+        return int(self.keys[0].shape[2])
+
+    @property
+    def size_bytes(self) -> int:
+        """Allocated bytes, keys and values of all layers."""
+        return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
+
+    def reserve(self, rows: int, capacity: int, *, most_rows: int) -> None:
+        """Makes room for at least `rows` rows of `capacity` positions, keeping what is stored."""
+        if rows <= self.rows and capacity <= self.capacity:
+            return
+        if rows > self.rows:
+            rows = min(most_rows, max(rows, int(self.rows * _GROWTH)))
+        if capacity > self.capacity:
+            capacity = max(capacity, int(self.capacity * _GROWTH) if self.capacity else capacity)
+            capacity = -(-capacity // _ROUND_TO) * _ROUND_TO
+        rows, capacity = max(rows, self.rows), max(capacity, self.capacity)
+        for tensors in (self.keys, self.values):
+            for layer, old in enumerate(tensors):
+                tensors[layer] = self._new(rows, capacity)
+                tensors[layer][: old.shape[0], :, : old.shape[2]] = old
+
+    def copy_row(self, source: int, target: int, length: int) -> None:
+        """Copies the first `length` positions of a row onto another row."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[target, :, :length] = tensor[source, :, :length]
+
+    def plan(self, rows: list[int], starts: list[int], read_length: int) -> ForwardPlan:
+        """Sets up the next forward."""
+        run = rows == list(range(rows[0], rows[0] + len(rows)))
+        self._plan = ForwardPlan(
+            torch.tensor(rows, device=self.device),
+            torch.tensor(starts, device=self.device),
+            read_length,
+            rows[0] if run else None,
+        )
+        return self._plan
+
+    def update(
+        self, keys: torch.Tensor, values: torch.Tensor, layer_idx: int, *_args: Any, **_kwargs: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Writes new keys and values `[batch, kv_heads, new, head_dim]` and returns what attention reads."""
+        plan = self._plan
+        assert plan is not None, "plan() comes before a forward"
+        return (
+            self._write(self.keys[layer_idx], keys, plan),
+            self._write(self.values[layer_idx], values, plan),
+        )
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """What transformers would derive positions from; ours are explicit, so only its type matters."""
+        return self._plan.read_length if self._plan is not None else 0
+
+    def _write(self, store: torch.Tensor, new: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:
+        count = new.shape[2]
+        where = plan.starts[:, None] + torch.arange(count, device=self.device)
+        store[plan.rows[:, None], :, where] = new.transpose(1, 2)
+        if plan.contiguous is not None:
+            return store[plan.contiguous : plan.contiguous + len(plan.rows), :, : plan.read_length]
+        return store[:, :, : plan.read_length].index_select(0, plan.rows)
+
+    def _new(self, rows: int, capacity: int) -> torch.Tensor:
+        shape = (rows, self.kv_heads, capacity, self.head_dim)
+        return torch.zeros(shape, dtype=self.dtype, device=self.device)

@@ -1,0 +1,69 @@
+"""Encoded frames, kept under a byte limit, so that a frame shared by rounds or episodes is encoded once.
+
+Keyed by what makes the pixels distinct (file, frame index, size); emptied when the weights change.
+"""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Sequence
+
+from vrthinker.engine.base import FrameSegment
+from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
+
+_FRAMES_PER_FORWARD = 16
+
+
+class FeatureCache:
+    """Least recently used frames leave first.
+
+    Args:
+        model: Encodes the missing ones.
+        max_bytes: Limit on what is kept between calls.
+    """
+
+    def __init__(self, model: VisionLanguageModel, max_bytes: int) -> None:
+        self._model, self._max_bytes = model, max_bytes
+        self._kept: OrderedDict[tuple[str, int, int, int], FrameFeatures] = OrderedDict()
+        self.size_bytes = 0
+        self.hits = 0
+        self.misses = 0
+
+    def get(self, segments: Sequence[FrameSegment]) -> list[FrameFeatures]:
+        """Features of frames, in order; each distinct missing frame is loaded and encoded once.
+
+        Raises:
+            VideoError: A frame does not decode.
+        """
+        found = {}
+        missing: dict[tuple[str, int, int, int], FrameSegment] = {}
+        for segment in segments:
+            if segment.key in self._kept:
+                self._kept.move_to_end(segment.key)
+                found[segment.key] = self._kept[segment.key]
+                self.hits += 1
+            elif segment.key in missing:
+                self.hits += 1
+            else:
+                missing[segment.key] = segment
+                self.misses += 1
+        todo = list(missing.values())
+        for start in range(0, len(todo), _FRAMES_PER_FORWARD):
+            part = todo[start : start + _FRAMES_PER_FORWARD]
+            encoded = self._model.encode_frames([segment.load() for segment in part])
+            for segment, features in zip(part, encoded, strict=True):
+                found[segment.key] = features
+                self._keep(segment.key, features)
+        return [found[segment.key] for segment in segments]
+
+    def clear(self) -> None:
+        """Forgets everything (new weights)."""
+        self._kept.clear()
+        self.size_bytes = 0
+
+    def _keep(self, key: tuple[str, int, int, int], features: FrameFeatures) -> None:
+        self._kept[key] = features
+        self.size_bytes += features.size_bytes
+        while self.size_bytes > self._max_bytes and self._kept:
+            _, oldest = self._kept.popitem(last=False)
+            self.size_bytes -= oldest.size_bytes

@@ -1,0 +1,82 @@
+"""Text to token ids and back: ChatML turns, frame placeholders, bans.
+
+Contexts are concatenations of token ids that never change once made. Turn markers and vision markers
+are placed by id; all other text is encoded without reading special tokens in it, so a caption that
+says `<|im_end|>` is seven harmless tokens.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from vrthinker.engine.hf.sampling import Vocabulary
+from vrthinker.errors import InputError
+
+_NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
+
+
+class Markup:
+    """The tokenizer's side of an engine.
+
+    Args:
+        tokenizer: A transformers fast tokenizer with Qwen's special tokens.
+        vocabulary_size: Rows of the model's output layer; ids beyond the tokenizer's are banned.
+
+    Raises:
+        InputError: The tokenizer lacks one of the markers.
+    """
+
+    def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
+        self._tokenizer = tokenizer
+        known = tokenizer.get_vocab()
+        missing = [marker for marker in _NEEDED if marker not in known]
+        if missing:
+            raise InputError(f"tokenizer: lacks {', '.join(missing)}; wanted a Qwen2.5-VL or Qwen3-VL checkpoint")
+        self.turn_start, self.turn_end = known["<|im_start|>"], known["<|im_end|>"]
+        self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
+        self.image_pad = known["<|image_pad|>"]
+        self.newline = self.encode("\n")
+        self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
+        self.vocabulary_size = vocabulary_size
+        self._known = known
+
+    def encode(self, text: str) -> list[int]:
+        """Plain text to ids; special tokens in it are not special."""
+        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
+        return list(ids)
+
+    def decode(self, ids: list[int]) -> str:
+        """Sampled ids to text, without the end-of-turn token."""
+        if ids and ids[-1] == self.turn_end:
+            ids = ids[:-1]
+        text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
+        return str(text)
+
+    def turn_opening(self, role: str) -> list[int]:
+        """`<|im_start|>role` and a newline."""
+        return [self.turn_start, *self.encode(f"{role}\n")]
+
+    @property
+    def turn_closing(self) -> list[int]:
+        """`<|im_end|>` and a newline."""
+        return [self.turn_end, *self.newline]
+
+    def vocabulary(self, device: torch.device) -> Vocabulary:
+        """Bans: every special token but end-of-turn, the pad token, and ids that stand for nothing."""
+        tokenizer = self._tokenizer
+        added = tokenizer.added_tokens_decoder
+        banned = torch.zeros(self.vocabulary_size, dtype=torch.bool)
+        opens_tag = torch.zeros(self.vocabulary_size, dtype=torch.bool)
+        in_use = set(self._known.values())
+        special = {token_id for token_id, token in added.items() if token.special}
+        special |= {self.vision_start, self.vision_end, self.image_pad, self.turn_start}
+        if tokenizer.pad_token_id is not None:
+            special.add(tokenizer.pad_token_id)
+        for token_id in range(self.vocabulary_size):
+            banned[token_id] = token_id not in in_use or (token_id in special and token_id != self.turn_end)
+        for token, token_id in self._known.items():
+            if "<" in token and token_id != self.turn_end and token_id < self.vocabulary_size:
+                opens_tag[token_id] = True
+        return Vocabulary(self.turn_end, banned.to(device), opens_tag.to(device))

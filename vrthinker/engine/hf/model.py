@@ -1,0 +1,251 @@
+"""A Qwen2.5-VL or Qwen3-VL checkpoint as the two functions an engine needs: encode frames, run tokens.
+
+Real transformers classes, loaded without torchvision. `generate()` is never used: positions, masks and
+the cache are ours. Weights come from safetensors only, and no code from a checkpoint is ever run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from vrthinker.engine.hf.cache import KVCache
+from vrthinker.errors import EngineError, InputError
+
+FAMILIES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
+_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "vrthinker_prompts/*"]
+
+
+@dataclass(frozen=True)
+class FrameFeatures:
+    """One encoded frame.
+
+    Attributes:
+        embeds: `[tokens, hidden]`, what stands at the frame's placeholders.
+        deepstack: Qwen3-VL's maps, one `[tokens, hidden]` per early layer; empty for Qwen2.5-VL.
+    """
+
+    embeds: torch.Tensor
+    deepstack: tuple[torch.Tensor, ...]
+
+    @property
+    def size_bytes(self) -> int:
+        """Memory that the features hold."""
+        return sum(t.numel() * t.element_size() for t in (self.embeds, *self.deepstack))
+
+
+def resolve_checkpoint(model: str | Path) -> Path:
+    """A local folder as it is; anything else is taken as a hub id and fetched into the hub's cache.
+
+    Raises:
+        InputError: Neither a folder with safetensors weights nor a hub id that can be fetched.
+    """
+    folder = Path(model).expanduser()
+    if folder.exists() or str(model).startswith((".", "/", "~")):
+        if not folder.is_dir():
+            raise InputError(f"{model}: not a checkpoint folder; give a folder or a hub id")
+    else:
+        folder = _fetch(str(model))
+    if not (folder / "config.json").is_file():
+        raise InputError(f"{model}: no config.json in it; give the folder of a transformers checkpoint")
+    if not any(folder.glob("*.safetensors")):
+        raise InputError(f"{model}: no *.safetensors weights in it; other formats are not loaded")
+    return folder
+
+
+def _fetch(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import HFValidationError
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_CHECKPOINT_FILES))
+    except HFValidationError:
+        raise InputError(f"{name}: neither a folder nor a hub id") from None
+    except Exception as error:
+        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+        raise InputError(f"{name}: not a folder here, and the hub did not give it ({cause})") from None
+
+
+class VisionLanguageModel:
+    """The loaded checkpoint.
+
+    Args:
+        folder: A checkpoint folder (`resolve_checkpoint`).
+        device: Where it runs.
+        dtype: bfloat16, float16 or float32.
+
+    Raises:
+        InputError: The folder is not a checkpoint of a supported family.
+    """
+
+    def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
+        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers.utils import logging as transformers_logging
+
+        transformers_logging.disable_progress_bar()
+        self.folder, self.device, self.dtype = folder, device, dtype
+        try:
+            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+            self._check_family(config)
+            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
+            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            model, loading = AutoModelForImageTextToText.from_pretrained(
+                folder,
+                dtype=dtype,
+                attn_implementation="sdpa",
+                use_safetensors=True,
+                trust_remote_code=False,
+                output_loading_info=True,
+            )
+            self._check_complete(loading)
+        except InputError as error:
+            raise InputError(f"{folder}: {error}") from None
+        except Exception as error:  # a checkpoint is untrusted: whatever its files provoke is one line
+            cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
+            raise InputError(f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})") from None
+        self.model: Any = model.to(device).eval().requires_grad_(False)
+        text, vision = self.model.config.text_config, self.model.config.vision_config
+        self.hidden_size = int(text.hidden_size)
+        self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
+        self.max_positions = int(text.max_position_embeddings)
+        self.patch_size, self.merge_size = int(vision.patch_size), int(vision.spatial_merge_size)
+        self.temporal_patch_size = int(vision.temporal_patch_size)
+        self.mean = tuple(float(value) for value in processor.image_mean)
+        self.std = tuple(float(value) for value in processor.image_std)
+
+    @staticmethod
+    def _check_family(config: Any) -> None:
+        if config.model_type not in FAMILIES:
+            allowed = ", ".join(FAMILIES)
+            raise InputError(f"model_type: got {config.model_type!r}, allowed: {allowed}")
+        if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
+            raise InputError("config: sliding-window attention layers are not supported; allowed: full attention")
+
+    @staticmethod
+    def _check_complete(loading: Any) -> None:
+        # transformers would fill missing weights with random ones and go on.
+        absent = sorted(str(name) for name in (*loading["missing_keys"], *loading["mismatched_keys"]))
+        if absent:
+            more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
+            raise InputError(f"weights missing or of another shape: {', '.join(absent[:3])}{more}")
+
+    @property
+    def family(self) -> str:
+        """`qwen2.5-vl` or `qwen3-vl`."""
+        return FAMILIES[self.model.config.model_type]
+
+    def new_cache(self) -> KVCache:
+        """An empty cache of this model's shape."""
+        text = self.model.config.text_config
+        head_dim = getattr(text, "head_dim", None) or text.hidden_size // text.num_attention_heads
+        return KVCache(
+            text.num_hidden_layers,
+            text.num_key_value_heads,
+            head_dim,
+            dtype=self.dtype,
+            device=self.device,
+        )
+
+    @torch.inference_mode()
+    def encode_frames(self, frames: Sequence[np.ndarray]) -> list[FrameFeatures]:
+        """Runs the vision tower over frames that are already on the patch grid.
+
+        Args:
+            frames: uint8 `[height, width, 3]` each; sizes may differ.
+        """
+        from vrthinker.kernels.patchify.op import patchify
+
+        patches, grids = [], []
+        for frame in frames:
+            height, width = frame.shape[:2]
+            patches.append(
+                patchify(
+                    torch.from_numpy(np.ascontiguousarray(frame))[None].to(self.device),
+                    patch_size=self.patch_size,
+                    merge_size=self.merge_size,
+                    temporal_patch_size=self.temporal_patch_size,
+                    mean=self.mean,
+                    std=self.std,
+                )
+            )
+            grids.append([1, height // self.patch_size, width // self.patch_size])
+        grid = torch.tensor(grids, device=self.device)
+        output = self.model.model.visual(torch.cat(patches).to(self.dtype), grid_thw=grid)
+        counts = [h * w // self.merge_size**2 for _, h, w in grids]
+        embeds = output.pooler_output.split(counts)
+        layers = [layer.split(counts) for layer in getattr(output, "deepstack_features", None) or ()]
+        return [FrameFeatures(embeds[i], tuple(layer[i] for layer in layers)) for i in range(len(grids))]
+
+    @torch.inference_mode()
+    def run(
+        self,
+        token_ids: torch.Tensor,
+        positions: torch.Tensor,
+        mask: torch.Tensor | None,
+        cache: KVCache,
+        image_mask: torch.Tensor | None = None,
+        features: Sequence[FrameFeatures] = (),
+    ) -> torch.Tensor:
+        """One forward of the language model into the cache (call `cache.plan` first).
+
+        Args:
+            token_ids: int64 `[batch, new]`.
+            positions: int64 `[3, batch, new]`.
+            mask: bool `[batch, 1, new, read_length]`, True where a query sees a key.
+            cache: Where keys and values go.
+            image_mask: bool `[batch, new]`, True at image placeholders.
+            features: Rows of encoded frames in the order of the True entries of `image_mask`.
+
+        Returns:
+            Hidden states `[batch, new, hidden]` after the final norm.
+        """
+        language = self.model.model.language_model
+        embeds = language.embed_tokens(token_ids)
+        extra: dict[str, Any] = {}
+        if features and image_mask is not None:
+            rows = torch.cat([f.embeds for f in features]).to(embeds.dtype)
+            embeds = embeds.masked_scatter(image_mask[..., None], rows)
+            if features[0].deepstack:
+                extra["visual_pos_masks"] = image_mask
+                extra["deepstack_visual_embeds"] = [
+                    torch.cat(maps) for maps in zip(*(f.deepstack for f in features), strict=True)
+                ]
+        output = language(
+            inputs_embeds=embeds,
+            position_ids=positions,
+            attention_mask=mask,
+            past_key_values=cache,
+            use_cache=True,
+            **extra,
+        )
+        hidden: torch.Tensor = output.last_hidden_state
+        return hidden
+
+    @torch.inference_mode()
+    def logits(self, hidden: torch.Tensor) -> torch.Tensor:
+        """`[..., vocabulary]` from hidden states."""
+        scores: torch.Tensor = self.model.lm_head(hidden)
+        return scores
+
+    def load_tensors(self, named_tensors: Any) -> None:
+        """Copies weights in place by their `state_dict` names.
+
+        Raises:
+            EngineError: A name is unknown or a shape differs; nothing is changed then.
+        """
+        own = dict(self.model.state_dict())
+        pairs = list(named_tensors.items() if hasattr(named_tensors, "items") else named_tensors)
+        for name, tensor in pairs:
+            if name not in own:
+                raise EngineError(f"update_weights: unknown tensor {name!r}")
+            if tuple(tensor.shape) != tuple(own[name].shape):
+                got, wanted = tuple(tensor.shape), tuple(own[name].shape)
+                raise EngineError(f"update_weights: {name}: got shape {got}, wanted {wanted}")
+        with torch.no_grad():
+            for name, tensor in pairs:
+                own[name].copy_(tensor)

@@ -1,0 +1,246 @@
+"""An engine that writes what it is told to: for tests of the runner, the memory and the tools.
+
+It is strict where real engines may be lenient. Invariant: a session's context is a `LiveContext`, exactly;
+whatever breaks the protocol (expiring a frame that is not live, showing the same showing twice, two rounds
+under way, a session that is closed or was never opened) raises `EngineError` at once and changes nothing,
+so that a runner that gets it wrong cannot pass a test.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from vrthinker.engine.base import (
+    Choice,
+    Engine,
+    FinishReason,
+    Form,
+    Message,
+    RoundRequest,
+    RoundResult,
+    Session,
+)
+from vrthinker.engine.context import LiveContext, Turn
+from vrthinker.errors import EngineError
+from vrthinker.visibility import ShownFrame
+
+Script = Callable[[int, int, Sequence[Message]], str] | Sequence[Sequence[str]]
+"""A function of (session index, round number, live messages), or one sequence of round texts per session."""
+
+
+@dataclass(frozen=True)
+class SeenRound:
+    """What one round was written from, kept for assertions.
+
+    Attributes:
+        session: Whose round.
+        round_number: 1-based.
+        request: As it was submitted.
+        context: The live context: expired frames are gone, and a message keeps its place even when
+            nothing of it is left.
+        seed: The session's seed.
+    """
+
+    session: Session
+    round_number: int
+    request: RoundRequest
+    context: LiveContext
+    seed: int
+
+    @property
+    def turns(self) -> tuple[Turn, ...]:
+        """Messages and the session's own texts, in order."""
+        return self.context.turns
+
+    @property
+    def live(self) -> tuple[ShownFrame, ...]:
+        """The showings that the round could see, in order."""
+        return self.context.live
+
+
+@dataclass
+class _State:
+    seed: int
+    context: LiveContext
+    written: int = 0
+    under_way: bool = False
+
+
+class ScriptedEngine(Engine):
+    """Implements `vrthinker.engine.base.Engine` with given texts.
+
+    Sessions are counted in the order in which they were opened or forked (a fork's sessions follow each
+    other; the session that was forked keeps its own index). Texts longer than `RoundLimits.max_tokens`
+    are not cut: the script has no tokens, and `token_ids` is None.
+
+    Attributes:
+        seen: Every round so far, in the order in which it was submitted.
+    """
+
+    def __init__(
+        self,
+        script: Script,
+        *,
+        max_sessions: int = 64,
+        collect_at_most: int | None = None,
+        name: str = "scripted",
+    ) -> None:
+        """Makes the engine.
+
+        Args:
+            script: What it writes. In a guided round the text must fit the form.
+            max_sessions: How many sessions may be open at once.
+            collect_at_most: How many rounds one `collect` returns, the latest submitted first, so that
+                a runner meets rounds that finish out of order. None returns all, in order.
+            name: As records name it.
+        """
+        self._script = script
+        self._name = name
+        self._max_sessions = max_sessions
+        self._collect_at_most = collect_at_most
+        self._ids = itertools.count()
+        self._sessions: dict[int, _State] = {}
+        self._closed: set[int] = set()
+        self._finished: list[RoundResult] = []
+        self._policy_version = 0
+        self.seen: list[SeenRound] = []
+
+    @property
+    def name(self) -> str:
+        """As records name it."""
+        return self._name
+
+    @property
+    def policy_version(self) -> int:
+        """As the last `update_weights` said; 0 before."""
+        return self._policy_version
+
+    @property
+    def max_sessions(self) -> int:
+        """How many sessions may be open at once."""
+        return self._max_sessions
+
+    @property
+    def open_sessions(self) -> int:
+        """How many sessions are open: 0 when a runner has cleaned up."""
+        return len(self._sessions)
+
+    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
+        """Starts a session.
+
+        Raises:
+            EngineError: `max_sessions` are open, or a showing appears twice.
+        """
+        if len(self._sessions) >= self._max_sessions:
+            raise EngineError(f"{self._name}: {self._max_sessions} sessions are open; close one first")
+        context = LiveContext().extended(messages)
+        session = Session(next(self._ids))
+        self._sessions[session.id] = _State(seed, context)
+        return session
+
+    def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
+        """Copies a session that has written nothing yet, once per seed.
+
+        Raises:
+            EngineError: The session has begun, or there is no room.
+        """
+        state = self._state(session)
+        if state.written or state.under_way:
+            raise EngineError(f"{self._name}: session {session.id} has begun; only a fresh one can be forked")
+        if len(self._sessions) + len(seeds) > self._max_sessions:
+            raise EngineError(f"{self._name}: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        return [self.open(state.context.messages, seed=seed) for seed in seeds]
+
+    def submit(self, request: RoundRequest) -> None:
+        """Writes a round from the script; `collect` returns it.
+
+        Raises:
+            EngineError: The request breaks the protocol, or the script has no text for it.
+        """
+        state = self._state(request.session)
+        if state.under_way:
+            raise EngineError(f"{self._name}: session {request.session.id} has a round under way")
+        context = state.context.entered(request)
+        number = state.written + 1
+        text = self._text(request.session.id, number, context.messages)
+        if request.limits.form is not None and not fits_form(text, request.limits.form):
+            raise EngineError(f"{self._name}: round {number}'s text does not fit the form: {text!r}")
+        self.seen.append(SeenRound(request.session, number, request, context, state.seed))
+        state.context = context.written(text)
+        state.written = number
+        state.under_way = True
+        self._finished.append(RoundResult(request.session, text, FinishReason.STOP))
+
+    def collect(self) -> list[RoundResult]:
+        """Returns finished rounds; an empty list when nothing is under way."""
+        if self._collect_at_most is None:
+            results, self._finished = self._finished, []
+        else:
+            cut = max(0, len(self._finished) - self._collect_at_most)
+            results, self._finished = self._finished[cut:][::-1], self._finished[:cut]
+        for result in results:
+            if (state := self._sessions.get(result.session.id)) is not None:
+                state.under_way = False
+        return results
+
+    def close(self, session: Session) -> None:
+        """Forgets a session and its uncollected round. Closing twice is harmless.
+
+        Raises:
+            EngineError: The session was never opened here.
+        """
+        if session.id not in self._closed:
+            self._state(session)
+            del self._sessions[session.id]
+            self._closed.add(session.id)
+            self._finished = [result for result in self._finished if result.session != session]
+
+    def update_weights(
+        self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
+    ) -> None:
+        """Takes the version and reads the tensors to their end; a script has no weights.
+
+        Raises:
+            EngineError: A session is open.
+        """
+        if self._sessions:
+            raise EngineError(f"{self._name}: close {sorted(self._sessions)} before updating the weights")
+        for _ in named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors:
+            pass
+        self._policy_version = policy_version
+
+    def _state(self, session: Session) -> _State:
+        state = self._sessions.get(session.id)
+        if state is None:
+            what = "is closed" if session.id in self._closed else "was never opened"
+            raise EngineError(f"{self._name}: session {session.id} {what}")
+        return state
+
+    def _text(self, index: int, number: int, context: tuple[Message, ...]) -> str:
+        if callable(self._script):
+            return self._script(index, number, context)
+        if index >= len(self._script) or number > len(self._script[index]):
+            raise EngineError(f"{self._name}: the script has no text for session {index}, round {number}")
+        return self._script[index][number - 1]
+
+
+def fits_form(text: str, form: Form) -> bool:
+    """Whether a guided round could have written `text`. Free parts match any text, also none."""
+    return len(text) in _ends(text, {0}, form)
+
+
+def _ends(text: str, starts: set[int], form: Form) -> set[int]:
+    """Where the form can end in `text` when it begins at one of `starts`."""
+    for part in form:
+        if isinstance(part, Choice):
+            found: set[int] = set()
+            for option, after in zip(part.options, part.then or ((),) * len(part.options), strict=True):
+                picked = {start + len(option) for start in starts if text.startswith(option, start)}
+                found |= _ends(text, picked, after)
+            starts = found
+        elif starts:
+            starts = set(range(min(starts), len(text) + 1))
+    return starts

@@ -1,0 +1,1 @@
+"""The thinking-with-image procedure: rounds, tool calls, verdicts. No tensor library in here."""

@@ -1,0 +1,296 @@
+"""One episode as a state machine: what to ask the engine next, what to make of what it wrote.
+
+It holds no engine and runs no loop (`runner.py` does), so that many episodes can advance together and a
+trainer can fork groups. Invariant: the only source of what is live or expired is the visibility record.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from vrthinker.engine.base import FinishReason, FrameSegment, Message, RoundLimits, RoundResult
+from vrthinker.episode.dimensions import dimension_texts
+from vrthinker.episode.forms import round_form
+from vrthinker.episode.grammar import FinalAnswer, ParsedRound, ParseFailure, ToolCall, ToolRequest, parse_round
+from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates, clean
+from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.tools import FramesShown, ToolContext, ToolOutcome, ToolRegistry
+from vrthinker.episode.trajectory import (
+    FailureRecord,
+    FrameRecord,
+    MessageRecord,
+    Outcome,
+    RecommendationRecord,
+    RoundRecord,
+    StopReason,
+    ToolRecord,
+    Trajectory,
+    VideoRecord,
+)
+from vrthinker.video.workspace import Workspace
+from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, WindowMemory
+
+
+@dataclass(frozen=True)
+class EpisodeItem:
+    """What to judge: an id, a caption, and how to open its workspace (called once, maybe in a thread)."""
+
+    id: str
+    prompt: str
+    open_workspace: Callable[[], Workspace]
+    dataset: str | None = None
+    seed: int = 0
+
+
+@dataclass
+class Episode:
+    """An episode under way. Call `first_input`, then `enter_round` and `receive` in turn."""
+
+    item: EpisodeItem
+    workspace: Workspace
+    settings: EpisodeSettings
+    templates: PromptTemplates
+    tools: ToolRegistry
+    engine_name: str
+    policy_version: int = 0
+    outcome: Outcome | None = None
+    _rounds: list[RoundRecord] = field(default_factory=list)
+    _first: tuple[Message, ...] = ()
+    _pending: tuple[Message, ...] = ()
+    _started: float = field(default_factory=time.monotonic)
+
+    def __post_init__(self) -> None:
+        self._visibility = VisibilityRecord(WindowMemory(self.settings.window))
+        self._context = PromptContext(
+            n_frames=self.workspace.n_frames,
+            n_frames_1=self.workspace.n_frames_1,
+            max_frames=self.settings.retrieved_frames,
+            max_rounds=self.settings.max_rounds,
+            window=self.settings.window,
+            dimensions=dimension_texts(self.item.dataset),
+            tools=tuple(self.tools.schemas()),
+        )
+
+    @property
+    def visibility(self) -> VisibilityRecord:
+        """What was live, round by round."""
+        return self._visibility
+
+    def first_input(self) -> tuple[Message, ...]:
+        """X: the messages that open the session. Decodes the first frames.
+
+        Raises:
+            VideoError: A first frame does not decode.
+            InputError: The caption is too long or a template fails.
+        """
+        numbers = self.workspace.initial_frames(self.settings.initial_frames)
+        self.workspace.prefetch(numbers)
+        shown = self._visibility.show(0, numbers)
+        self._first = self.templates.first_input(
+            self._context,
+            self.item.prompt,
+            self._prompt_frames(numbers),
+            self._segments(shown),
+            last_round=self.settings.max_rounds == 1,
+        )
+        return self._first
+
+    def enter_round(self) -> tuple[RoundVisibility, tuple[Message, ...], RoundLimits]:
+        """Opens the next round: what it sees, the messages it adds, how it is sampled."""
+        entry = self._visibility.enter()
+        form = None
+        if self.settings.guided:
+            form = round_form(
+                n_frames=self.workspace.n_frames,
+                frames_per_call=min(4, self.settings.retrieved_frames),
+                last_round=entry.round_number >= self.settings.max_rounds,
+                max_tokens=self.settings.max_round_tokens,
+            )
+        limits = RoundLimits(
+            self.settings.max_round_tokens, self.settings.temperature, self.settings.top_p, form
+        )
+        return entry, self._pending, limits
+
+    def receive(self, result: RoundResult) -> tuple[int, ...]:
+        """Reads a round. Returns the frame numbers to decode before the next one (maybe none).
+
+        Afterwards either `outcome` is set, or `show_outcome` must be called.
+        """
+        text = clean(result.text)
+        parsed = parse_round(text)
+        self._result, self._text, self._parsed = result, text, parsed
+        self._tool_outcome: ToolOutcome | None = None
+        ended = self._ended(parsed, result)
+        if ended is not None:
+            self.outcome = ended
+            self._record(())
+            return ()
+        assert isinstance(parsed.ending, ToolRequest)
+        context = ToolContext(self.workspace.n_frames, self.settings.retrieved_frames)
+        self._tool_outcome = self.tools.execute(parsed.ending.call, context)
+        return self._tool_outcome.frame_numbers if isinstance(self._tool_outcome, FramesShown) else ()
+
+    def show_outcome(self) -> None:
+        """Adds the tool outcome's message to the context of the next round."""
+        assert self._tool_outcome is not None
+        shows = isinstance(self._tool_outcome, FramesShown)
+        numbers = self._tool_outcome.frame_numbers if isinstance(self._tool_outcome, FramesShown) else ()
+        round_number = len(self._visibility.rounds)
+        visible = self._visibility.show(round_number, numbers)
+        message = self.templates.outcome(
+            self._context,
+            self._prompt_frames(numbers),
+            self._segments(visible),
+            error=None if shows else self._tool_outcome.message,  # type: ignore[union-attr]
+            last_round=round_number + 1 >= self.settings.max_rounds,
+        )
+        self._pending = (message,)
+        self._record(self._pending)
+
+    def fail(self, stop_reason: StopReason, reason: str) -> None:
+        """Ends the episode without a verdict. Keeps the round under way, if its text was received."""
+        if getattr(self, "_result", None) is not None:
+            self._record(())
+        self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=reason)
+
+    def _ended(self, parsed: ParsedRound, result: RoundResult) -> Outcome | None:
+        """The episode's outcome if this round ends it."""
+
+        def without_verdict(stop: StopReason, reason: str) -> Outcome:
+            return Outcome(judgments=None, confidence=None, stop_reason=stop, reason=reason)
+
+        round_number = len(self._visibility.rounds)
+        if result.finish_reason is FinishReason.ERROR:
+            return without_verdict(StopReason.ENGINE_ERROR, result.error or "the engine gave no reason")
+        if isinstance(parsed.ending, FinalAnswer):
+            answer = parsed.ending.answer
+            return Outcome(
+                judgments=answer.judgments,
+                confidence=answer.confidence or self._last_confidence(),
+                stop_reason=StopReason.ANSWERED,
+                reason=None,
+            )
+        if result.finish_reason is FinishReason.CONTEXT:
+            reason = result.error or f"round {round_number}: the context is full"
+            return without_verdict(StopReason.CONTEXT_LIMIT, reason)
+        if isinstance(parsed.ending, ParseFailure):
+            if result.finish_reason is FinishReason.LENGTH:
+                limit = self.settings.max_round_tokens
+                reason = f"round {round_number} reached {limit} tokens without an ending"
+                return without_verdict(StopReason.TOKEN_LIMIT, reason)
+            return without_verdict(StopReason.UNPARSEABLE, f"round {round_number}: {parsed.ending.message}")
+        if round_number >= self.settings.max_rounds:
+            reason = f"round {round_number}, the last one allowed, asked for frames instead of answering"
+            return without_verdict(StopReason.ROUND_LIMIT, reason)
+        return None
+
+    def _last_confidence(self) -> int | None:
+        """A final answer without CF keeps the confidence of the last recommended answer."""
+        for record in reversed(self._rounds):
+            if record.recommendation is not None and record.recommendation.confidence is not None:
+                return record.recommendation.confidence
+        return None
+
+    def _prompt_frames(self, numbers: tuple[int, ...]) -> list[PromptFrame]:
+        frames = [self.workspace.frame(number) for number in numbers]
+        return [PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds) for f in frames]
+
+    def _segments(self, shown: tuple[ShownFrame, ...]) -> dict[int, FrameSegment]:
+        segments = {}
+        for showing in shown:
+            frame = self.workspace.frame(showing.frame_number)
+            segments[frame.frame_number] = FrameSegment(
+                shown=showing,
+                key=(frame.path, frame.frame_index, *frame.size),
+                size=frame.size,
+                load=lambda number=frame.frame_number: self.workspace.pixels([number])[0],  # type: ignore[misc]
+            )
+        return segments
+
+    def _record(self, outcome_messages: tuple[Message, ...]) -> None:
+        """Files the round that was just received."""
+        entry, result, parsed = self._visibility.rounds[-1], self._result, self._parsed
+        recommendation = parsed.ending.recommendation if isinstance(parsed.ending, ToolRequest) else None
+        self._rounds.append(
+            RoundRecord(
+                round_number=entry.round_number,
+                live=entry.live,
+                expired=entry.expired,
+                text=self._text,
+                token_ids=result.token_ids,
+                logprobs=result.logprobs,
+                finish_reason=result.finish_reason,
+                prompt_tokens=result.prompt_tokens,
+                prefilled_tokens=result.prefilled_tokens,
+                failures=tuple(
+                    FailureRecord(reason=f.reason, start=f.span.start, end=f.span.end, message=f.message)
+                    for f in parsed.failures
+                ),
+                recommendation=recommendation
+                and RecommendationRecord(
+                    judgments=recommendation.judgments, confidence=recommendation.confidence
+                ),
+                tool=_tool_record(parsed, self._tool_outcome),
+                outcome_messages=tuple(MessageRecord.of(message) for message in outcome_messages),
+            )
+        )
+        self._result = None  # type: ignore[assignment]
+
+    def trajectory(self) -> Trajectory:
+        """The finished episode's record."""
+        assert self.outcome is not None
+        seen = sorted({shown.frame_number for entry in self._visibility.rounds for shown in entry.live})
+        asked = {n for r in self._rounds if r.tool for n in r.tool.frame_numbers}
+        frames = [self.workspace.frame(number) for number in sorted({*seen, *asked})]
+        return Trajectory(
+            id=self.item.id,
+            prompt=clean(self.item.prompt),
+            dataset=self.item.dataset,
+            videos=tuple(  # type: ignore[arg-type]
+                VideoRecord(
+                    path=info.path,
+                    codec=info.codec,
+                    width=info.width,
+                    height=info.height,
+                    n_frames=info.n_frames,
+                    fps=info.fps,
+                    duration_seconds=info.duration_seconds,
+                    is_variable_frame_rate=info.is_variable_frame_rate,
+                    truncated=info.truncated,
+                )
+                for info in self.workspace.infos
+            ),
+            n_frames=self.workspace.n_frames,
+            n_frames_1=self.workspace.n_frames_1,
+            frames=tuple(
+                FrameRecord(
+                    frame_number=f.frame_number,
+                    video=f.video,  # type: ignore[arg-type]
+                    frame_index=f.frame_index,
+                    pts_seconds=f.pts_seconds,
+                    height=f.size[0],
+                    width=f.size[1],
+                )
+                for f in frames
+            ),
+            settings=self.settings,
+            engine=self.engine_name,
+            policy_version=self.policy_version,
+            seed=self.item.seed,
+            first_input=tuple(MessageRecord.of(message) for message in self._first),
+            rounds=tuple(self._rounds),
+            outcome=self.outcome,
+            notes=self.workspace.notes,
+            latency_seconds=time.monotonic() - self._started,
+        )
+
+
+def _tool_record(parsed: ParsedRound, outcome: ToolOutcome | None) -> ToolRecord | None:
+    if not isinstance(parsed.ending, ToolRequest) or outcome is None:
+        return None
+    name = clean(parsed.ending.call.name) if isinstance(parsed.ending.call, ToolCall) else None
+    if isinstance(outcome, FramesShown):
+        return ToolRecord(name=name, frame_numbers=outcome.frame_numbers, error_kind=None, error=None)
+    return ToolRecord(name=name, frame_numbers=(), error_kind=outcome.kind, error=clean(outcome.message))

@@ -1,0 +1,322 @@
+"""The grammar of a round: text in, a typed parse with spans and reasons out.
+
+A round is, in this order (method section 2)::
+
+    <snapshot>…</snapshot> <think>…</think>
+    <recommend answer>TA=1, VQ=0, MQ=2, OA=1, CF=2</recommend answer> <tool_call>{json}</tool_call>
+    or
+    <snapshot>…</snapshot> <think>…</think> <answer>TA=1, VQ=1, MQ=0, OA=1</answer>
+
+Tags are read without regard to case and inner spaces; `<final answer>` is `<answer>`.
+
+Invariants: parsing never raises, whatever the text. Every departure from the form is a `ParseFailure`
+with a reason and the span where it was seen. A `FinalAnswer` comes out only if the round holds exactly
+one complete answer element, outside every other element, and no tool call beside it; so nothing
+ambiguous becomes a verdict. A round whose ending is sound but whose form is not (say, no snapshot)
+keeps its ending and lists its failures: use `well_formed` for the format reward and the filters.
+"""
+
+from __future__ import annotations
+
+import enum
+import json
+import re
+from dataclasses import dataclass
+from typing import Any, NamedTuple
+
+from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
+
+MAX_TOOL_CALL_CHARS = 16_384
+"""A tool call longer than this is refused before it reaches the JSON parser."""
+
+
+class Span(NamedTuple):
+    """Half-open character range in the round's text."""
+
+    start: int
+    end: int
+
+
+class FailureReason(enum.StrEnum):
+    """Why a round departs from the form."""
+
+    MISSING_SNAPSHOT = "missing_snapshot"
+    MISSING_THINK = "missing_think"
+    MISSING_RECOMMENDATION = "missing_recommendation"
+    """A tool call without a recommended answer before it."""
+    MISSING_CONFIDENCE = "missing_confidence"
+    """A recommended answer without CF."""
+    NO_ENDING = "no_ending"
+    """Neither an answer nor a tool call."""
+    TWO_ENDINGS = "two_endings"
+    """More than one answer or tool call, or both: which one is meant is not decidable."""
+    UNCLOSED_TAG = "unclosed_tag"
+    STRAY_CLOSING_TAG = "stray_closing_tag"
+    NESTED_TAG = "nested_tag"
+    DUPLICATE_TAG = "duplicate_tag"
+    WRONG_ORDER = "wrong_order"
+    TEXT_OUTSIDE_TAGS = "text_outside_tags"
+    ANSWER_SYNTAX = "answer_syntax"
+    TOOL_SYNTAX = "tool_syntax"
+
+
+@dataclass(frozen=True)
+class ParseFailure:
+    """One departure from the form.
+
+    Attributes:
+        reason: What kind.
+        span: Where, in characters of the round's text.
+        message: One line for a person.
+    """
+
+    reason: FailureReason
+    span: Span
+    message: str
+
+
+@dataclass(frozen=True)
+class Element:
+    """One tag pair. `span` covers the tags, `content` what is between them."""
+
+    tag: str
+    span: Span
+    content: Span
+
+
+@dataclass(frozen=True)
+class Answer:
+    """A recommended or final answer's judgments, with the confidence if it has one."""
+
+    judgments: Judgments
+    confidence: Confidence | None
+    span: Span
+
+
+@dataclass(frozen=True)
+class FinalAnswer:
+    """The round ends the episode."""
+
+    answer: Answer
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A syntactically sound call: a name and a JSON object of arguments."""
+
+    name: str
+    arguments: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class ToolRequest:
+    """The round asks for a tool. A call that is not sound is carried as a failure, for the tool to answer."""
+
+    call: ToolCall | ParseFailure
+    span: Span
+    recommendation: Answer | None
+
+
+@dataclass(frozen=True)
+class ParsedRound:
+    """What a round's text says.
+
+    Attributes:
+        snapshot: The snapshot element, if there is exactly one.
+        think: The think element, if there is exactly one.
+        ending: What the round asks for, or why that cannot be told.
+        failures: Every departure from the form, in order of position; empty in a well-formed round.
+    """
+
+    snapshot: Element | None
+    think: Element | None
+    ending: FinalAnswer | ToolRequest | ParseFailure
+    failures: tuple[ParseFailure, ...]
+
+    @property
+    def well_formed(self) -> bool:
+        """Tags, order, answer syntax and tool syntax are all as the form wants."""
+        return not self.failures
+
+
+_TAG_NAMES = {
+    "snapshot": "snapshot",
+    "think": "think",
+    "recommendanswer": "recommend",
+    "answer": "answer",
+    "finalanswer": "answer",
+    "tool_call": "tool_call",
+}
+_TAG = re.compile(
+    r"<\s*(?P<close>/?)\s*(?P<name>snapshot|think|recommend\s*answer|final\s*answer|answer|tool_call)\s*>",
+    re.IGNORECASE,
+)
+_ORDER = {"snapshot": 0, "think": 1, "recommend": 2, "tool_call": 3, "answer": 3}
+_PAIR = re.compile(r"\s*([A-Za-z]{2})\s*=\s*([0-9])\s*")
+
+
+def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:
+    """Splits a text into non-nested elements; everything that is not one is a failure."""
+    elements: list[Element] = []
+    failures: list[ParseFailure] = []
+    opened: tuple[str, Span] | None = None
+    outside_from = 0
+
+    def outside(until: int) -> None:
+        chunk = text[outside_from:until]
+        if chunk.strip():
+            start = outside_from + len(chunk) - len(chunk.lstrip())
+            span = Span(start, outside_from + len(chunk.rstrip()))
+            failures.append(ParseFailure(FailureReason.TEXT_OUTSIDE_TAGS, span, "text outside every tag"))
+
+    for match in _TAG.finditer(text):
+        name = _TAG_NAMES[re.sub(r"\s+", "", match["name"].lower())]
+        here = Span(match.start(), match.end())
+        if opened is None:
+            outside(here.start)
+            outside_from = here.end
+            if match["close"]:
+                message = f"</{name}> closes nothing"
+                failures.append(ParseFailure(FailureReason.STRAY_CLOSING_TAG, here, message))
+            else:
+                opened = (name, here)
+        elif match["close"] and name == opened[0]:
+            elements.append(Element(name, Span(opened[1].start, here.end), Span(opened[1].end, here.start)))
+            opened, outside_from = None, here.end
+        else:
+            message = f"<{'/' if match['close'] else ''}{name}> inside <{opened[0]}>"
+            failures.append(ParseFailure(FailureReason.NESTED_TAG, here, message))
+    if opened is not None:
+        span = Span(opened[1].start, len(text))
+        failures.append(ParseFailure(FailureReason.UNCLOSED_TAG, span, f"<{opened[0]}> is never closed"))
+    else:
+        outside(len(text))
+    return elements, failures
+
+
+def _syntax(span: Span, message: str) -> ParseFailure:
+    return ParseFailure(FailureReason.ANSWER_SYNTAX, span, message)
+
+
+def parse_answer(text: str, content: Span, span: Span) -> Answer | ParseFailure:
+    """Reads `TA=1, VQ=0, MQ=2, OA=1[, CF=2]`, in any order and spacing, each code exactly once."""
+    values: dict[str, int] = {}
+    for part in text[content.start : content.end].split(","):
+        match = _PAIR.fullmatch(part)
+        if match is None:
+            return _syntax(span, f"got {part.strip()[:40]!r}, wanted CODE=NUMBER")
+        code, value = match[1].upper(), int(match[2])
+        allowed = (1, 2, 3) if code == "CF" else (0, 1, 2)
+        if code != "CF" and code not in Dimension.__members__:
+            return _syntax(span, f"got code {code}, allowed: TA, VQ, MQ, OA, CF")
+        if code in values:
+            return _syntax(span, f"{code} is given twice")
+        if value not in allowed:
+            return _syntax(span, f"{code}: got {value}, allowed: {', '.join(map(str, allowed))}")
+        values[code] = value
+    missing = [d.value for d in Dimension if d.value not in values]
+    if missing:
+        return _syntax(span, f"missing {', '.join(missing)}")
+    confidence = Confidence(values["CF"]) if "CF" in values else None
+    return Answer(Judgments(**{d.value: Preference(values[d.value]) for d in Dimension}), confidence, span)
+
+
+def parse_tool_call(raw: str, span: Span) -> ToolCall | ParseFailure:
+    """Reads `{"name": …, "arguments": {…}}`. Hostile JSON comes back as a failure, never as an error."""
+    problem = None
+    data: object = None
+    if len(raw) > MAX_TOOL_CALL_CHARS:
+        problem = f"got {len(raw)} characters, allowed: up to {MAX_TOOL_CALL_CHARS}"
+    else:
+        try:
+            data = json.loads(raw)
+        except RecursionError:
+            problem = "nested too deeply"
+        except ValueError as error:
+            problem = f"not JSON ({str(error)[:80]})"
+    if problem is None and not isinstance(data, dict):
+        problem = 'not a JSON object with "name" and "arguments"'
+    if problem is None and isinstance(data, dict):
+        name, arguments = data.get("name"), data.get("arguments")
+        if set(data) == {"name", "arguments"} and isinstance(name, str) and isinstance(arguments, dict):
+            return ToolCall(name, arguments)
+        problem = 'wanted exactly "name" (a string) and "arguments" (an object)'
+    return ParseFailure(FailureReason.TOOL_SYNTAX, span, f"tool call: {problem}")
+
+
+def _ending(
+    text: str, found: dict[str, list[Element]], failures: list[ParseFailure]
+) -> FinalAnswer | ToolRequest | ParseFailure:
+    """Decides what the round asks for; adds the failures that deciding brings to light."""
+    recommendation: Answer | None = None
+    if found["recommend"]:
+        element = found["recommend"][0]
+        read = parse_answer(text, element.content, element.span)
+        if isinstance(read, ParseFailure):
+            failures.append(read)
+        else:
+            recommendation = read if len(found["recommend"]) == 1 else None
+            if read.confidence is None:
+                message = "the recommended answer has no CF"
+                failures.append(ParseFailure(FailureReason.MISSING_CONFIDENCE, element.span, message))
+    endings = found["answer"] + found["tool_call"]
+    if not endings:
+        failure = ParseFailure(
+            FailureReason.NO_ENDING, Span(len(text), len(text)), "neither an answer nor a tool call"
+        )
+    elif len(endings) > 1:
+        span = Span(min(e.span.start for e in endings), max(e.span.end for e in endings))
+        failure = ParseFailure(FailureReason.TWO_ENDINGS, span, "more than one answer or tool call")
+    elif found["answer"]:
+        element = endings[0]
+        if found["recommend"]:
+            message = "a recommended answer goes with a tool call, not with an answer"
+            failures.append(ParseFailure(FailureReason.WRONG_ORDER, found["recommend"][0].span, message))
+        answer = parse_answer(text, element.content, element.span)
+        if isinstance(answer, Answer):
+            return FinalAnswer(answer)
+        failure = answer
+    else:
+        element = endings[0]
+        if not found["recommend"]:
+            message = "a tool call wants a recommended answer before it"
+            failures.append(ParseFailure(FailureReason.MISSING_RECOMMENDATION, element.span, message))
+        call = parse_tool_call(text[element.content.start : element.content.end], element.span)
+        if isinstance(call, ParseFailure):
+            failures.append(call)
+        return ToolRequest(call, element.span, recommendation)
+    failures.append(failure)
+    return failure
+
+
+def parse_round(text: str) -> ParsedRound:
+    """Parses one round's text. Never raises; see the module's docstring for what it promises."""
+    elements, failures = _scan(text)
+    found: dict[str, list[Element]] = {name: [] for name in _ORDER}
+    for element in elements:
+        found[element.tag].append(element)
+    for tag in ("snapshot", "think", "recommend"):
+        for element in found[tag][1:]:
+            failures.append(ParseFailure(FailureReason.DUPLICATE_TAG, element.span, f"a second <{tag}>"))
+    start = Span(0, 0)
+    if not found["snapshot"]:
+        failures.append(ParseFailure(FailureReason.MISSING_SNAPSHOT, start, "no <snapshot>"))
+    if not found["think"]:
+        failures.append(ParseFailure(FailureReason.MISSING_THINK, start, "no <think>"))
+    ranks = [_ORDER[element.tag] for element in elements]
+    for element, before, rank in zip(elements[1:], ranks, ranks[1:], strict=False):
+        if rank < before:
+            message = f"<{element.tag}> comes too late"
+            failures.append(ParseFailure(FailureReason.WRONG_ORDER, element.span, message))
+    # A nested or unclosed tag can hide a second answer: with one of them about, no ending is sure.
+    hidden = [f for f in failures if f.reason in (FailureReason.NESTED_TAG, FailureReason.UNCLOSED_TAG)]
+    ending = _ending(text, found, failures)
+    if hidden and isinstance(ending, FinalAnswer):
+        ending = hidden[0]
+    failures.sort(key=lambda failure: (failure.span, failure.reason))
+    return ParsedRound(
+        snapshot=found["snapshot"][0] if len(found["snapshot"]) == 1 else None,
+        think=found["think"][0] if len(found["think"]) == 1 else None,
+        ending=ending,
+        failures=tuple(failures),
+    )

@@ -1,0 +1,199 @@
+"""Prompts: jinja2 templates rendered into messages of text and frame segments.
+
+Three templates make every prompt: `system.jinja`, `first_input.jinja`, `outcome.jinja`. The package
+ships defaults; a checkpoint's folder or a user may bring others, so that a checkpoint trained with
+another wording runs with that wording.
+
+Templates are untrusted (they come with checkpoints), so they run in jinja2's sandbox; captions are
+untrusted too, so where a frame goes is marked by NUL-delimited marks, which no caption can hold
+because NULs are removed from it, and engines encode all text without reading special tokens in it.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vrthinker.engine.base import FrameSegment, Message, Role, Segment, TextSegment
+from vrthinker.episode.dimensions import DimensionText
+from vrthinker.errors import InputError
+
+if TYPE_CHECKING:
+    import jinja2
+
+TEMPLATE_NAMES = ("system", "first_input", "outcome")
+MAX_TEMPLATE_BYTES = 65_536
+MAX_CAPTION_CHARS = 20_000
+_MARK = re.compile("\0(\\d{1,9})\0")
+
+
+@dataclass(frozen=True)
+class PromptFrame:
+    """A frame as templates see it: print `image` where the frame goes."""
+
+    frame_number: int
+    video: int
+    frame_index: int
+    pts_seconds: float
+
+    @property
+    def image(self) -> str:
+        """The mark that becomes the frame."""
+        return f"\0{self.frame_number}\0"
+
+
+@dataclass(frozen=True)
+class PromptContext:
+    """What every template may use."""
+
+    n_frames: int
+    n_frames_1: int
+    max_frames: int
+    max_rounds: int
+    window: int | None
+    dimensions: tuple[DimensionText, ...]
+    tools: tuple[Mapping[str, Any], ...]
+
+
+class PromptTemplates:
+    """The three templates, compiled once.
+
+    Raises:
+        InputError: A template is missing, too large, or not valid jinja2.
+    """
+
+    def __init__(self, sources: Mapping[str, str]) -> None:
+        from jinja2 import StrictUndefined, TemplateSyntaxError
+        from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+        environment = ImmutableSandboxedEnvironment(
+            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        )
+        # jinja2's own tojson escapes for HTML; a prompt wants plain JSON.
+        environment.filters["tojson"] = _to_json
+        self.sources = dict(sources)
+        self._templates: dict[str, jinja2.Template] = {}
+        for name in TEMPLATE_NAMES:
+            if name not in sources:
+                raise InputError(f"prompt template {name}.jinja: missing; wanted {', '.join(TEMPLATE_NAMES)}")
+            try:
+                self._templates[name] = environment.from_string(sources[name])
+            except TemplateSyntaxError as error:
+                raise InputError(f"prompt template {name}.jinja: line {error.lineno}: {error.message}") from None
+
+    @classmethod
+    def load(cls, folder: Path | None = None) -> PromptTemplates:
+        """Reads templates from a folder; the package's default stands in for each that is missing there."""
+        sources = {}
+        for name in TEMPLATE_NAMES:
+            path = (folder or DEFAULT_TEMPLATES) / f"{name}.jinja"
+            if not path.is_file():
+                path = DEFAULT_TEMPLATES / f"{name}.jinja"
+            size = path.stat().st_size
+            if size > MAX_TEMPLATE_BYTES:
+                raise InputError(f"{path}: got {size} bytes, allowed: up to {MAX_TEMPLATE_BYTES}")
+            try:
+                sources[name] = path.read_text("utf-8")
+            except UnicodeDecodeError:
+                raise InputError(f"{path}: not UTF-8 text") from None
+        return cls(sources)
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the wording, for records that must not mix wordings."""
+        import hashlib
+
+        joined = "\0".join(self.sources[name] for name in TEMPLATE_NAMES)
+        return hashlib.sha256(joined.encode()).hexdigest()
+
+    def save(self, folder: Path) -> None:
+        """Writes the templates where `load` reads them."""
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, source in self.sources.items():
+            (folder / f"{name}.jinja").write_text(source, "utf-8")
+
+    def first_input(
+        self,
+        context: PromptContext,
+        caption: str,
+        frames: Sequence[PromptFrame],
+        segments: Mapping[int, FrameSegment],
+        *,
+        last_round: bool,
+    ) -> tuple[Message, ...]:
+        """X = [V, T] (method section 2): the system message and the task with the first frames.
+
+        Raises:
+            InputError: The caption is too long, or a template fails to render.
+        """
+        if len(caption) > MAX_CAPTION_CHARS:
+            raise InputError(f"caption: got {len(caption)} characters, allowed: up to {MAX_CAPTION_CHARS}")
+        extra = {"caption": clean(caption), "frames": frames, "last_round": last_round}
+        return (
+            self._message("system", "system", context, {}, {}),
+            self._message("first_input", "user", context, extra, segments),
+        )
+
+    def outcome(
+        self,
+        context: PromptContext,
+        frames: Sequence[PromptFrame],
+        segments: Mapping[int, FrameSegment],
+        *,
+        error: str | None,
+        last_round: bool,
+    ) -> Message:
+        """The tool outcome o_t as a message. Frames without a segment leave only their label (p = 0)."""
+        extra = {
+            "frames": frames,
+            "error": None if error is None else clean(error),
+            "last_round": last_round,
+        }
+        return self._message("outcome", "user", context, extra, segments)
+
+    def _message(
+        self,
+        name: str,
+        role: Role,
+        context: PromptContext,
+        extra: Mapping[str, Any],
+        segments: Mapping[int, FrameSegment],
+    ) -> Message:
+        from jinja2 import TemplateError
+
+        try:
+            rendered = self._templates[name].render(**vars(context), **extra)
+        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
+            raise InputError(f"prompt template {name}.jinja: {str(error)[:200]}") from None
+        return Message(role, _split(rendered.strip(), segments))
+
+
+DEFAULT_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def clean(text: str) -> str:
+    """Removes NULs (they delimit frame marks) and makes lone surrogates printable."""
+    return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
+
+
+def _to_json(value: object) -> str:
+    import json
+
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _split(rendered: str, segments: Mapping[int, FrameSegment]) -> tuple[Segment, ...]:
+    """Cuts a rendered template at its frame marks."""
+    parts: list[Segment] = []
+    pieces = _MARK.split(rendered)
+    for index, piece in enumerate(pieces):
+        if index % 2:
+            segment = segments.get(int(piece))
+            if segment is not None:
+                parts.append(segment)
+        elif piece:
+            parts.append(TextSegment(piece))
+    return tuple(parts)

@@ -1,0 +1,203 @@
+"""The one loop: engine x workspaces -> trajectories.
+
+Episodes advance independently: as soon as one's round is read and its frames are decoded, its next
+round is submitted, while others are still being written. Clips open and frames decode on threads, so
+that an engine with work in hand does not wait for pixels. A failure ends its own episode, never the
+run: it comes out as a trajectory without judgments, or as the error that kept the item from starting.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+
+from vrthinker.engine.base import Engine, Message, RoundRequest, RoundResult, Session
+from vrthinker.episode.episode import Episode, EpisodeItem
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.tools import ToolRegistry
+from vrthinker.episode.trajectory import StopReason, Trajectory
+from vrthinker.errors import EngineError, InputError, VRThinkerError
+
+DECODE_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Finished:
+    """One item's end: a trajectory, or the error that kept it from starting."""
+
+    item: EpisodeItem
+    trajectory: Trajectory | None
+    error: VRThinkerError | None = None
+
+
+class EpisodeRunner:
+    """Runs episodes on an engine.
+
+    Args:
+        engine: What writes the rounds.
+        settings: Limits, window, sampling.
+        templates: Prompts; the package's by default.
+        tools: The tool registry; `select_frames` by default.
+        concurrency: Most episodes under way at once; the engine's `max_sessions` by default.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: EpisodeSettings | None = None,
+        *,
+        templates: PromptTemplates | None = None,
+        tools: ToolRegistry | None = None,
+        concurrency: int | None = None,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings or EpisodeSettings()
+        self.templates = templates or PromptTemplates.load()
+        self.tools = tools or ToolRegistry()
+        self.concurrency = min(concurrency or engine.max_sessions, engine.max_sessions)
+
+    def run(self, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
+        """Yields items as they finish (not in order). Takes items lazily, as room frees up.
+
+        Closing the generator early closes the sessions under way.
+        """
+        loop = _Loop(self, iter(items))
+        try:
+            yield from loop.run()
+        finally:
+            loop.shut_down()
+
+    def run_one(self, item: EpisodeItem) -> Trajectory:
+        """Runs a single episode.
+
+        Raises:
+            InputError: The item cannot be judged (bad clip, caption, template).
+            EngineError: The engine refused the session.
+        """
+        (finished,) = self.run([item])
+        if finished.trajectory is None:
+            assert finished.error is not None
+            raise finished.error
+        return finished.trajectory
+
+
+class _Loop:
+    """State of one `run`: which episodes open, decode, or are being written."""
+
+    def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem]) -> None:
+        self.runner, self.items = runner, items
+        self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="vrthinker-decode")
+        self.opening: dict[Future[tuple[Episode, tuple[Message, ...]]], EpisodeItem] = {}
+        self.decoding: dict[Future[None], tuple[Session, Episode]] = {}
+        self.writing: dict[int, tuple[Session, Episode]] = {}
+        self.exhausted = False
+
+    @property
+    def under_way(self) -> int:
+        return len(self.opening) + len(self.decoding) + len(self.writing)
+
+    def run(self) -> Iterator[Finished]:
+        while True:
+            self._take_items()
+            yield from self._advance_decodes(block=not self.writing)
+            if self.writing:
+                results = self.runner.engine.collect()
+                if not results:
+                    raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
+                for result in results:
+                    yield from self._read(result)
+            elif not self.under_way and self.exhausted:
+                return
+
+    def _take_items(self) -> None:
+        while not self.exhausted and self.under_way < self.runner.concurrency:
+            try:
+                item = next(self.items)
+            except StopIteration:
+                self.exhausted = True
+            else:
+                self.opening[self.pool.submit(self._open, item)] = item
+
+    def _open(self, item: EpisodeItem) -> tuple[Episode, tuple[Message, ...]]:
+        runner = self.runner
+        episode = Episode(
+            item,
+            item.open_workspace(),
+            runner.settings,
+            runner.templates,
+            runner.tools,
+            runner.engine.name,
+            runner.engine.policy_version,
+        )
+        return episode, episode.first_input()
+
+    def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
+        """Moves what has been decoded on to the engine; waits for something only if nothing is being written."""
+        waiting = [*self.opening, *self.decoding]
+        if not waiting:
+            return
+        done, _ = wait(waiting, timeout=None if block else 0, return_when=FIRST_COMPLETED)
+        for future in done:
+            if future in self.opening:
+                yield from self._start(future, self.opening.pop(future))  # type: ignore[arg-type]
+            else:
+                session, episode = self.decoding.pop(future)  # type: ignore[arg-type]
+                error = future.exception()
+                if error is None:
+                    yield from self._next_round(session, episode)
+                else:
+                    yield from self._failed_decode(session, episode, error)
+
+    def _start(
+        self, opened: Future[tuple[Episode, tuple[Message, ...]]], item: EpisodeItem
+    ) -> Iterator[Finished]:
+        try:
+            episode, first_input = opened.result()
+            session = self.runner.engine.open(first_input, seed=item.seed)
+        except VRThinkerError as error:
+            yield Finished(item, None, error)
+            return
+        self._submit(session, episode)
+
+    def _read(self, result: RoundResult) -> Iterator[Finished]:
+        session, episode = self.writing.pop(result.session.id)
+        numbers = episode.receive(result)
+        if episode.outcome is not None:
+            yield self._finish(session, episode)
+        elif numbers:
+            self.decoding[self.pool.submit(episode.workspace.prefetch, numbers)] = (session, episode)
+        else:
+            yield from self._next_round(session, episode)
+
+    def _next_round(self, session: Session, episode: Episode) -> Iterator[Finished]:
+        try:
+            episode.show_outcome()
+        except InputError as error:
+            episode.fail(StopReason.ENGINE_ERROR, str(error))
+            yield self._finish(session, episode)
+            return
+        self._submit(session, episode)
+
+    def _failed_decode(
+        self, session: Session, episode: Episode, error: BaseException
+    ) -> Iterator[Finished]:
+        if not isinstance(error, VRThinkerError):
+            raise error
+        episode.fail(StopReason.VIDEO_ERROR, str(error))
+        yield self._finish(session, episode)
+
+    def _submit(self, session: Session, episode: Episode) -> None:
+        entry, new, limits = episode.enter_round()
+        self.writing[session.id] = (session, episode)
+        self.runner.engine.submit(RoundRequest(session, new, entry.expired, limits))
+
+    def _finish(self, session: Session, episode: Episode) -> Finished:
+        self.runner.engine.close(session)
+        return Finished(episode.item, episode.trajectory())
+
+    def shut_down(self) -> None:
+        self.pool.shutdown(wait=True, cancel_futures=True)
+        for session, _ in [*self.writing.values(), *self.decoding.values()]:
+            self.runner.engine.close(session)

@@ -1,0 +1,249 @@
+"""Trajectories: one episode's rounds as a versioned record, one JSON line each.
+
+A trajectory holds what a report, a reward and a training forward need, and no pixels: texts, the
+sampled ids with their logprobs (never re-tokenised), which frames were live in each round (copied from
+the visibility record), tool outcomes, and the verdict. Frames are references: file, frame index, time.
+A record that is written and read back is equal to the first.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Iterable, Iterator
+from pathlib import Path
+from typing import Literal
+
+from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+
+from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
+from vrthinker.episode.dimensions import Confidence, Judgments
+from vrthinker.episode.grammar import FailureReason
+from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.tools import ToolErrorKind
+from vrthinker.errors import InputError
+from vrthinker.visibility import ShownFrame
+
+SCHEMA_VERSION = 1
+MAX_LINE_BYTES = 64 << 20
+
+
+class StopReason(enum.StrEnum):
+    """Why an episode ended. Only `ANSWERED` comes with judgments."""
+
+    ANSWERED = "answered"
+    """A round gave a final answer."""
+    ROUND_LIMIT = "round_limit"
+    """The last allowed round asked for frames instead of answering."""
+    TOKEN_LIMIT = "token_limit"
+    """A round reached its token limit before its ending."""
+    UNPARSEABLE = "unparseable"
+    """A round has neither a readable answer nor a tool call, or more than one."""
+    CONTEXT_LIMIT = "context_limit"
+    """The context would have outgrown the model."""
+    VIDEO_ERROR = "video_error"
+    """A frame that was asked for does not decode."""
+    ENGINE_ERROR = "engine_error"
+    """The engine failed."""
+    BAD_INPUT = "bad_input"
+    """The item could not start: its caption, dataset or prompt template cannot be used."""
+
+
+class _Record(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
+
+class VideoRecord(_Record):
+    """One clip as it was judged."""
+
+    path: str
+    codec: str
+    width: int
+    height: int
+    n_frames: int
+    fps: float
+    duration_seconds: float
+    is_variable_frame_rate: bool
+    truncated: str | None
+
+
+class FrameRecord(_Record):
+    """Where a frame number of the workspace comes from."""
+
+    frame_number: int
+    video: Literal[1, 2]
+    frame_index: int
+    pts_seconds: float
+    height: int
+    width: int
+
+
+class TextRecord(_Record):
+    """A text segment of a message."""
+
+    text: str
+
+
+class FrameSegmentRecord(_Record):
+    """A frame segment of a message; `frame_number` points into `Trajectory.frames`."""
+
+    outcome: int
+    frame_number: int
+
+
+class MessageRecord(_Record):
+    """A turn the model did not write."""
+
+    role: Role
+    segments: tuple[TextRecord | FrameSegmentRecord, ...]
+
+    @classmethod
+    def of(cls, message: Message) -> MessageRecord:
+        """The record of an engine message."""
+        return cls(
+            role=message.role,
+            segments=tuple(
+                FrameSegmentRecord(outcome=segment.shown.outcome, frame_number=segment.shown.frame_number)
+                if isinstance(segment, FrameSegment)
+                else TextRecord(text=segment.text)
+                for segment in message.segments
+            ),
+        )
+
+
+class FailureRecord(_Record):
+    """One departure of a round from the form."""
+
+    reason: FailureReason
+    start: int
+    end: int
+    message: str
+
+
+class RecommendationRecord(_Record):
+    """A recommended answer."""
+
+    judgments: Judgments
+    confidence: Confidence | None
+
+
+class ToolRecord(_Record):
+    """What a tool call got back. `error` is null when frames were shown."""
+
+    name: str | None
+    frame_numbers: tuple[int, ...]
+    error_kind: ToolErrorKind | None
+    error: str | None
+
+
+class RoundRecord(_Record):
+    """One round: what was visible, what was written, what came back.
+
+    `live` and `expired` are (outcome, frame_number) pairs, copied from the visibility record.
+    `outcome_messages` are the messages that the next round's context gains.
+    """
+
+    round_number: int
+    live: tuple[ShownFrame, ...]
+    expired: tuple[ShownFrame, ...]
+    text: str
+    token_ids: tuple[int, ...] | None
+    logprobs: tuple[float, ...] | None
+    finish_reason: FinishReason
+    prompt_tokens: int | None
+    prefilled_tokens: int | None
+    failures: tuple[FailureRecord, ...]
+    recommendation: RecommendationRecord | None
+    tool: ToolRecord | None
+    outcome_messages: tuple[MessageRecord, ...]
+
+    @property
+    def well_formed(self) -> bool:
+        """No departure from the form."""
+        return not self.failures
+
+
+class Outcome(_Record):
+    """How the episode ended. Judgments are null exactly when `reason` says why."""
+
+    judgments: Judgments | None
+    confidence: Confidence | None
+    stop_reason: StopReason
+    reason: str | None
+
+    @model_validator(mode="after")
+    def _null_has_a_reason(self) -> Outcome:
+        if (self.judgments is None) != (self.reason is not None):
+            raise ValueError("judgments and reason: exactly one of them must be null")
+        if (self.stop_reason is StopReason.ANSWERED) != (self.judgments is not None):
+            raise ValueError(f"stop_reason: {self.stop_reason} does not fit the judgments")
+        return self
+
+
+class Trajectory(_Record):
+    """One episode of rounds, from the first input to the outcome."""
+
+    schema_version: Literal[1] = SCHEMA_VERSION
+    id: str
+    prompt: str
+    dataset: str | None
+    videos: tuple[VideoRecord, VideoRecord]
+    n_frames: int
+    n_frames_1: int
+    frames: tuple[FrameRecord, ...]
+    settings: EpisodeSettings
+    engine: str
+    policy_version: int
+    seed: int
+    first_input: tuple[MessageRecord, ...]
+    rounds: tuple[RoundRecord, ...]
+    outcome: Outcome
+    notes: tuple[str, ...]
+    latency_seconds: float
+
+    @property
+    def tool_calls(self) -> int:
+        """Tool calls that showed frames."""
+        return sum(1 for r in self.rounds if r.tool is not None and r.tool.error_kind is None)
+
+    @property
+    def frames_seen(self) -> tuple[int, ...]:
+        """Distinct frame numbers that were live in some round, ascending."""
+        return tuple(sorted({shown.frame_number for r in self.rounds for shown in r.live}))
+
+    @property
+    def well_formed(self) -> bool:
+        """Every round has the right form (the format reward's condition, method section 4)."""
+        return bool(self.rounds) and all(r.well_formed for r in self.rounds)
+
+
+def dump_line(trajectory: Trajectory) -> str:
+    """A trajectory as one JSON line, newline included."""
+    return trajectory.model_dump_json() + "\n"
+
+
+def load_trajectories(path: Path | str) -> Iterator[Trajectory]:
+    """Reads a JSONL file of trajectories, one at a time.
+
+    Raises:
+        InputError: The file is missing, or a line is not a trajectory of a known version; the message
+            names file and line.
+    """
+    try:
+        with open(path, "rb") as lines:
+            yield from _parse_lines(path, lines)
+    except OSError as error:
+        raise InputError(f"{path}: {error.strerror or error}") from None
+
+
+def _parse_lines(path: Path | str, lines: Iterable[bytes]) -> Iterator[Trajectory]:
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        if len(line) > MAX_LINE_BYTES:
+            raise InputError(f"{path}:{number}: got {len(line)} bytes, allowed: up to {MAX_LINE_BYTES}")
+        try:
+            yield Trajectory.model_validate_json(line)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(map(str, first["loc"])) or "(line)"
+            raise InputError(f"{path}:{number}: {where}: {first['msg']}") from None

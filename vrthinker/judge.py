@@ -1,0 +1,251 @@
+"""`Judge`, the front door: a caption and two clips in, a verdict out.
+
+A judge is an engine, a checkpoint's settings and prompts, and a video reader. A verdict says which video
+is better per dimension, or, where it cannot, says null and why; it never makes a judgment up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from os import PathLike
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from vrthinker.episode.dimensions import Confidence, Judgments, Preference
+from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.runner import EpisodeRunner, Finished
+from vrthinker.episode.settings import PROMPTS_FOLDER, EpisodeSettings, JudgeSettings, load_judge_settings
+from vrthinker.episode.trajectory import StopReason, Trajectory
+from vrthinker.errors import InputError
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.reader import VideoReader, open_reader
+from vrthinker.video.workspace import Workspace
+
+if TYPE_CHECKING:
+    from vrthinker.data.pairs import Pair
+    from vrthinker.engine.base import Engine
+
+DEFAULT_FRAME_CACHE_BYTES = 1 << 30
+VideoPath = str | PathLike[str]
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """The outcome of one judgment.
+
+    Attributes:
+        judgments: A preference per dimension, or None when the episode ended without a readable answer.
+        overall: `judgments.OA`, or None.
+        confidence: What the model said of its own answer, if it said so.
+        rounds: Rounds written.
+        tool_calls: Calls that showed frames.
+        frames_seen: Distinct frame numbers the model saw, ascending.
+        stop_reason: Why the episode ended.
+        reason: Why there are no judgments; None when there are.
+        notes: What a reader of the verdict should know (a truncated clip, random weights).
+        trajectory: The full record of the episode.
+    """
+
+    judgments: Judgments | None
+    overall: Preference | None
+    confidence: Confidence | None
+    rounds: int
+    tool_calls: int
+    frames_seen: tuple[int, ...]
+    stop_reason: StopReason
+    reason: str | None
+    notes: tuple[str, ...]
+    trajectory: Trajectory
+
+    @classmethod
+    def of(cls, trajectory: Trajectory, note: str | None = None) -> Verdict:
+        """The verdict that a finished trajectory holds."""
+        judgments = trajectory.outcome.judgments
+        return cls(
+            judgments=judgments,
+            overall=judgments.OA if judgments is not None else None,
+            confidence=trajectory.outcome.confidence,
+            rounds=len(trajectory.rounds),
+            tool_calls=trajectory.tool_calls,
+            frames_seen=trajectory.frames_seen,
+            stop_reason=trajectory.outcome.stop_reason,
+            reason=trajectory.outcome.reason,
+            notes=(*trajectory.notes, *((note,) if note else ())),
+            trajectory=trajectory,
+        )
+
+
+class Judge:
+    """Judges pairs of clips.
+
+    Args:
+        engine: What writes the rounds.
+        settings: Sizes, limits, window; usually a checkpoint's own.
+        templates: Prompts; the package's by default.
+        reader: Decoder; the machine's default one by default.
+        frame_cache_bytes: Limit on decoded frames kept in memory.
+    """
+
+    def __init__(
+        self,
+        engine: Engine,
+        settings: JudgeSettings | None = None,
+        *,
+        templates: PromptTemplates | None = None,
+        reader: VideoReader | None = None,
+        frame_cache_bytes: int = DEFAULT_FRAME_CACHE_BYTES,
+    ) -> None:
+        self.engine = engine
+        self.settings = settings or JudgeSettings()
+        self.templates = templates or PromptTemplates.load()
+        self._reader = reader or open_reader()
+        self._cache = FrameCache(frame_cache_bytes)
+        self._runner = EpisodeRunner(engine, self.settings.episode, templates=self.templates)
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        model: str | Path,
+        *,
+        device: str | None = None,
+        dtype: str | None = None,
+        batch_size: int = 8,
+        templates: VideoPath | None = None,
+        max_pixels: int | None = None,
+        **episode_settings: Any,
+    ) -> Judge:
+        """Loads a Qwen2.5-VL or Qwen3-VL checkpoint with its own settings and prompts.
+
+        Args:
+            model: A checkpoint folder or a hub id.
+            device: `cpu`, `cuda`, `cuda:1`; a GPU when there is one, by default.
+            dtype: `float32` or `bfloat16`; bfloat16 on a GPU, float32 on a CPU, by default.
+            batch_size: How many episodes advance together.
+            templates: A folder of jinja2 templates instead of the checkpoint's.
+            max_pixels: Most pixels of a frame, instead of the checkpoint's.
+            **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
+
+        Raises:
+            InputError: The checkpoint, a template or a setting cannot be used.
+        """
+        from vrthinker.engine.hf.engine import HFEngine
+        from vrthinker.engine.hf.model import resolve_checkpoint
+
+        folder = resolve_checkpoint(model)
+        stored = load_judge_settings(folder)
+        prompts = Path(templates) if templates is not None else folder / PROMPTS_FOLDER
+        loaded_templates = _load_templates(prompts, required=templates is not None)
+        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings)
+        engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
+        grid = {"patch_size": engine.model.patch_size, "merge_size": engine.model.merge_size}
+        if stored is None:
+            settings = _override(settings, None, {}, **grid)
+        for name, wanted in grid.items():
+            got = getattr(settings.resize, name)
+            if got != wanted:
+                raise InputError(f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}")
+        return cls(engine, settings, templates=loaded_templates)
+
+    @classmethod
+    def from_endpoint(
+        cls,
+        base_url: str,
+        model: str,
+        *,
+        templates: VideoPath | None = None,
+        max_pixels: int | None = None,
+        engine_options: dict[str, Any] | None = None,
+        **episode_settings: Any,
+    ) -> Judge:
+        """Judges through an OpenAI-compatible server; see `EndpointEngine` for `engine_options`.
+
+        Raises:
+            InputError: The address, a template or a setting cannot be used.
+        """
+        from vrthinker.engine.endpoint import EndpointEngine
+
+        loaded_templates = _load_templates(Path(templates) if templates else None, required=True)
+        settings = _override(JudgeSettings(), max_pixels, episode_settings)
+        engine = EndpointEngine(base_url, model, **(engine_options or {}))
+        return cls(engine, settings, templates=loaded_templates)
+
+    def __call__(
+        self,
+        prompt: str,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        *,
+        dataset: str | None = None,
+        seed: int = 0,
+    ) -> Verdict:
+        """Judges one pair.
+
+        Args:
+            prompt: The caption that both videos were made from.
+            video_1: The first clip (a file, or a folder of images).
+            video_2: The second clip.
+            dataset: Whose names of the dimensions the prompt takes; the checkpoint's by default.
+            seed: For sampling; greedy episodes do not use it.
+
+        Raises:
+            VideoError: A clip cannot be read.
+            InputError: The caption or an option cannot be used.
+        """
+        item = self._item("pair", prompt, video_1, video_2, dataset, seed)
+        return Verdict.of(self._runner.run_one(item), self.settings.note)
+
+    def judge_pairs(self, pairs: Iterable[Pair], *, seed: int = 0) -> Iterator[Finished]:
+        """Judges many pairs, `batch_size` at a time, and yields each as it finishes (not in order).
+
+        An item that cannot start comes out with its error; it never stops the others.
+        """
+        yield from self._runner.run(
+            self._item(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset, seed) for pair in pairs
+        )
+
+    def _item(
+        self, item_id: str, prompt: str, video_1: VideoPath, video_2: VideoPath, dataset: str | None, seed: int
+    ) -> EpisodeItem:
+        episode = self.settings.episode
+
+        def open_workspace() -> Workspace:
+            return Workspace.open(
+                video_1,
+                video_2,
+                reader=self._reader,
+                resize=self.settings.resize,
+                cache=self._cache,
+                max_fps=episode.max_fps,
+                tolerate_truncation=episode.tolerate_truncation,
+            )
+
+        return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
+
+
+def _load_templates(folder: Path | None, *, required: bool) -> PromptTemplates:
+    if folder is not None and required and not folder.is_dir():
+        raise InputError(f"{folder}: not a folder of prompt templates")
+    return PromptTemplates.load(folder)
+
+
+def _override(
+    settings: JudgeSettings, max_pixels: int | None, episode_settings: dict[str, Any], **resize: Any
+) -> JudgeSettings:
+    """Applies overrides through validation, so that a bad value is one clear line."""
+    from pydantic import ValidationError
+
+    try:
+        episode = EpisodeSettings.model_validate({**settings.episode.model_dump(), **episode_settings})
+        sizes = {**settings.resize.model_dump(), **resize}
+        if max_pixels is not None:
+            sizes["max_pixels"] = max_pixels
+            sizes["min_pixels"] = min(sizes["min_pixels"], max_pixels)
+        return settings.model_copy(
+            update={"episode": episode, "resize": type(settings.resize).model_validate(sizes)}
+        )
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "settings"
+        raise InputError(f"{where}: got {first.get('input')!r}: {first['msg']}") from None

@@ -1,0 +1,172 @@
+"""Judging a pairs file into a results file: resumable, shared by processes, failures kept apart.
+
+Pairs are claimed one at a time as the judge has room, so several processes over one results file split
+the work. A pair that fails is recorded with a null judgment and its reason; it never counts as a
+verdict. Pairs that another live process holds are waited for, and taken over if it dies.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+from vrthinker.data.pairs import Pair
+from vrthinker.data.verdict_log import VerdictLog, VerdictRecord
+from vrthinker.episode.dimensions import Dimension
+from vrthinker.episode.runner import Finished
+from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line
+from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
+from vrthinker.judge import Judge, Verdict
+
+_POLL_SECONDS = 0.5
+
+
+def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
+    """The results line of a finished item, judged or failed."""
+    if finished.trajectory is None:
+        assert finished.error is not None
+        return _failed(finished.item.id, finished.error, judge, seed)
+    return verdict_record(Verdict.of(finished.trajectory, judge.settings.note), finished.item.id)
+
+
+def verdict_record(verdict: Verdict, pair_id: str) -> VerdictRecord:
+    """The results line of a verdict."""
+    trajectory = verdict.trajectory
+    judgment = None
+    if verdict.judgments is not None:
+        judgment = {dimension: int(getattr(verdict.judgments, dimension)) for dimension in Dimension}
+    return VerdictRecord.model_validate(
+        {
+            "id": pair_id,
+            "judgment": judgment,
+            "confidence": None if verdict.confidence is None else int(verdict.confidence),
+            "rounds": verdict.rounds,
+            "tool_calls": verdict.tool_calls,
+            "frames_seen": list(verdict.frames_seen),
+            "stop_reason": verdict.stop_reason.value,
+            "reason": verdict.reason,
+            "notes": list(verdict.notes),
+            "well_formed": trajectory.well_formed if trajectory.rounds else None,
+            "latency_seconds": trajectory.latency_seconds,
+            "prompt_tokens": _total(trajectory, "prompt_tokens"),
+            "sampled_tokens": _sampled(trajectory),
+            "seed": trajectory.seed,
+            "model": trajectory.engine,
+        }
+    )
+
+
+def judge_file(
+    judge: Judge,
+    pairs: Sequence[Pair],
+    log: VerdictLog,
+    *,
+    seed: int = 0,
+    trajectories: Path | None = None,
+    on_record: Callable[[VerdictRecord], None] = lambda record: None,
+    on_wait: Callable[[int], None] = lambda waiting: None,
+) -> None:
+    """Judges every pair that the log does not hold yet, by whatever process, and returns when all are in it.
+
+    Args:
+        judge: The judge.
+        pairs: What to judge.
+        log: Where records go; see `VerdictLog` for what it promises.
+        seed: For sampling.
+        trajectories: A JSONL file that each episode is appended to before its record is. After a kill
+            it may hold an episode that the log lacks; the last line of an id is the one that counts.
+        on_record: Called with each record that this process wrote.
+        on_wait: Called with the number of pairs that other processes hold, while waiting for them.
+    """
+
+    def claimed(wanted: Sequence[Pair]) -> Iterator[Pair]:
+        for pair in wanted:
+            if log.claim(pair.id):
+                yield pair
+
+    by_id = {pair.id: pair for pair in pairs}
+    left = list(pairs)
+    while left:
+        for finished in judge.judge_pairs(claimed(left), seed=seed):
+            record = record_of(finished, judge=judge, seed=seed)
+            if trajectories is not None and finished.trajectory is not None:
+                append_trajectory(trajectories, finished.trajectory)
+            log.append(record)
+            on_record(record)
+        waiting = log.pending(by_id)
+        left = [by_id[pair_id] for pair_id in log.claimable(waiting)]
+        if waiting and not left:
+            on_wait(len(waiting))
+            time.sleep(_POLL_SECONDS)
+            left = [by_id[pair_id] for pair_id in log.pending(by_id)]
+
+
+def append_trajectory(path: Path, trajectory: Trajectory) -> None:
+    """Adds one line to a trajectories file, in one write.
+
+    Raises:
+        InputError: The file cannot be written.
+    """
+    try:
+        with path.open("ab", buffering=0) as stream:
+            stream.write(dump_line(trajectory).encode())
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+
+
+def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+    """What a results file's verdicts depend on, and which keys of it may differ between runs.
+
+    Returns:
+        The configuration (JSON values) and the keys that do not change verdicts.
+    """
+    from vrthinker.provenance import provenance
+
+    run = {
+        "pairs": str(pairs_file.resolve()),
+        "model": judge.engine.name,
+        "settings": judge.settings.model_dump(mode="json"),
+        "templates": judge.templates.digest,
+        "seed": seed,
+        "provenance": provenance(),
+    }
+    return run, ("provenance", "pairs", "settings.note")
+
+
+def _failed(pair_id: str, error: VRThinkerError, judge: Judge, seed: int) -> VerdictRecord:
+    stop = StopReason.BAD_INPUT
+    if isinstance(error, VideoError):
+        stop = StopReason.VIDEO_ERROR
+    elif isinstance(error, EngineError):
+        stop = StopReason.ENGINE_ERROR
+    return VerdictRecord(
+        id=pair_id,
+        judgment=None,
+        confidence=None,
+        rounds=0,
+        tool_calls=0,
+        frames_seen=[],
+        stop_reason=stop.value,
+        reason=str(error),
+        notes=[],
+        well_formed=None,
+        latency_seconds=None,
+        prompt_tokens=None,
+        sampled_tokens=None,
+        seed=seed,
+        model=judge.engine.name,
+    )
+
+
+def _total(trajectory: Trajectory, name: str) -> int | None:
+    counts = [getattr(r, name) for r in trajectory.rounds]
+    return None if not counts or None in counts else sum(counts)
+
+
+def _sampled(trajectory: Trajectory) -> int | None:
+    counts = [None if r.token_ids is None else len(r.token_ids) for r in trajectory.rounds]
+    return None if not counts or None in counts else sum(count or 0 for count in counts)
+
+

@@ -1,0 +1,176 @@
+"""Verdicts, episodes and progress on a terminal. Results go to stdout, everything else to stderr.
+
+Text that a model or a caption wrote is printed as text: no rich markup in it is read, control
+characters do not reach the terminal.
+"""
+
+from __future__ import annotations
+
+import sys
+import textwrap
+from collections import Counter
+from pathlib import Path
+from types import TracebackType
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+from rich.table import Table
+from rich.text import Text
+
+from vrthinker.episode.dimensions import Dimension, Preference, dimension_texts
+
+if TYPE_CHECKING:
+    from vrthinker.data.verdict_log import VerdictRecord
+    from vrthinker.episode.trajectory import RoundRecord
+    from vrthinker.judge import Verdict
+
+_WORDS = {Preference.TIE: "tie", Preference.VIDEO_1: "video 1", Preference.VIDEO_2: "video 2"}
+_LISTED_FAILURES = 20
+
+
+def plain(text: str) -> str:
+    """Text without control characters (escape sequences would run on the terminal)."""
+    return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
+
+
+def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
+    """A small table, or one JSON object."""
+    if as_json:
+        from vrthinker.judge_file import verdict_record
+
+        sys.stdout.write(verdict_record(verdict, verdict.trajectory.id).model_dump_json(indent=2) + "\n")
+        return
+    console = Console(highlight=False)
+    _print_table(console, verdict)
+
+
+def print_episode(verdict: Verdict) -> None:
+    """The whole episode, round by round, and the verdict: what the demo shows."""
+    console = Console(highlight=False, width=min(110, Console().width))
+    trajectory = verdict.trajectory
+    console.print(Text(f"caption: {plain(trajectory.prompt)}"))
+    for number, video in enumerate(trajectory.videos, start=1):
+        first = 1 if number == 1 else trajectory.n_frames_1 + 1
+        last = trajectory.n_frames_1 if number == 1 else trajectory.n_frames
+        size = f"{video.width}x{video.height}"
+        line = f"video {number}: {video.n_frames} frames, {video.fps:g} fps, {size}, numbered {first} to {last}"
+        console.print(Text(line))
+    for record in trajectory.rounds:
+        _print_round(console, record)
+    console.print()
+    _print_table(console, verdict)
+
+
+class FileProgress:
+    """A bar on a terminal, a line every so often elsewhere; the failures and counts at the end.
+
+    Args:
+        total: Pairs in the file.
+        done: Pairs that were recorded before this run.
+    """
+
+    def __init__(self, total: int, *, done: int) -> None:
+        self._total, self._count, self._waiting = total, done, False
+        console = Console(stderr=True)
+        self._bar: Progress | None = None
+        if console.is_terminal:
+            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            self._bar = Progress(*columns, console=console)
+            self._task = self._bar.add_task("judging", total=total, completed=done)
+        elif done:
+            sys.stderr.write(f"{done} of {total} pairs are recorded already\n")
+
+    def __enter__(self) -> FileProgress:
+        if self._bar is not None:
+            self._bar.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bar is not None:
+            self._bar.stop()
+
+    def record(self, record: VerdictRecord) -> None:
+        """Counts a record that was just written."""
+        self._count += 1
+        if self._bar is not None:
+            self._bar.advance(self._task)
+        elif self._count == self._total or self._count % max(1, self._total // 20) == 0:
+            sys.stderr.write(f"{self._count} of {self._total} pairs\n")
+
+    def wait(self, waiting: int) -> None:
+        """Says once that other processes hold what is left."""
+        if not self._waiting:
+            sys.stderr.write(f"waiting for {waiting} pairs that other processes are judging\n")
+            self._waiting = True
+
+    def summarise(self, records: list[VerdictRecord], out: Path, *, as_json: bool) -> int:
+        """Prints counts and failures; returns the exit code (1 if a pair has no verdict)."""
+        failed = [record for record in records if record.judgment is None]
+        if as_json:
+            import json
+
+            summary = {
+                "out": str(out),
+                "verdicts": len(records) - len(failed),
+                "failed": [{"id": r.id, "stop_reason": r.stop_reason, "reason": r.reason} for r in failed],
+            }
+            sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+            return 1 if failed else 0
+        console = Console(highlight=False)
+        overall = Counter(r.judgment["OA"] for r in records if r.judgment is not None)
+        console.print(Text(f"{len(records) - len(failed)} verdicts in {out}"))
+        if overall:
+            counts = ", ".join(f"{_WORDS[p]} {overall[p.value]}" for p in _WORDS)
+            console.print(Text(f"better overall: {counts}"))
+        if failed:
+            console.print(Text(f"{len(failed)} pairs without a verdict (--retry-failed judges them again):"))
+            for record in failed[:_LISTED_FAILURES]:
+                console.print(Text(plain(f"  {record.id}: {record.stop_reason}: {record.reason}")))
+            if len(failed) > _LISTED_FAILURES:
+                console.print(Text(f"  and {len(failed) - _LISTED_FAILURES} more, in {out}"))
+        return 1 if failed else 0
+
+
+def _print_table(console: Console, verdict: Verdict) -> None:
+    trajectory = verdict.trajectory
+    if verdict.judgments is None:
+        console.print(Text(plain(f"no verdict ({verdict.stop_reason}): {verdict.reason}")))
+    else:
+        table = Table(show_edge=False, pad_edge=False)
+        table.add_column("")
+        table.add_column("dimension")
+        table.add_column("better")
+        for text in dimension_texts(trajectory.dataset):
+            preference = getattr(verdict.judgments, text.code)
+            style = "bold" if text.code == Dimension.OA else ""
+            table.add_row(text.code, text.name, _WORDS[preference], style=style)
+        console.print(table)
+    confidence = "not said" if verdict.confidence is None else verdict.confidence.name.lower()
+    rounds, calls = verdict.rounds, verdict.tool_calls
+    console.print(
+        Text(
+            f"{rounds} round{'s' * (rounds != 1)}, {calls} tool call{'s' * (calls != 1)}, "
+            f"{len(verdict.frames_seen)} of {trajectory.n_frames} frames seen, "
+            f"confidence {confidence}, {trajectory.latency_seconds:.1f} s"
+        )
+    )
+    for note in verdict.notes:
+        console.print(Text(plain(f"note: {note}")), style="yellow")
+
+
+def _print_round(console: Console, record: RoundRecord) -> None:
+    numbers = sorted({shown.frame_number for shown in record.live})
+    gone = sorted({shown.frame_number for shown in record.expired})
+    expired = f"; expired: {', '.join(map(str, gone))}" if gone else ""
+    console.print()
+    title = f"round {record.round_number}, sees frames {', '.join(map(str, numbers))}{expired}"
+    console.print(Text(title, style="bold"))
+    for line in textwrap.wrap(plain(record.text).replace("\n", " "), 100, max_lines=5, placeholder=" …"):
+        console.print(Text(f"  {line}", style="dim"))
+    if record.tool is not None:
+        asked = ", ".join(map(str, record.tool.frame_numbers))
+        answer = f"shows frames {asked}" if record.tool.error is None else f"refused: {record.tool.error}"
+        console.print(Text(plain(f"  {record.tool.name}: {answer}")))

@@ -1,0 +1,22 @@
+"""Files to frames to the numbered workspace. Nothing here knows prompts or models.
+
+Importing this package loads neither PyAV nor numpy nor Pillow; opening a reader does.
+"""
+
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frames import Frames
+from vrthinker.video.reader import VideoInfo, VideoReader, open_reader
+from vrthinker.video.resize import ResizeSettings, resize_frame
+from vrthinker.video.workspace import Workspace, WorkspaceFrame
+
+__all__ = [
+    "FrameCache",
+    "Frames",
+    "ResizeSettings",
+    "VideoInfo",
+    "VideoReader",
+    "Workspace",
+    "WorkspaceFrame",
+    "open_reader",
+    "resize_frame",
+]

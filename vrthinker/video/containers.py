@@ -1,0 +1,142 @@
+"""Is a file whole? Answers from its outermost structure alone, without decoding.
+
+Demuxers stop quietly where a Matroska, MPEG-TS or GIF file was cut. This module reads the sizes that the
+containers themselves state and compares them with the file's. Invariant: it complains only about a file
+that ends before its own structure says so; what it does not understand it lets pass.
+"""
+
+from __future__ import annotations
+
+import os
+from typing import BinaryIO
+
+_EBML_HEADER = 0x1A45DFA3
+_MATROSKA_SEGMENT = 0x18538067
+_TRANSPORT_PACKET_BYTES = 188
+_MAX_BOXES = 100_000
+
+
+def missing_end(path: str, format_name: str) -> str | None:
+    """Says why the file is cut short, or None if its structure reaches its end.
+
+    Args:
+        path: A regular file.
+        format_name: FFmpeg's name of the container, like "mov,mp4,m4a,3gp,3g2,mj2".
+
+    Raises:
+        OSError: The file cannot be read.
+    """
+    checks = {
+        "mov": _mov_end,
+        "matroska": _matroska_end,
+        "avi": _riff_end,
+        "mpegts": _transport_stream_end,
+        "gif": _gif_end,
+    }
+    check = checks.get(format_name.partition(",")[0])
+    if check is None:
+        return None
+    with open(path, "rb") as file:
+        end = check(file)
+    size = os.path.getsize(path)
+    if end is None or end <= size:
+        return None
+    return f"the file is cut short ({size} bytes, at least {end} expected)"
+
+
+def _mov_end(file: BinaryIO) -> int | None:
+    """Where the last top-level box ends."""
+    size = os.fstat(file.fileno()).st_size
+    position = 0
+    for _ in range(_MAX_BOXES):
+        if position >= size:
+            break
+        file.seek(position)
+        header = file.read(16)
+        if len(header) < 8:
+            return None if position == 0 or not header.strip(b"\0") else position + 8
+        length = int.from_bytes(header[:4], "big")
+        if length == 1:
+            length = int.from_bytes(header[8:16], "big")
+        if length < 8:  # 0 means "to the end of the file"; anything else is not a box
+            break
+        position += length
+    return position
+
+
+def _matroska_end(file: BinaryIO) -> int | None:
+    """Where the segment ends; None where it was written live, without a size."""
+    header = file.read(4)
+    if int.from_bytes(header, "big") != _EBML_HEADER:
+        return None
+    header_size = _read_vint(file)
+    if header_size is None:
+        return None
+    file.seek(header_size, os.SEEK_CUR)
+    if int.from_bytes(file.read(4), "big") != _MATROSKA_SEGMENT:
+        return None
+    segment_size = _read_vint(file)
+    return None if segment_size is None else file.tell() + segment_size
+
+
+def _read_vint(file: BinaryIO) -> int | None:
+    """An EBML size; None where it is unknown (all ones) or not there."""
+    first = file.read(1)
+    if not first or first[0] == 0:
+        return None
+    length = 9 - first[0].bit_length()
+    value = int.from_bytes(first + file.read(length - 1), "big")
+    mask = (1 << (7 * length)) - 1
+    return None if value & mask == mask else value & mask
+
+
+def _riff_end(file: BinaryIO) -> int | None:
+    header = file.read(8)
+    if len(header) < 8 or header[:4] != b"RIFF":
+        return None
+    length = int.from_bytes(header[4:], "little")
+    # A writer that never came to its end leaves one of these.
+    return None if length in (0, 0xFFFFFFFF) else 8 + length
+
+
+def _transport_stream_end(file: BinaryIO) -> int | None:
+    """The next packet boundary: a stream that stops inside a packet was cut."""
+    head = file.read(_TRANSPORT_PACKET_BYTES + 1)
+    if len(head) <= _TRANSPORT_PACKET_BYTES or head[0] != 0x47 or head[_TRANSPORT_PACKET_BYTES] != 0x47:
+        return None
+    size = os.fstat(file.fileno()).st_size
+    return -(-size // _TRANSPORT_PACKET_BYTES) * _TRANSPORT_PACKET_BYTES
+
+
+def _gif_end(file: BinaryIO) -> int | None:
+    """Walks the blocks to the trailer; one byte more than there is where it never comes."""
+    size = os.fstat(file.fileno()).st_size
+    header = file.read(13)
+    if len(header) < 13:
+        return size + 1
+    _skip_colour_table(file, header[10])
+    while True:
+        kind = file.read(1)
+        if kind == b";":
+            return file.tell()
+        if kind == b"!":
+            file.seek(1, os.SEEK_CUR)
+        elif kind == b",":
+            descriptor = file.read(9)
+            if len(descriptor) < 9:
+                return size + 1
+            _skip_colour_table(file, descriptor[8])
+            file.seek(1, os.SEEK_CUR)  # the code size
+        else:
+            return size + 1
+        while length := file.read(1):
+            if length == b"\0":
+                break
+            file.seek(length[0], os.SEEK_CUR)
+        else:
+            return size + 1
+
+
+def _skip_colour_table(file: BinaryIO, flags: int) -> None:
+    if flags & 0x80:
+        file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)

@@ -1,0 +1,153 @@
+"""A bounded store of resized frames, so that each distinct frame is decoded once.
+
+Invariant: what it holds never exceeds `max_bytes`, and a frame that it returns is the one that the
+reader would decode now: a file that was replaced (other modification time or size) is read again.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections import OrderedDict
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from vrthinker.video.reader import VideoPath, VideoReader
+from vrthinker.video.resize import resize_frame
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_FileState = tuple[int, int]
+_Key = tuple[str, _FileState, int, int, int]
+
+
+class FrameCache:
+    """Least recently used first out. Safe to use from several threads at once.
+
+    The arrays that it hands out are shared: copy one before writing into it.
+
+    Attributes:
+        max_bytes: Upper limit of the pixels held.
+        hits: Frames that were there when asked for.
+        misses: Frames that had to be decoded.
+    """
+
+    def __init__(self, max_bytes: int) -> None:
+        if max_bytes < 0:
+            raise ValueError(f"max_bytes: got {max_bytes}, allowed: 0 (keep nothing) or above")
+        self.max_bytes = max_bytes
+        self.hits = 0
+        self.misses = 0
+        self._size_bytes = 0
+        self._frames: OrderedDict[_Key, np.ndarray[Any, Any]] = OrderedDict()
+        self._lock = threading.Lock()
+        self._file_locks: dict[str, tuple[threading.Lock, int]] = {}
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of pixels held now."""
+        return self._size_bytes
+
+    def __len__(self) -> int:
+        return len(self._frames)
+
+    def clear(self) -> None:
+        """Forgets every frame; the counters stay."""
+        with self._lock:
+            self._frames.clear()
+            self._size_bytes = 0
+
+    def get(
+        self,
+        path: VideoPath,
+        frame_indices: Sequence[int],
+        size: tuple[int, int],
+        reader: VideoReader,
+        tolerate_truncation: bool = False,
+    ) -> list[np.ndarray[Any, Any]]:
+        """Returns resized frames of one file; decodes those that are missing, in one pass.
+
+        Args:
+            path: The file, or the folder of images.
+            frame_indices: 0-based positions in the file; any order, repeats allowed.
+            size: (height, width) in pixels that every frame is resized to.
+            reader: Decodes what is missing.
+            tolerate_truncation: Passed to the reader.
+
+        Returns:
+            One uint8 `[height, width, 3]` per index, in their order.
+
+        Raises:
+            VideoError: The reader could not give a frame.
+        """
+        name = os.fspath(path)
+        lock = self._borrow_file_lock(name)
+        try:
+            # One thread decodes a file at a time, so a frame that two threads want is decoded once.
+            with lock:
+                return self._get(name, frame_indices, size, reader, tolerate_truncation)
+        finally:
+            self._return_file_lock(name)
+
+    def _get(
+        self,
+        name: str,
+        frame_indices: Sequence[int],
+        size: tuple[int, int],
+        reader: VideoReader,
+        tolerate_truncation: bool,
+    ) -> list[np.ndarray[Any, Any]]:
+        state = _file_state(name)
+        found: dict[int, np.ndarray[Any, Any]] = {}
+        with self._lock:
+            for index in dict.fromkeys(frame_indices):
+                key = (name, state, index, *size)
+                if key in self._frames:
+                    self._frames.move_to_end(key)
+                    found[index] = self._frames[key]
+            missing = [index for index in dict.fromkeys(frame_indices) if index not in found]
+            self.hits += len(frame_indices) - len(missing)
+        if missing:
+            decoded = reader.frames_at(name, missing, tolerate_truncation=tolerate_truncation).numpy()
+            for index, frame in zip(missing, decoded, strict=True):
+                resized = resize_frame(frame, size)
+                # A view of the decoder's batch would keep the whole batch alive.
+                found[index] = resized.copy() if resized is frame else resized
+            with self._lock:
+                self.misses += len(missing)
+                for index in missing:
+                    self._keep((name, state, index, *size), found[index])
+        return [found[index] for index in frame_indices]
+
+    def _keep(self, key: _Key, frame: np.ndarray[Any, Any]) -> None:
+        size_bytes = int(frame.nbytes)
+        if size_bytes > self.max_bytes or key in self._frames:
+            return
+        self._frames[key] = frame
+        self._size_bytes += size_bytes
+        while self._size_bytes > self.max_bytes:
+            _, dropped = self._frames.popitem(last=False)
+            self._size_bytes -= int(dropped.nbytes)
+
+    def _borrow_file_lock(self, name: str) -> threading.Lock:
+        with self._lock:
+            lock, users = self._file_locks.get(name, (threading.Lock(), 0))
+            self._file_locks[name] = (lock, users + 1)
+            return lock
+
+    def _return_file_lock(self, name: str) -> None:
+        with self._lock:
+            lock, users = self._file_locks[name]
+            if users > 1:
+                self._file_locks[name] = (lock, users - 1)
+            else:
+                del self._file_locks[name]
+
+
+def _file_state(name: str) -> _FileState:
+    try:
+        status = os.stat(name)
+    except (OSError, ValueError):
+        return 0, 0  # the reader says what is wrong with it
+    return status.st_mtime_ns, status.st_size

@@ -1,0 +1,230 @@
+"""The workspace: both videos' frames under one numbering 1..N (method section 2).
+
+Invariant: video 1 holds 1..N1 and video 2 holds N1+1..N; `frame` is the only translation from
+`frame_number` (the model's language) to file, `frame_index` and `pts_seconds`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Self
+
+from vrthinker.errors import InputError, VideoError
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
+from vrthinker.video.resize import ResizeSettings
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_CLOCK_ROUNDING_SECONDS = 1e-3
+"""Matroska rounds its timestamps to this, so two frames may look that much too close."""
+
+
+@dataclass(frozen=True)
+class WorkspaceFrame:
+    """Where one numbered frame comes from.
+
+    Attributes:
+        frame_number: 1..N in the workspace.
+        video: 1 or 2.
+        path: The file as it was given.
+        frame_index: 0-based in its file, whatever `max_fps` left out.
+        pts_seconds: When its file shows it, counted from the file's first frame.
+        size: (height, width) in pixels after resizing.
+    """
+
+    frame_number: int
+    video: int
+    path: str
+    frame_index: int
+    pts_seconds: float
+    size: tuple[int, int]
+
+
+@dataclass(frozen=True)
+class _Clip:
+    info: VideoInfo
+    kept: Sequence[int]  # frame_index of each numbered frame
+    size: tuple[int, int]
+
+
+class Workspace:
+    """Two clips, ready to be shown frame by frame. Make one with `Workspace.open`."""
+
+    def __init__(
+        self,
+        clips: tuple[_Clip, _Clip],
+        *,
+        reader: VideoReader,
+        cache: FrameCache,
+        tolerate_truncation: bool,
+    ) -> None:
+        self._clips = clips
+        self._reader = reader
+        self._cache = cache
+        self._tolerate_truncation = tolerate_truncation
+
+    @classmethod
+    def open(
+        cls,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        *,
+        reader: VideoReader,
+        resize: ResizeSettings,
+        cache: FrameCache,
+        max_fps: float | None = None,
+        tolerate_truncation: bool = False,
+    ) -> Self:
+        """Probes both files and numbers their frames. Decodes nothing beyond what `probe` does.
+
+        Args:
+            video_1: A file, or a folder of images.
+            video_2: Likewise. Lengths, sizes and rates may differ.
+            reader: Decodes.
+            resize: The model's patch grid.
+            cache: Holds resized frames; may be shared by many workspaces.
+            max_fps: Keeps only frames that are at least `1 / max_fps` seconds apart (the first frame
+                is kept); `frame_number` counts the kept ones. None keeps all.
+            tolerate_truncation: Judge a file that breaks half-way on the frames before the break.
+
+        Raises:
+            VideoError: A file cannot be used.
+            InputError: `max_fps` is not above 0.
+        """
+        if max_fps is not None and not 0 < max_fps < float("inf"):
+            raise InputError(f"max_fps: got {max_fps}, allowed: above 0, or nothing to keep every frame")
+
+        def open_clip(path: VideoPath) -> _Clip:
+            info = reader.probe(os.fspath(path), tolerate_truncation=tolerate_truncation)
+            try:
+                size = resize.grid_size(info.height, info.width)
+            except InputError as error:
+                raise VideoError(path, str(error)) from error
+            return _Clip(info, _thin(info, max_fps), size)
+
+        clips = (open_clip(video_1), open_clip(video_2))
+        return cls(clips, reader=reader, cache=cache, tolerate_truncation=tolerate_truncation)
+
+    @property
+    def n_frames(self) -> int:
+        """N: how many frames are numbered, over both videos."""
+        return len(self._clips[0].kept) + len(self._clips[1].kept)
+
+    @property
+    def n_frames_1(self) -> int:
+        """N1: how many of them are video 1's."""
+        return len(self._clips[0].kept)
+
+    @property
+    def infos(self) -> tuple[VideoInfo, VideoInfo]:
+        """What the reader said about each file."""
+        return self._clips[0].info, self._clips[1].info
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What whoever reads the verdict has to know about the files; empty when both are whole."""
+        return tuple(
+            f"video {video} breaks after frame {clip.info.n_frames}: only the frames before are judged "
+            f"({clip.info.truncated})"
+            for video, clip in enumerate(self._clips, start=1)
+            if clip.info.truncated is not None
+        )
+
+    def frame(self, frame_number: int) -> WorkspaceFrame:
+        """Says where a numbered frame comes from.
+
+        Raises:
+            InputError: There is no such frame.
+        """
+        if not 1 <= frame_number <= self.n_frames:
+            raise InputError(f"frame_number: got {frame_number}, allowed: 1 to {self.n_frames}")
+        in_first = frame_number <= self.n_frames_1
+        clip = self._clips[0 if in_first else 1]
+        index = clip.kept[frame_number - 1 if in_first else frame_number - 1 - self.n_frames_1]
+        return WorkspaceFrame(
+            frame_number=frame_number,
+            video=1 if in_first else 2,
+            path=clip.info.path,
+            frame_index=index,
+            pts_seconds=clip.info.pts_seconds[index],
+            size=clip.size,
+        )
+
+    def initial_frames(self, n: int) -> tuple[int, ...]:
+        """Picks the first input's frames: half per video, evenly spaced from each video's first frame.
+
+        An odd one goes to video 1. A clip that is shorter than its share gives all it has.
+
+        Args:
+            n: How many frames in all (`N_in`; 8 in the paper).
+
+        Returns:
+            Frame numbers, ascending.
+
+        Raises:
+            InputError: `n` leaves a video without a frame.
+        """
+        if n < 2:
+            raise InputError(f"initial frames: got {n}, allowed: at least 2, one per video")
+        shares = (n - n // 2, n // 2)
+        numbers: list[int] = []
+        for clip, share, offset in zip(self._clips, shares, (1, self.n_frames_1 + 1), strict=True):
+            length = len(clip.kept)
+            share = min(share, length)
+            numbers.extend(offset + i * length // share for i in range(share))
+        return tuple(numbers)
+
+    def pixels(self, frame_numbers: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+        """Returns resized frames, through the cache, with one decoding pass per file.
+
+        Args:
+            frame_numbers: Any order, repeats allowed.
+
+        Returns:
+            One uint8 `[height, width, 3]` per number, shared with the cache: do not write into it.
+
+        Raises:
+            InputError: There is no such frame.
+            VideoError: A frame does not decode.
+        """
+        frames = [self.frame(number) for number in frame_numbers]
+        pixels: dict[int, np.ndarray[Any, Any]] = {}
+        for video, clip in enumerate(self._clips, start=1):
+            wanted = [frame for frame in frames if frame.video == video]
+            if not wanted:
+                continue
+            loaded = self._cache.get(
+                clip.info.path,
+                [frame.frame_index for frame in wanted],
+                clip.size,
+                self._reader,
+                self._tolerate_truncation,
+            )
+            pixels.update((frame.frame_number, array) for frame, array in zip(wanted, loaded, strict=True))
+        return [pixels[number] for number in frame_numbers]
+
+    def prefetch(self, frame_numbers: Sequence[int]) -> None:
+        """Decodes frames into the cache now, so that `pixels` finds them there.
+
+        Raises:
+            InputError: There is no such frame.
+            VideoError: A frame does not decode.
+        """
+        self.pixels(frame_numbers)
+
+
+def _thin(info: VideoInfo, max_fps: float | None) -> Sequence[int]:
+    """The frame_index of every frame to keep; all of them without a cap."""
+    if max_fps is None:
+        return range(info.n_frames)
+    gap = 1 / max_fps
+    gap -= min(_CLOCK_ROUNDING_SECONDS, gap / 10)
+    kept = [0]
+    for index, seconds in enumerate(info.pts_seconds):
+        if seconds - info.pts_seconds[kept[-1]] >= gap:
+            kept.append(index)
+    return kept

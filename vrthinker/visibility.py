@@ -1,0 +1,112 @@
+"""What the model could see, and in which round: the one place that decides it.
+
+Ground floor of the package: the runner's next prompt, the engine's cache, the training mask and the
+report's film strip are all read from this record, so that they cannot disagree.
+
+Rounds count from 1. *Outcome* 0 is the first input X and never expires; outcome k (k >= 1) is what the
+tool answered to round k. Under a window of p rounds, outcome k is live in rounds k+1 ... k+p
+(method section 3, "active for a preset number of rounds p"; the paper's formulas are off by one
+between two places and this follows its sentence).
+
+A frame that is shown twice is two showings: expiry of one leaves the other. That is why everything
+here speaks of `ShownFrame`, an (outcome, frame_number) pair, and never of bare frame numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+
+class ShownFrame(NamedTuple):
+    """One showing of one frame.
+
+    Attributes:
+        outcome: 0 for the first input, k for the tool outcome of round k.
+        frame_number: 1-based number in the workspace.
+    """
+
+    outcome: int
+    frame_number: int
+
+
+@dataclass(frozen=True)
+class WindowMemory:
+    """The sliding visual memory (method section 3).
+
+    Attributes:
+        rounds: p, how many rounds a tool outcome's frames stay live. `None` keeps them all,
+            0 never shows a retrieved frame (an ablation).
+    """
+
+    rounds: int | None = 1
+
+    def __post_init__(self) -> None:
+        if self.rounds is not None and self.rounds < 0:
+            raise ValueError(f"window: got {self.rounds}, allowed: 0, 1, 2, ... or None for no limit")
+
+    def is_live(self, outcome: int, round_number: int) -> bool:
+        """Whether the frames of `outcome` are live while round `round_number` is written."""
+        if outcome >= round_number:
+            return False
+        if outcome == 0 or self.rounds is None:
+            return True
+        return round_number <= outcome + self.rounds
+
+
+@dataclass(frozen=True)
+class RoundVisibility:
+    """What was live while one round was written.
+
+    Attributes:
+        round_number: 1-based.
+        live: Every showing that the round could see, in the order in which they were shown.
+        expired: Showings that were live in the round before and left on entry to this one.
+    """
+
+    round_number: int
+    live: tuple[ShownFrame, ...]
+    expired: tuple[ShownFrame, ...]
+
+    @property
+    def frame_numbers(self) -> tuple[int, ...]:
+        """The distinct frame numbers that were live, ascending."""
+        return tuple(sorted({shown.frame_number for shown in self.live}))
+
+
+@dataclass
+class VisibilityRecord:
+    """Grows with an episode: `show` what an outcome brings, `enter` the next round, read `rounds`."""
+
+    window: WindowMemory
+    rounds: list[RoundVisibility] = field(default_factory=list)
+    _shown: list[ShownFrame] = field(default_factory=list)
+    _last_outcome: int = -1
+
+    def show(self, outcome: int, frame_numbers: Iterable[int]) -> tuple[ShownFrame, ...]:
+        """Adds an outcome's frames and returns those that the next round will see.
+
+        Under p = 0 a retrieved frame is recorded and never seen, so the result is empty.
+
+        Raises:
+            ValueError: The outcome is not the one that follows the rounds entered so far.
+        """
+        if outcome != len(self.rounds) or outcome <= self._last_outcome:
+            raise ValueError(
+                f"outcome: got {outcome}, expected {len(self.rounds)} (rounds entered so far), once"
+            )
+        shown = tuple(ShownFrame(outcome, number) for number in frame_numbers)
+        self._shown.extend(shown)
+        self._last_outcome = outcome
+        return shown if self.window.is_live(outcome, outcome + 1) else ()
+
+    def enter(self) -> RoundVisibility:
+        """Opens the next round and returns what it sees and what expired on the way in."""
+        number = len(self.rounds) + 1
+        live = tuple(shown for shown in self._shown if self.window.is_live(shown.outcome, number))
+        before = self.rounds[-1].live if self.rounds else ()
+        still = set(live)
+        entry = RoundVisibility(number, live, tuple(shown for shown in before if shown not in still))
+        self.rounds.append(entry)
+        return entry
