@@ -22,6 +22,8 @@ function(vrthinker_set_flags target)
             $<$<COMPILE_LANGUAGE:CXX>:-ffp-contract=off>
             $<$<COMPILE_LANGUAGE:CUDA>:--fmad=false>
             $<$<COMPILE_LANGUAGE:CUDA>:-Xcompiler=-Wall>)
+  target_link_options(${target} PRIVATE "-Wl,--version-script=${PROJECT_SOURCE_DIR}/cmake/exports.map")
+  set_property(TARGET ${target} APPEND PROPERTY LINK_DEPENDS "${PROJECT_SOURCE_DIR}/cmake/exports.map")
   if(VRTHINKER_WERROR)
     target_compile_options(${target} PRIVATE $<$<COMPILE_LANGUAGE:CXX>:-Werror>
                                              $<$<COMPILE_LANGUAGE:CUDA>:-Werror=all-warnings>)

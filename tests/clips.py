@@ -69,7 +69,7 @@ def read_number(frame: np.ndarray[Any, Any]) -> int:
         frame: uint8 `[height, width, 3]`, at any size, as decoded.
 
     Raises:
-        ValueError: The frame carries no number (damaged, turned, or not one of ours).
+        ValueError: The cells do not add up: a damaged frame, or not one of ours.
     """
     height, width = frame.shape[:2]
     value = 0
@@ -87,7 +87,7 @@ def read_number(frame: np.ndarray[Any, Any]) -> int:
 
 
 def _with_check(number: int) -> int:
-    """The number in the high 12 bits, and 4 bits that no turned or mirrored number matches by accident."""
+    """The number in the high 12 bits, and 4 bits by which a damaged one is (mostly) noticed."""
     check = (number * 7 + (number >> 4) * 3 + (number >> 8) * 5 + 9) & 0xF
     return number << 4 | check
 

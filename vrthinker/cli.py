@@ -83,7 +83,9 @@ class JudgeCommand:
     def run(self) -> int:
         """Judges; see the class."""
         if self.model is None:
-            raise InputError("--model: missing; give a checkpoint folder or hub id (`vrthinker make-tiny` writes one)")
+            raise InputError(
+                "--model: missing; give a checkpoint folder or hub id (`vrthinker make-tiny` writes one)"
+            )
         if self.pairs is not None:
             return self._judge_file()
         if len(self.videos) != 2 or self.prompt is None:
@@ -248,16 +250,19 @@ _DESCRIPTION = "A video reward model that thinks with images: which of two clips
 def main(args: list[str] | None = None) -> None:
     """The `vrthinker` command."""
     import logging
+    import os
 
     logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
+    # Read when torch loads: OpenMP threads that spin while they wait starve whatever shares the cores.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if args is None else args
-    if given in (["--version"], ["version"]):
-        from vrthinker import __version__
-
-        sys.stdout.write(f"vrthinker {__version__}\n")
-        sys.exit(0)
-    command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=given)  # type: ignore[arg-type]
     try:
+        if given == ["--version"]:
+            from vrthinker import __version__
+
+            sys.stdout.write(f"vrthinker {__version__}\n")
+            sys.exit(0)
+        command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=given)
         code = command.run()
         sys.stdout.flush()
     except VRThinkerError as error:

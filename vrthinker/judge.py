@@ -145,7 +145,9 @@ class Judge:
         for name, wanted in grid.items():
             got = getattr(settings.resize, name)
             if got != wanted:
-                raise InputError(f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}")
+                raise InputError(
+                    f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}"
+                )
         return cls(engine, settings, templates=loaded_templates)
 
     @classmethod
@@ -206,7 +208,13 @@ class Judge:
         )
 
     def _item(
-        self, item_id: str, prompt: str, video_1: VideoPath, video_2: VideoPath, dataset: str | None, seed: int
+        self,
+        item_id: str,
+        prompt: str,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        dataset: str | None,
+        seed: int,
     ) -> EpisodeItem:
         episode = self.settings.episode
 

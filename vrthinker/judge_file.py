@@ -168,5 +168,3 @@ def _total(trajectory: Trajectory, name: str) -> int | None:
 def _sampled(trajectory: Trajectory) -> int | None:
     counts = [None if r.token_ids is None else len(r.token_ids) for r in trajectory.rounds]
     return None if not counts or None in counts else sum(count or 0 for count in counts)
-
-

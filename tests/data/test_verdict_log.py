@@ -14,7 +14,7 @@ from verdict_worker import RUN, add, record_of, whole_ids
 
 from vrthinker.data import claims
 from vrthinker.data.verdict_log import VerdictLog, VerdictRecord, read_verdicts
-from vrthinker.episode.dimensions import Confidence, Judgments, Preference
+from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
 from vrthinker.episode.trajectory import StopReason
 from vrthinker.errors import InputError, VRThinkerError
 
@@ -106,7 +106,7 @@ def test_a_record_takes_the_enums_of_an_episode(out: Path) -> None:
     record = VerdictRecord.model_validate(
         {
             **record_of("a").model_dump(),
-            "judgment": judgments.as_dict(),
+            "judgment": {dimension: getattr(judgments, dimension) for dimension in Dimension},
             "confidence": Confidence.LOW,
             "stop_reason": StopReason.ANSWERED,
         }
@@ -199,14 +199,15 @@ def test_folders_are_made_and_links_followed(tmp_path: Path) -> None:
 
 
 def test_a_torn_last_line_is_repaired_wherever_it_was_torn(
-    out: Path, caplog: pytest.LogCaptureFixture
+    memory_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
+    out = memory_path / "verdicts.jsonl"
     with VerdictLog(out, RUN) as log:
         add(log, "a")
         add(log, "b")
     content = out.read_bytes()
     first_end = content.index(b"\n") + 1
-    for end in range(first_end, len(content)):
+    for end in [*range(first_end, len(content), 5), len(content) - 2, len(content) - 1]:
         out.write_bytes(content[:end])
         caplog.clear()
         with caplog.at_level(logging.WARNING), VerdictLog(out, RUN) as log:

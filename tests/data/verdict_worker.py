@@ -42,12 +42,21 @@ def whole_ids(out: Path) -> list[str]:
     return [VerdictRecord.model_validate_json(line).id for line in lines]
 
 
+def wait_at(gate: str | None) -> None:
+    """Says that this process is there and waits for the others: the gate is a folder."""
+    if gate is not None:
+        Path(gate, f"ready-{os.getpid()}").touch()
+        while not Path(gate, "go").exists():
+            time.sleep(0.001)
+
+
 def main() -> None:
     task = json.loads(sys.argv[1])
     ids = [f"pair-{n}" for n in range(task["ids"])]
     chance = random.Random(task["seed"])
     starts = os.open(task["starts"], os.O_WRONLY | os.O_APPEND | os.O_CREAT)
     with VerdictLog(task["out"], RUN) as log:
+        wait_at(task["gate"])
         while pending := log.pending(ids):
             claimed = False
             for pair_id in pending:

@@ -28,7 +28,7 @@ from vrthinker.visibility import ShownFrame, VisibilityRecord, WindowMemory
 
 FAMILIES = ("qwen2.5-vl", "qwen3-vl")
 TOLERANCE = 1e-5
-"""Of the largest logit: fp32 sums in another order (padding, chunking, cached prefix) differ by about 1e-7."""
+"""Of the largest logit: fp32 sums in another order (padding, chunks, a cached prefix) differ by 1e-7."""
 
 
 @pytest.fixture(scope="module", params=FAMILIES)
@@ -43,17 +43,25 @@ def frame(factor: int, outcome: int, number: int, rng: np.random.Generator) -> F
     return FrameSegment(ShownFrame(outcome, number), (name, number, *size), size, lambda: pixels)
 
 
-def shows(factor: int, outcome: int, numbers: list[int], rng: np.random.Generator, label: str = "Frame") -> Message:
+def shows(
+    factor: int, outcome: int, numbers: list[int], rng: np.random.Generator, label: str = "Frame"
+) -> Message:
     segments: list[TextSegment | FrameSegment] = [TextSegment(f"{label} caption {rng.integers(1000)}: ")]
     for number in numbers:
-        segments += [TextSegment(f"{label} {number}: "), frame(factor, outcome, number, rng), TextSegment("\n")]
+        segments += [
+            TextSegment(f"{label} {number}: "),
+            frame(factor, outcome, number, rng),
+            TextSegment("\n"),
+        ]
     return Message("user", tuple(segments))
 
 
 class Conversation:
     """One session driven by the visibility record, with its live context kept the slow, obvious way."""
 
-    def __init__(self, engine: HFEngine, rng: np.random.Generator, window: int | None, first: int, seed: int = 0):
+    def __init__(
+        self, engine: HFEngine, rng: np.random.Generator, window: int | None, first: int, seed: int = 0
+    ):
         self.engine, self.rng = engine, rng
         self.factor = engine.model.patch_size * engine.model.merge_size
         self.record = VisibilityRecord(WindowMemory(window))
@@ -110,7 +118,9 @@ class Conversation:
 
         processor = AutoImageProcessor.from_pretrained(model.folder)
         images = [f.load().transpose(2, 0, 1) for f in frames]
-        pixels = processor(images=images, do_resize=False, return_tensors="pt", input_data_format="channels_first")
+        pixels = processor(
+            images=images, do_resize=False, return_tensors="pt", input_data_format="channels_first"
+        )
         tensor = torch.tensor([ids])
         with torch.inference_mode():
             output = model.model(
@@ -135,12 +145,16 @@ def close_enough(got: torch.Tensor, wanted: torch.Tensor) -> None:
 def test_logits_of_every_round_equal_a_fresh_full_forward(
     checkpoint: Path, window: int | None, prefix_reuse: bool, batch: int
 ) -> None:
-    engine = HFEngine(checkpoint, keep_logits=True, prefix_reuse=prefix_reuse, max_sessions=batch, prefill_tokens=300)
+    engine = HFEngine(
+        checkpoint, keep_logits=True, prefix_reuse=prefix_reuse, max_sessions=batch, prefill_tokens=300
+    )
     rng = np.random.default_rng(batch)
     talks = [Conversation(engine, rng, window, first=2 + index, seed=index) for index in range(batch)]
     for round_number in range(1, 5):
         limits = [RoundLimits(max_tokens=int(rng.integers(3, 24)), temperature=1.0) for _ in talks]
-        results = write_rounds(engine, [talk.request(limit) for talk, limit in zip(talks, limits, strict=True)])
+        results = write_rounds(
+            engine, [talk.request(limit) for talk, limit in zip(talks, limits, strict=True)]
+        )
         for talk, result in zip(talks, results, strict=True):
             assert result.finish_reason in (FinishReason.LENGTH, FinishReason.STOP), result.error
             assert result.token_ids is not None
@@ -163,8 +177,8 @@ def test_the_oracle_notices_an_expired_frame_that_stays(checkpoint: Path) -> Non
         close_enough(result.logits, before)
         talk.written(result.token_ids, 2)
     talk.expired = set()
+    talk.turns = talk.turns[:-2]
     with pytest.raises(AssertionError, match="largest logit"):
-        talk.turns = talk.turns[:-2]
         close_enough(result.logits, talk.oracle_logits(result.token_ids))
 
 
@@ -296,7 +310,9 @@ def test_turns_are_those_of_the_checkpoints_chat_template(checkpoint: Path) -> N
     )
     ids = engine._states[session.id].context.token_ids().tolist()
     conversation = [{"role": "system", "content": "You judge."}, {"role": "user", "content": "Which one?"}]
-    wanted = engine.model.tokenizer.apply_chat_template(conversation, add_generation_prompt=True, tokenize=True)
+    wanted = engine.model.tokenizer.apply_chat_template(
+        conversation, add_generation_prompt=True, tokenize=True
+    )
     assert ids == list(wanted["input_ids"] if hasattr(wanted, "keys") else wanted)
 
 
@@ -417,7 +433,10 @@ Break = Callable[[Path], None]
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
         (lambda folder: (folder / "config.json").write_text("{"), "not a loadable checkpoint"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type"),
-        (lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64), "not a loadable checkpoint"),
+        (
+            lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
+            "not a loadable checkpoint",
+        ),
         (lambda folder: (folder / "tokenizer.json").write_text("[]"), "not a loadable checkpoint"),
         (drop_a_weight, "weights missing.*q_proj"),
     ],

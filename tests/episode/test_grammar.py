@@ -84,7 +84,10 @@ def test_an_answer_may_carry_a_confidence() -> None:
         (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=1, XX=0</answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=12</answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer>TA=1 VQ=1 MQ=0 OA=1</answer>", FailureReason.ANSWER_SYNTAX),
-        (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=\N{ARABIC-INDIC DIGIT ONE}</answer>", FailureReason.ANSWER_SYNTAX),
+        (
+            HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=\N{ARABIC-INDIC DIGIT ONE}</answer>",
+            FailureReason.ANSWER_SYNTAX,
+        ),
         (HEAD + "<answer>video 1</answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer></answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=1", FailureReason.NO_ENDING),
@@ -145,9 +148,33 @@ def test_a_flawed_call_is_still_a_call_and_flagged(text: str, reason: FailureRea
 
 
 PIECES = st.sampled_from(
-    [HEAD, RECOMMEND, CALL, ANSWER, "<snapshot>", "</snapshot>", "<think>", "</think>", "<answer>", "</answer>"]
-    + ["<final answer>", "</final answer>", "<tool_call>", "</tool_call>", "<recommend answer>", "TA=1, VQ=1"]
-    + ["TA=1, VQ=0, MQ=2, OA=1", "{", "}", "[", "<", ">", "/", " ", "\n", "\0", "\ud800", "é", "<|im_end|>"]
+    (
+        *(HEAD, RECOMMEND, CALL, ANSWER, "<snapshot>", "</snapshot>", "<think>", "</think>", "<answer>"),
+        *(
+            "</answer>",
+            "<final answer>",
+            "</final answer>",
+            "<tool_call>",
+            "</tool_call>",
+            "<recommend answer>",
+        ),
+        *(
+            "TA=1, VQ=1",
+            "TA=1, VQ=0, MQ=2, OA=1",
+            "{",
+            "}",
+            "[",
+            "<",
+            ">",
+            "/",
+            " ",
+            "\n",
+            "\0",
+            "\ud800",
+            "é",
+        ),
+        "<|im_end|>",
+    )
 )
 HOSTILE = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=12).map("".join))
 ANSWERS = re.compile(r"<\s*(?:final\s*)?answer\s*>", re.IGNORECASE)
@@ -164,7 +191,7 @@ def test_hostile_text_is_parsed_without_a_crash_and_verdicts_are_unambiguous(tex
         assert failure.message
     if isinstance(parsed.ending, FinalAnswer):
         assert len(ANSWERS.findall(text)) == 1
-        assert "tool_call>" not in re.sub(r"<\s*/?\s*tool_call\s*>\Z", "", text) or "<tool_call>" not in text
+        assert not any(f.reason is FailureReason.TWO_ENDINGS for f in parsed.failures)
         span = parsed.ending.answer.span
         content = ANSWERS.sub("", text[span.start : span.end])
         for code, value in parsed.ending.answer.judgments.as_dict().items():

@@ -19,7 +19,9 @@ from vrthinker.visibility import ShownFrame
 
 FRAMES = [PromptFrame(1, 1, 0, 0.0), PromptFrame(40, 2, 7, 0.28)]
 SEGMENTS = {
-    number: FrameSegment(ShownFrame(0, number), ("a", number, 28, 28), (28, 28), lambda: np.zeros((28, 28, 3)))
+    number: FrameSegment(
+        ShownFrame(0, number), ("a", number, 28, 28), (28, 28), lambda: np.zeros((28, 28, 3))
+    )
     for number in (1, 40)
 }
 
@@ -33,7 +35,9 @@ def flat(message: Message) -> list[str | int]:
 
 
 def test_the_first_input_tells_the_numbering_the_tool_and_shows_the_frames() -> None:
-    system, task = PromptTemplates.load().first_input(context(), "a dog runs", FRAMES, SEGMENTS, last_round=False)
+    system, task = PromptTemplates.load().first_input(
+        context(), "a dog runs", FRAMES, SEGMENTS, last_round=False
+    )
     (told,) = flat(system)
     assert isinstance(told, str)
     assert "numbered 1 to 52: video 1 holds 1 to 32, video 2 holds 33 to 52" in told
@@ -71,9 +75,16 @@ def test_an_outcome_with_expired_or_hidden_frames_keeps_its_labels() -> None:
 
 
 def test_a_checkpoints_own_wording_is_used(tmp_path: Path) -> None:
-    (tmp_path / "outcome.jinja").write_text("{% for f in frames %}<{{ f.frame_number }}>{{ f.image }}{% endfor %}")
+    (tmp_path / "outcome.jinja").write_text(
+        "{% for f in frames %}<{{ f.frame_number }}>{{ f.image }}{% endfor %}"
+    )
     templates = PromptTemplates.load(tmp_path)
-    assert flat(templates.outcome(context(), FRAMES, SEGMENTS, error=None, last_round=False)) == ["<1>", 1, "<40>", 40]
+    assert flat(templates.outcome(context(), FRAMES, SEGMENTS, error=None, last_round=False)) == [
+        "<1>",
+        1,
+        "<40>",
+        40,
+    ]
     assert templates.digest != PromptTemplates.load().digest
     templates.save(tmp_path / "copy")
     assert PromptTemplates.load(tmp_path / "copy").sources == templates.sources

@@ -145,7 +145,7 @@ def test_a_trajectory_loads_back_equal(make_item: MakeItem, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("line", "match"),
     [
-        (b"{", "t.jsonl:1:.*JSON"),
+        (b"{", r"t\.jsonl:1:.*JSON"),
         (b"\xff\xfe", "t.jsonl:1"),
         (b'{"schema_version": 2}', "schema_version"),
         (b"[" * 100_000, "t.jsonl:1"),
@@ -156,7 +156,7 @@ def test_a_bad_trajectory_line_is_named(tmp_path: Path, line: bytes, match: str)
     path.write_bytes(line + b"\n")
     with pytest.raises(InputError, match=match):
         list(load_trajectories(path))
-    with pytest.raises(InputError, match="missing.jsonl"):
+    with pytest.raises(InputError, match=r"missing\.jsonl"):
         list(load_trajectories(tmp_path / "missing.jsonl"))
 
 
@@ -169,7 +169,9 @@ def test_a_null_verdict_needs_a_reason_and_a_verdict_needs_none(make_item: MakeI
 
 
 @settings(max_examples=120, deadline=None)
-@given(texts=st.lists(st.one_of(HOSTILE, st.just(asks(3, 35))), min_size=1, max_size=4), window=st.integers(0, 2))
+@given(
+    texts=st.lists(st.one_of(HOSTILE, st.just(asks(3, 35))), min_size=1, max_size=4), window=st.integers(0, 2)
+)
 def test_hostile_rounds_end_with_a_reason_or_with_the_answer_that_is_there(
     make_item: MakeItem, texts: list[str], window: int
 ) -> None:
@@ -244,7 +246,9 @@ def test_a_frame_that_stops_decoding_ends_the_episode_with_its_reason(make_item:
 
 
 def test_leaving_a_run_early_closes_its_sessions(make_item: MakeItem) -> None:
-    engine = ScriptedEngine(lambda session, number, context: DONE if session == 0 else asks(3), max_sessions=4)
+    engine = ScriptedEngine(
+        lambda session, number, context: DONE if session == 0 else asks(3), max_sessions=4
+    )
     running = EpisodeRunner(engine).run(make_item(str(index)) for index in range(50))
     next(running)
     running.close()  # type: ignore[attr-defined]

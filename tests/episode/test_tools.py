@@ -56,7 +56,9 @@ def test_duplicates_are_dropped_and_order_is_ascending() -> None:
         (ParseFailure(FailureReason.TOOL_SYNTAX, Span(0, 1), "not JSON"), ToolErrorKind.SYNTAX, "not JSON"),
     ],
 )
-def test_a_bad_call_says_what_was_wrong(asked: ToolCall | ParseFailure, kind: ToolErrorKind, words: str) -> None:
+def test_a_bad_call_says_what_was_wrong(
+    asked: ToolCall | ParseFailure, kind: ToolErrorKind, words: str
+) -> None:
     import re
 
     outcome = ToolRegistry().execute(asked, CONTEXT)

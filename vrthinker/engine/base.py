@@ -16,6 +16,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
 from vrthinker.visibility import ShownFrame
@@ -93,7 +94,7 @@ class Choice:
         if not self.options or not all(self.options):
             raise ValueError(f"options: got {self.options!r}, allowed: at least one, none of them empty")
         ordered = sorted(self.options)
-        for shorter, longer in zip(ordered, ordered[1:], strict=False):
+        for shorter, longer in pairwise(ordered):
             if longer.startswith(shorter):
                 raise ValueError(f"options: {shorter!r} is the beginning of {longer!r}, or the same")
         if self.then and len(self.then) != len(self.options):

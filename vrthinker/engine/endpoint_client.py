@@ -111,9 +111,8 @@ class ChatClient:
         self._max_reply_bytes = max_reply_bytes
         self._attempts = max_retries + 1
         self._max_backoff = max_backoff_seconds
-        self._exponential = tenacity.wait_exponential_jitter(
-            initial=backoff_seconds, max=max_backoff_seconds, jitter=backoff_seconds
-        )
+        doubling = tenacity.wait_exponential(multiplier=backoff_seconds, max=max_backoff_seconds)
+        self._exponential = doubling + tenacity.wait_random(0, backoff_seconds)
         self._lock = threading.Lock()
         self._usage = EndpointUsage()
 

@@ -94,21 +94,31 @@ _OVERALL = DimensionText(
 )
 
 
-def _texts(alignment: tuple[str, str], visual: tuple[str, str], motion: tuple[str, str]) -> tuple[DimensionText, ...]:
+def _texts(
+    alignment: tuple[str, str], visual: tuple[str, str], motion: tuple[str, str]
+) -> tuple[DimensionText, ...]:
     named = zip(("TA", "VQ", "MQ"), (alignment, visual, motion), strict=True)
     return (
-        *(DimensionText(code=code, name=name, explanation=text) for code, (name, text) in named),  # type: ignore[arg-type]
+        *(DimensionText(code=code, name=name, explanation=text) for code, (name, text) in named),
         _OVERALL,
     )
 
 
-_ALIGNMENT = "how well what happens in the video matches the caption: subjects, attributes, actions, place, camera"
+_ALIGNMENT = (
+    "how well what happens in the video matches the caption: subjects, attributes, actions, place, camera"
+)
 
 DATASETS: Mapping[str, tuple[DimensionText, ...]] = {
     "videogen-reward": _texts(
         ("Text Alignment", _ALIGNMENT),
-        ("Visual Quality", "clarity, detail, lighting and freedom from noise, blur and artefacts, frame by frame"),
-        ("Motion Quality", "whether movement is smooth, stable, physically plausible and of a fitting amount"),
+        (
+            "Visual Quality",
+            "clarity, detail, lighting and freedom from noise, blur and artefacts, frame by frame",
+        ),
+        (
+            "Motion Quality",
+            "whether movement is smooth, stable, physically plausible and of a fitting amount",
+        ),
     ),
     "rapidata": _texts(
         ("Alignment", _ALIGNMENT),
@@ -118,12 +128,21 @@ DATASETS: Mapping[str, tuple[DimensionText, ...]] = {
     "mj-bench-video": _texts(
         ("Alignment", _ALIGNMENT),
         ("Fineness", "sharpness, detail and freedom from visual artefacts"),
-        ("Coherence & Consistency", "whether subjects, background and movement stay consistent and plausible over time"),
+        (
+            "Coherence & Consistency",
+            "whether subjects, background and movement stay consistent and plausible over time",
+        ),
     ),
     "genai-bench": _texts(
         ("Text Alignment", _ALIGNMENT),
-        ("Visual Quality", "clarity, detail, lighting and freedom from noise, blur and artefacts, frame by frame"),
-        ("Motion Quality", "whether movement is smooth, stable, physically plausible and of a fitting amount"),
+        (
+            "Visual Quality",
+            "clarity, detail, lighting and freedom from noise, blur and artefacts, frame by frame",
+        ),
+        (
+            "Motion Quality",
+            "whether movement is smooth, stable, physically plausible and of a fitting amount",
+        ),
     ),
 }
 """Dataset -> the four dimensions as its annotators knew them (method section 1). GenAI-Bench has

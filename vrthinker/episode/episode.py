@@ -13,10 +13,17 @@ from dataclasses import dataclass, field
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, RoundLimits, RoundResult
 from vrthinker.episode.dimensions import dimension_texts
 from vrthinker.episode.forms import round_form
-from vrthinker.episode.grammar import FinalAnswer, ParsedRound, ParseFailure, ToolCall, ToolRequest, parse_round
+from vrthinker.episode.grammar import (
+    FinalAnswer,
+    ParsedRound,
+    ParseFailure,
+    ToolCall,
+    ToolRequest,
+    parse_round,
+)
 from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates, clean
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import FramesShown, ToolContext, ToolOutcome, ToolRegistry
+from vrthinker.episode.tools import FramesShown, ToolContext, ToolError, ToolOutcome, ToolRegistry
 from vrthinker.episode.trajectory import (
     FailureRecord,
     FrameRecord,
@@ -45,6 +52,16 @@ class EpisodeItem:
 
 
 @dataclass
+class _Received:
+    """A round that was read and is not filed yet."""
+
+    result: RoundResult
+    text: str
+    parsed: ParsedRound
+    tool_outcome: ToolOutcome | None = None
+
+
+@dataclass
 class Episode:
     """An episode under way. Call `first_input`, then `enter_round` and `receive` in turn."""
 
@@ -59,6 +76,7 @@ class Episode:
     _rounds: list[RoundRecord] = field(default_factory=list)
     _first: tuple[Message, ...] = ()
     _pending: tuple[Message, ...] = ()
+    _received: _Received | None = None
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -119,31 +137,31 @@ class Episode:
         Afterwards either `outcome` is set, or `show_outcome` must be called.
         """
         text = clean(result.text)
-        parsed = parse_round(text)
-        self._result, self._text, self._parsed = result, text, parsed
-        self._tool_outcome: ToolOutcome | None = None
-        ended = self._ended(parsed, result)
+        received = _Received(result, text, parse_round(text))
+        self._received = received
+        ended = self._ended(received.parsed, result)
         if ended is not None:
             self.outcome = ended
             self._record(())
             return ()
-        assert isinstance(parsed.ending, ToolRequest)
+        assert isinstance(received.parsed.ending, ToolRequest)
         context = ToolContext(self.workspace.n_frames, self.settings.retrieved_frames)
-        self._tool_outcome = self.tools.execute(parsed.ending.call, context)
-        return self._tool_outcome.frame_numbers if isinstance(self._tool_outcome, FramesShown) else ()
+        outcome = self.tools.execute(received.parsed.ending.call, context)
+        received.tool_outcome = outcome
+        return outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
 
     def show_outcome(self) -> None:
         """Adds the tool outcome's message to the context of the next round."""
-        assert self._tool_outcome is not None
-        shows = isinstance(self._tool_outcome, FramesShown)
-        numbers = self._tool_outcome.frame_numbers if isinstance(self._tool_outcome, FramesShown) else ()
+        assert self._received is not None
+        outcome = self._received.tool_outcome
+        numbers = outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
         round_number = len(self._visibility.rounds)
         visible = self._visibility.show(round_number, numbers)
         message = self.templates.outcome(
             self._context,
             self._prompt_frames(numbers),
             self._segments(visible),
-            error=None if shows else self._tool_outcome.message,  # type: ignore[union-attr]
+            error=outcome.message if isinstance(outcome, ToolError) else None,
             last_round=round_number + 1 >= self.settings.max_rounds,
         )
         self._pending = (message,)
@@ -151,7 +169,7 @@ class Episode:
 
     def fail(self, stop_reason: StopReason, reason: str) -> None:
         """Ends the episode without a verdict. Keeps the round under way, if its text was received."""
-        if getattr(self, "_result", None) is not None:
+        if self._received is not None:
             self._record(())
         self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=reason)
 
@@ -198,27 +216,28 @@ class Episode:
         return [PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds) for f in frames]
 
     def _segments(self, shown: tuple[ShownFrame, ...]) -> dict[int, FrameSegment]:
-        segments = {}
-        for showing in shown:
-            frame = self.workspace.frame(showing.frame_number)
-            segments[frame.frame_number] = FrameSegment(
-                shown=showing,
-                key=(frame.path, frame.frame_index, *frame.size),
-                size=frame.size,
-                load=lambda number=frame.frame_number: self.workspace.pixels([number])[0],  # type: ignore[misc]
-            )
-        return segments
+        return {showing.frame_number: self._segment(showing) for showing in shown}
+
+    def _segment(self, showing: ShownFrame) -> FrameSegment:
+        frame = self.workspace.frame(showing.frame_number)
+        return FrameSegment(
+            shown=showing,
+            key=(frame.path, frame.frame_index, *frame.size),
+            size=frame.size,
+            load=lambda: self.workspace.pixels([showing.frame_number])[0],
+        )
 
     def _record(self, outcome_messages: tuple[Message, ...]) -> None:
         """Files the round that was just received."""
-        entry, result, parsed = self._visibility.rounds[-1], self._result, self._parsed
+        assert self._received is not None
+        entry, result, parsed = self._visibility.rounds[-1], self._received.result, self._received.parsed
         recommendation = parsed.ending.recommendation if isinstance(parsed.ending, ToolRequest) else None
         self._rounds.append(
             RoundRecord(
                 round_number=entry.round_number,
                 live=entry.live,
                 expired=entry.expired,
-                text=self._text,
+                text=self._received.text,
                 token_ids=result.token_ids,
                 logprobs=result.logprobs,
                 finish_reason=result.finish_reason,
@@ -232,11 +251,11 @@ class Episode:
                 and RecommendationRecord(
                     judgments=recommendation.judgments, confidence=recommendation.confidence
                 ),
-                tool=_tool_record(parsed, self._tool_outcome),
+                tool=_tool_record(parsed, self._received.tool_outcome),
                 outcome_messages=tuple(MessageRecord.of(message) for message in outcome_messages),
             )
         )
-        self._result = None  # type: ignore[assignment]
+        self._received = None
 
     def trajectory(self) -> Trajectory:
         """The finished episode's record."""
@@ -248,7 +267,7 @@ class Episode:
             id=self.item.id,
             prompt=clean(self.item.prompt),
             dataset=self.item.dataset,
-            videos=tuple(  # type: ignore[arg-type]
+            videos=tuple(
                 VideoRecord(
                     path=info.path,
                     codec=info.codec,
@@ -267,7 +286,7 @@ class Episode:
             frames=tuple(
                 FrameRecord(
                     frame_number=f.frame_number,
-                    video=f.video,  # type: ignore[arg-type]
+                    video=f.video,
                     frame_index=f.frame_index,
                     pts_seconds=f.pts_seconds,
                     height=f.size[0],

@@ -35,7 +35,12 @@ def round_form(*, n_frames: int, frames_per_call: int, last_round: bool, max_tok
     answer: Form = (*_judgments(), Choice(("</answer>",)))
     if last_round:
         return (*opening, Choice(("<answer>",)), *answer)
-    call: Form = (*_judgments(), Choice((", CF=",)), Choice(("1", "2", "3")), *_call(n_frames, frames_per_call))
+    call: Form = (
+        *_judgments(),
+        Choice((", CF=",)),
+        Choice(("1", "2", "3")),
+        *_call(n_frames, frames_per_call),
+    )
     return (*opening, Choice(("<answer>", "<recommend answer>"), then=(answer, call)))
 
 

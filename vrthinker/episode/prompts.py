@@ -82,7 +82,9 @@ class PromptTemplates:
             try:
                 self._templates[name] = environment.from_string(sources[name])
             except TemplateSyntaxError as error:
-                raise InputError(f"prompt template {name}.jinja: line {error.lineno}: {error.message}") from None
+                raise InputError(
+                    f"prompt template {name}.jinja: line {error.lineno}: {error.message}"
+                ) from None
 
     @classmethod
     def load(cls, folder: Path | None = None) -> PromptTemplates:

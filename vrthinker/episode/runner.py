@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
+from typing import Any
 
 from vrthinker.engine.base import Engine, Message, RoundRequest, RoundResult, Session
 from vrthinker.episode.episode import Episode, EpisodeItem
@@ -134,21 +135,18 @@ class _Loop:
         return episode, episode.first_input()
 
     def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
-        """Moves what has been decoded on to the engine; waits for something only if nothing is being written."""
-        waiting = [*self.opening, *self.decoding]
-        if not waiting:
-            return
+        """Moves what has been decoded on to the engine; with `block`, waits until something has."""
+        waiting: list[Future[Any]] = [*self.opening, *self.decoding]
         done, _ = wait(waiting, timeout=None if block else 0, return_when=FIRST_COMPLETED)
-        for future in done:
-            if future in self.opening:
-                yield from self._start(future, self.opening.pop(future))  # type: ignore[arg-type]
+        for opened in [future for future in self.opening if future in done]:
+            yield from self._start(opened, self.opening.pop(opened))
+        for decoded in [future for future in self.decoding if future in done]:
+            session, episode = self.decoding.pop(decoded)
+            error = decoded.exception()
+            if error is None:
+                yield from self._next_round(session, episode)
             else:
-                session, episode = self.decoding.pop(future)  # type: ignore[arg-type]
-                error = future.exception()
-                if error is None:
-                    yield from self._next_round(session, episode)
-                else:
-                    yield from self._failed_decode(session, episode, error)
+                yield from self._failed_decode(session, episode, error)
 
     def _start(
         self, opened: Future[tuple[Episode, tuple[Message, ...]]], item: EpisodeItem
@@ -180,9 +178,7 @@ class _Loop:
             return
         self._submit(session, episode)
 
-    def _failed_decode(
-        self, session: Session, episode: Episode, error: BaseException
-    ) -> Iterator[Finished]:
+    def _failed_decode(self, session: Session, episode: Episode, error: BaseException) -> Iterator[Finished]:
         if not isinstance(error, VRThinkerError):
             raise error
         episode.fail(StopReason.VIDEO_ERROR, str(error))

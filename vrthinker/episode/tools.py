@@ -75,18 +75,22 @@ class SelectFramesArguments(BaseModel):
 
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    target_frames: list[int] = Field(description="Numbers of the frames to look at, from 1 to the last frame.")
+    target_frames: list[int] = Field(
+        description="Numbers of the frames to look at, from 1 to the last frame."
+    )
 
 
 class SelectFrames:
     """Shows the frames asked for, each with its number and video. Duplicates are dropped (ours)."""
 
     name = "select_frames"
-    description = "Shows frames of the two videos by their numbers. They stay visible for a limited number of rounds."
+    description = (
+        "Shows frames of the two videos by their numbers. They stay visible for a limited number of rounds."
+    )
     arguments_type: type[BaseModel] = SelectFramesArguments
 
-    def run(self, arguments: SelectFramesArguments, context: ToolContext) -> ToolOutcome:
-        """Checks the numbers against the workspace and the limit."""
+    def run(self, arguments: Any, context: ToolContext) -> ToolOutcome:
+        """Checks the numbers of a `SelectFramesArguments` against the workspace and the limit."""
         numbers = sorted(set(arguments.target_frames))
         if not numbers:
             return ToolError(ToolErrorKind.NOTHING_ASKED, "target_frames is empty: name at least one frame.")
@@ -105,7 +109,8 @@ class ToolRegistry:
     """The tools of an episode, by name."""
 
     def __init__(self, tools: Sequence[Tool] | None = None) -> None:
-        self._tools = {tool.name: tool for tool in (tools if tools is not None else (SelectFrames(),))}
+        chosen: Sequence[Tool] = (SelectFrames(),) if tools is None else tools
+        self._tools = {tool.name: tool for tool in chosen}
 
     @property
     def names(self) -> tuple[str, ...]:

@@ -23,7 +23,6 @@ from vrthinker.episode.tools import ToolErrorKind
 from vrthinker.errors import InputError
 from vrthinker.visibility import ShownFrame
 
-SCHEMA_VERSION = 1
 MAX_LINE_BYTES = 64 << 20
 
 
@@ -182,7 +181,7 @@ class Outcome(_Record):
 class Trajectory(_Record):
     """One episode of rounds, from the first input to the outcome."""
 
-    schema_version: Literal[1] = SCHEMA_VERSION
+    schema_version: Literal[1] = 1
     id: str
     prompt: str
     dataset: str | None

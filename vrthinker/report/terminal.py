@@ -54,7 +54,9 @@ def print_episode(verdict: Verdict) -> None:
         first = 1 if number == 1 else trajectory.n_frames_1 + 1
         last = trajectory.n_frames_1 if number == 1 else trajectory.n_frames
         size = f"{video.width}x{video.height}"
-        line = f"video {number}: {video.n_frames} frames, {video.fps:g} fps, {size}, numbered {first} to {last}"
+        line = (
+            f"video {number}: {video.n_frames} frames, {video.fps:g} fps, {size}, numbered {first} to {last}"
+        )
         console.print(Text(line))
     for record in trajectory.rounds:
         _print_round(console, record)
@@ -75,7 +77,12 @@ class FileProgress:
         console = Console(stderr=True)
         self._bar: Progress | None = None
         if console.is_terminal:
-            columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
+            columns = (
+                TextColumn("{task.description}"),
+                BarColumn(),
+                MofNCompleteColumn(),
+                TimeRemainingColumn(),
+            )
             self._bar = Progress(*columns, console=console)
             self._task = self._bar.add_task("judging", total=total, completed=done)
         elif done:

@@ -17,9 +17,10 @@ import av
 import numpy as np
 from av.codec.context import CodecContext
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Interpolation
+from av.video.reformatter import Interpolation, VideoReformatter
 
 from vrthinker.errors import VideoError
+from vrthinker.video.containers import missing_end
 from vrthinker.video.packets import damage
 from vrthinker.video.reader import MAX_SIDE_PIXELS
 
@@ -32,6 +33,7 @@ _OPEN_TIMEOUT_SECONDS = 60.0
 _MAX_THREADS = 4
 _EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
+_VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
 
 # What FFmpeg and PyAV raise on damaged data. PyAV's errors derive from FFmpegError; the rest comes from
 # PyAV's own checks on values that a damaged header made absurd.
@@ -90,6 +92,7 @@ class OpenClip:
         self.stream = stream
         self.format_name: str = container.format.name
         self.codec: str = stream.codec_context.codec.canonical_name
+        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
 
     @property
     def is_seekable(self) -> bool:
@@ -149,6 +152,15 @@ class OpenClip:
             raise BreakError("a frame decodes with errors")
         return frames
 
+    def to_rgb(self, frame: Any, orientation: Orientation) -> np.ndarray[Any, Any]:
+        """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.
+
+        The flags make the colours equal to what GPU decoders give (bit-exact against DALI); the stream's
+        own matrix and range are used.
+        """
+        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB)
+        return orientation.apply(rgb.to_ndarray())
+
 
 @contextlib.contextmanager
 def open_clip(path: str, *, threads: int | None = None) -> Iterator[OpenClip]:
@@ -173,16 +185,6 @@ def open_clip(path: str, *, threads: int | None = None) -> Iterator[OpenClip]:
         raise VideoError(path, _why_unreadable(path, error)) from error
     with container:
         yield OpenClip(path, container, _prepare_stream(path, container, threads))
-
-
-def to_rgb(frame: Any, orientation: Orientation) -> np.ndarray[Any, Any]:
-    """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.
-
-    The flags make the colours equal to what GPU decoders give (bit-exact against DALI); the stream's own
-    matrix and range are used.
-    """
-    rgb = frame.reformat(format="rgb24", interpolation=_EXACT_RGB).to_ndarray()
-    return orientation.apply(rgb)
 
 
 def orientation_of(frame: Any) -> Orientation:
@@ -227,7 +229,10 @@ def _prepare_stream(path: str, container: Any, threads: int | None) -> Any:
             )
             if there
         )
-        raise VideoError(path, f"has no video, only {only}" if only else "has no video stream")
+        if only:
+            raise VideoError(path, f"has no video, only {only}")
+        cut = missing_end(path, container.format.name)
+        raise VideoError(path, "has no video stream" if cut is None else f"no frame decodes: {cut}")
     stream = max(videos, key=lambda video: bool(video.disposition & av.stream.Disposition.default))
     context: CodecContext | None = stream.codec_context
     if context is None:
@@ -253,6 +258,8 @@ def _why_unreadable(path: str, error: BaseException) -> str:
         return "an image, not a video; put the images of one clip into a folder and give the folder"
     if head[4:8] in (b"ftyp", b"mdat", b"moov", b"wide", b"free"):
         return "the file is cut short or damaged: its index (moov) is missing or unreadable"
+    if head.startswith(_VIDEO_HEADS):
+        return f"the file is cut short or damaged: its beginning cannot be read ({_words(error)})"
     if isinstance(error, (av.error.InvalidDataError, av.error.ArgumentError, av.error.EOFError)):
         return "not a video in a known format"
     return f"cannot be read ({_words(error)})"

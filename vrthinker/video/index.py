@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -140,7 +140,7 @@ def frames_in_order(
         VideoError: The picture size changes on the way, or there are too many frames.
     """
     count = 0
-    for frame in _decoded(clip, flush):
+    for frame in decoded(clip, clip.packets(), flush=flush):
         check_size(clip.path, frame.width, frame.height)
         size = (frame.height, frame.width)
         if stored_size is not None and size != stored_size:
@@ -160,20 +160,37 @@ def frames_in_order(
         raise BreakError(f"frame_index {count} is listed and does not decode")
 
 
-def _decoded(clip: OpenClip, flush: bool) -> Iterator[Any]:
-    # Nothing can be made of packets before the first keyframe. Where none is marked, all are tried.
-    started, waiting = False, []
-    for packet in clip.packets():
-        if not started and not packet.is_keyframe:
+def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> Iterator[Any]:
+    """Decodes packets from the first keyframe on; nothing can be made of those before it.
+
+    Where no packet is marked as a keyframe, all are tried.
+
+    Raises:
+        BreakError: A packet, or a frame that comes out, is damaged.
+    """
+    start: Any = None
+    waiting = []
+    for packet in packets:
+        if start is None and not packet.is_keyframe:
             waiting.append(packet)
             continue
-        started = True
-        yield from clip.decode(packet)
-    if not started:
+        start = packet if start is None else start
+        if not _refers_to_what_is_gone(clip.codec, start, packet):
+            yield from clip.decode(packet)
+    if start is None:
         for packet in waiting:
             yield from clip.decode(packet)
     if flush:
         yield from clip.decode(None)
+
+
+def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
+    """Whether a picture follows the first keyframe in the file, but precedes it on the screen.
+
+    A clip that was cut out of a longer one may begin so. HEVC's decoder leaves such pictures out by
+    itself (and knows those that can be decoded); H.264's would make them up.
+    """
+    return codec == "h264" and None not in (packet.pts, start.pts) and packet.pts < start.pts
 
 
 def _list_packets(path: str) -> _Listing:
@@ -198,7 +215,7 @@ def _list_packets(path: str) -> _Listing:
 
 def _fill(listing: _Listing, clip: OpenClip) -> None:
     first: list[Any] = []
-    started = False
+    start: Any = None
     for packet in clip.packets():
         listing.n_packets += 1
         if listing.n_packets > MAX_FRAMES:
@@ -213,8 +230,10 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
                 listing.durations[packet.pts] = packet.duration
             if packet.is_keyframe and packet.pts is not None:
                 listing.keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        started = started or packet.is_keyframe
-        if started and not first and listing.damage is None:
+        start = packet if start is None and packet.is_keyframe else start
+        if first or start is None or listing.damage is not None:
+            continue
+        if not _refers_to_what_is_gone(clip.codec, start, packet):
             first = _try_decode(listing, clip, packet)
     if not first and listing.damage is None:
         first = _try_decode(listing, clip, None)
@@ -268,14 +287,14 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
     steps = [later - earlier for earlier, later in itertools.pairwise(known)]
     ordered = len(known) == len(ticks) and all(step >= 0 for step in steps)
     increasing = ordered and all(step > 0 for step in steps)
-    time_base, count = listing.time_base, len(ticks)
     if ordered:
-        seconds = [float((tick - known[0]) * time_base) for tick in known]
+        times = [(tick - known[0]) * listing.time_base for tick in known]
+        # A container's clock rounds every time to a tick, so gaps may differ by that much.
         variable = bool(steps) and max(abs(step - sum(steps) / len(steps)) for step in steps) > 1
     else:
-        seconds = [float(i / listing.nominal_fps) for i in range(count)]
+        times = [i / listing.nominal_fps for i in range(len(ticks))]
         variable = False
-    duration = seconds[-1] + _last_duration(listing, known[-1] if ordered else None, seconds)
+    duration = times[-1] + _last_duration(listing, known[-1] if ordered else None, times)
     height, width = listing.stored_size
     if listing.orientation.rotation_degrees in (90, 270):
         height, width = width, height
@@ -284,30 +303,36 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
         codec=listing.codec,
         width=width,
         height=height,
-        n_frames=count,
-        fps=count / duration,
-        duration_seconds=duration,
+        n_frames=len(ticks),
+        fps=float(len(ticks) / duration),
+        duration_seconds=float(duration),
         is_variable_frame_rate=variable,
         rotation_degrees=listing.orientation.rotation_degrees,
-        pts_seconds=tuple(seconds),
+        pts_seconds=tuple(float(time) for time in times),
         truncated=broken,
     )
-    keyframes = [_START]
-    if increasing and listing.is_seekable:
-        for pts, dts in sorted(listing.keyframes):
-            position = bisect.bisect_left(known, pts)
-            if position < count and known[position] == pts and position > 0:
-                keyframes.append(Keyframe(position, pts, dts))
     return ClipIndex(
-        info, listing.orientation, listing.stored_size, tuple(known) if increasing else None, tuple(keyframes)
+        info,
+        listing.orientation,
+        listing.stored_size,
+        tuple(known) if increasing else None,
+        tuple(_keyframes(listing, known)) if increasing and listing.is_seekable else (_START,),
     )
 
 
-def _last_duration(listing: _Listing, last_tick: int | None, seconds: Sequence[float]) -> float:
+def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
+    yield _START
+    for pts, dts in sorted(listing.keyframes):
+        position = bisect.bisect_left(ticks, pts)
+        if 0 < position < len(ticks) and ticks[position] == pts:
+            yield Keyframe(position, pts, dts)
+
+
+def _last_duration(listing: _Listing, last_tick: int | None, times: Sequence[Fraction]) -> Fraction:
     """How long the last frame stays: as stated, else as long as the others on average. Above 0."""
     stated = 0 if last_tick is None else listing.durations.get(last_tick, 0)
     if stated > 0:
-        return float(stated * listing.time_base)
-    if len(seconds) > 1 and seconds[-1] > 0:
-        return seconds[-1] / (len(seconds) - 1)
-    return float(1 / listing.nominal_fps)
+        return stated * listing.time_base
+    if times[-1] > 0:
+        return times[-1] / (len(times) - 1)
+    return 1 / listing.nominal_fps

@@ -16,22 +16,24 @@ import operator
 import os
 import threading
 from collections import OrderedDict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from vrthinker.video.clip import BreakError, OpenClip, check_file, open_clip, to_rgb
+from vrthinker.video.clip import BreakError, OpenClip, check_file, open_clip
 from vrthinker.video.frames import Frames
 from vrthinker.video.images import ImageFolderReader
-from vrthinker.video.index import ClipIndex, Keyframe, build_index, frames_in_order
+from vrthinker.video.index import ClipIndex, Keyframe, build_index, decoded, frames_in_order
 from vrthinker.video.reader import VideoInfo, VideoPath, broken_error, checked_indices
 
 _MAX_INDEXES = 1024
 _SEEK_WORTH_FRAMES = 2
 """Decoding on is cheaper than a seek that skips no more frames than this."""
 
-_Pixels = np.ndarray[Any, Any]
+_Slots = Mapping[int, list[int]]
+"""frame_index to the places in the result where that frame goes."""
 _Key = tuple[str, int, int, bool]
 
 
@@ -52,7 +54,8 @@ class PyAVReader:
         name = os.fspath(path)
         if os.path.isdir(name):
             return self._images.probe(name, tolerate_truncation=tolerate_truncation)
-        return self._index(name, tolerate_truncation).info
+        # Remembered under the file's full name; the caller's own spelling goes out.
+        return replace(self._index(name, tolerate_truncation).info, path=name)
 
     def frames_at(
         self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
@@ -63,11 +66,8 @@ class PyAVReader:
             return self._images.frames_at(name, frame_indices, tolerate_truncation=tolerate_truncation)
         index = self._index(name, tolerate_truncation)
         wanted = checked_indices(name, frame_indices, index.info.n_frames)
-        pixels = _read(name, index, sorted(set(wanted)))
-        height, width = index.info.height, index.info.width
-        data = np.empty((len(wanted), height, width, 3), dtype=np.uint8)
-        for slot, frame_index in enumerate(wanted):
-            data[slot] = pixels[frame_index]
+        data = np.empty((len(wanted), index.info.height, index.info.width, 3), dtype=np.uint8)
+        _read(name, index, wanted, data)
         return Frames(data, wanted, tuple(index.info.pts_seconds[i] for i in wanted))
 
     def read_many(
@@ -107,61 +107,60 @@ def _select(frames: Frames, frame_indices: Sequence[int]) -> Frames:
     )
 
 
-def _read(path: str, index: ClipIndex, wanted: Sequence[int]) -> dict[int, _Pixels]:
-    """Displayed pixels of the frames in `wanted`, which is ascending and without repeats."""
-    if not wanted:
-        return {}
+def _read(path: str, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[Any, Any]) -> None:
+    """Fills `data[slot]` with the displayed pixels of frame `wanted[slot]`."""
+    slots: dict[int, list[int]] = {}
+    for slot, frame_index in enumerate(wanted):
+        slots.setdefault(frame_index, []).append(slot)
+    if not slots:
+        return
     if index.ticks is not None:
         try:
-            return _read_by_seeking(path, index, wanted)
+            return _read_by_seeking(path, index, slots, data)
         except BreakError:
             pass  # a bad seek or real damage: reading from the start tells which
-    return _read_from_start(path, index, wanted)
+    _read_from_start(path, index, slots, data)
 
 
-def _read_from_start(path: str, index: ClipIndex, wanted: Sequence[int]) -> dict[int, _Pixels]:
-    pixels: dict[int, _Pixels] = {}
-    remaining = set(wanted)
+def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any]) -> None:
+    last = max(slots)
     n_decoded = 0
     try:
         with open_clip(path, threads=1) as clip:
-            for n_decoded, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size), start=1):
-                if n_decoded - 1 in remaining:
-                    pixels[n_decoded - 1] = to_rgb(frame, index.orientation)
-                    remaining.discard(n_decoded - 1)
-                    if not remaining:
-                        return pixels
+            for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
+                if frame_index in slots:
+                    data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
+                if frame_index == last:
+                    return
+                n_decoded = frame_index + 1
     except BreakError as error:
         raise broken_error(path, str(error), n_decoded) from error
     raise broken_error(path, "the frames after it do not decode", n_decoded)
 
 
-def _read_by_seeking(path: str, index: ClipIndex, wanted: Sequence[int]) -> dict[int, _Pixels]:
+def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any]) -> None:
     """Decodes only from the keyframe before each frame on.
 
     Raises:
         BreakError: Something does not add up; nothing that was read can be trusted.
     """
-    pixels: dict[int, _Pixels] = {}
     with open_clip(path) as clip:
-        for keyframe, run in _runs(index, wanted):
-            needed = set(run)
-            for frame_index, frame in _decode_run(clip, index, keyframe, run[-1]):
-                if frame_index in needed:
-                    pixels[frame_index] = to_rgb(frame, index.orientation)
-    return pixels
+        for keyframe, last in _runs(index, sorted(slots)):
+            for frame_index, frame in _decode_run(clip, index, keyframe, last):
+                if frame_index in slots:
+                    data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
 
 
-def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, list[int]]]:
-    """Splits frame indices where seeking to a later keyframe skips something worth skipping."""
-    keyframe, run = index.keyframe_before(wanted[0]), [wanted[0]]
+def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, int]]:
+    """Where to start and where to stop, split where a seek skips something worth skipping."""
+    keyframe, last = index.keyframe_before(wanted[0]), wanted[0]
     for frame_index in wanted[1:]:
         nearest = index.keyframe_before(frame_index)
-        if nearest.frame_index - run[-1] > _SEEK_WORTH_FRAMES:
-            yield keyframe, run
-            keyframe, run = nearest, []
-        run.append(frame_index)
-    yield keyframe, run
+        if nearest.frame_index - last > _SEEK_WORTH_FRAMES:
+            yield keyframe, last
+            keyframe = nearest
+        last = frame_index
+    yield keyframe, last
 
 
 def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) -> Iterator[tuple[int, Any]]:
@@ -183,10 +182,10 @@ def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) ->
 
 
 def _decoded_after(clip: OpenClip, start: Keyframe) -> Iterator[Any]:
-    packets = clip.packets() if start.pts is None else clip.packets_from(start.pts, start.dts)
-    started = False
-    for packet in packets:
-        started = started or packet.is_keyframe
-        if started:
-            yield from clip.decode(packet)
-    yield from clip.decode(None)
+    if start.pts is None:
+        yield from decoded(clip, clip.packets())
+        return
+    packets = clip.packets_from(start.pts, start.dts)
+    # Pictures that follow the keyframe in the file and precede it on the screen refer to what a seek skips.
+    follows = (packet for packet in packets if packet.pts is None or packet.pts >= start.pts)
+    yield from decoded(clip, follows)

@@ -6,8 +6,7 @@ reused, what comes after it is prefilled again.
 
 Scheduling: `collect` prefills what was submitted since the last call, then decodes all sessions that
 are writing, one token a step, until at least one round is finished. Sessions join and leave between
-steps. Invariant: row r of the cache belongs to `_rows[r]`, and rows are compact (closing a session
-moves the last row into the hole), so that decoding reads a view of the cache and never a copy.
+steps.
 
 Not thread-safe: one thread drives an engine.
 """
@@ -15,52 +14,20 @@ Not thread-safe: one thread drives an engine.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from vrthinker.engine.base import FinishReason, Message, RoundLimits, RoundRequest, RoundResult, Session
+from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.features import FeatureCache
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel, resolve_checkpoint
+from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
+from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.sampling import Draw, FormCursor, round_uniforms, sample
+from vrthinker.engine.hf.session import RoundState, SessionState
 from vrthinker.errors import EngineError, InputError, VRThinkerError
-
-
-@dataclass
-class _Writing:
-    """The round that a session is writing."""
-
-    limits: RoundLimits
-    budget: int
-    """Tokens it may still write, at most `limits.max_tokens`."""
-    uniforms: list[float]
-    cursor: FormCursor | None
-    prompt_tokens: int
-    prefilled_tokens: int
-    next_position: int = 0
-    ids: list[int] = field(default_factory=list)
-    logprobs: list[float] = field(default_factory=list)
-    logits: list[torch.Tensor] = field(default_factory=list)
-    finish: FinishReason | None = None
-
-
-@dataclass
-class _State:
-    """A session, as the engine keeps it."""
-
-    session: Session
-    context: Context
-    seed: int
-    row: int | None = None
-    filled: int = 0
-    """Tokens of the row that are valid: `context.cached` plus what the round under way has added."""
-    rounds: int = 0
-    last_id: int | None = None
-    writing: _Writing | None = None
 
 
 class HFEngine:
@@ -75,7 +42,7 @@ class HFEngine:
         prefix_reuse: Reuse the cache before the first removed frame; off re-prefills every round whole.
         prefill_tokens: Most tokens of one prefill forward.
         feature_cache_bytes: Limit on encoded frames kept between rounds.
-        keep_logits: Return every step's logits (tests and the drift report; memory grows with the vocabulary).
+        keep_logits: Return every step's logits (for tests and drift reports; they take much memory).
 
     Raises:
         InputError: The checkpoint cannot be loaded, or an option is out of range.
@@ -104,16 +71,25 @@ class HFEngine:
         self.markup = Markup(self.model.tokenizer, self.model.vocabulary_size)
         self.vocabulary = self.markup.vocabulary(where)
         self.features = FeatureCache(self.model, feature_cache_bytes)
-        self.cache = self.model.new_cache()
         self.max_context_tokens = min(max_context_tokens, self.model.max_positions)
         self._name = f"hf:{self.model.folder.name}"
         self._max_sessions = max_sessions
-        self._prefix_reuse, self._prefill_tokens, self._keep_logits = prefix_reuse, prefill_tokens, keep_logits
+        self._prefix_reuse, self._prefill_tokens, self._keep_logits = (
+            prefix_reuse,
+            prefill_tokens,
+            keep_logits,
+        )
         self._policy_version = 0
         self._ids = 0
-        self._states: dict[int, _State] = {}
-        self._rows: list[_State] = []
-        self._queued: list[_State] = []
+        self._states: dict[int, SessionState] = {}
+        self._rows = SessionRows(
+            self.model,
+            self.markup,
+            self.features,
+            most_rows=max_sessions,
+            prefill_tokens=prefill_tokens,
+        )
+        self._queued: list[SessionState] = []
         self._finished: list[RoundResult] = []
 
     @property
@@ -152,14 +128,16 @@ class HFEngine:
         if parent.rounds or parent.writing is not None:
             raise EngineError(f"fork: session {session.id} has begun to write; fork before its first round")
         if len(self._states) + len(seeds) > self._max_sessions:
-            raise EngineError(f"fork: {len(seeds)} more sessions do not fit into max_sessions={self._max_sessions}")
+            raise EngineError(
+                f"fork: {len(seeds)} more sessions do not fit into max_sessions={self._max_sessions}"
+            )
         if parent.filled < len(parent.context):
-            self._prefill([parent])
+            self._rows.prefill([parent])
         children = [self._add(parent.context.clone(), seed) for seed in seeds]
         for child in children:
-            self._give_row(child, len(child.context) + 1)
-            assert child.row is not None and parent.row is not None
-            self.cache.copy_row(parent.row, child.row, parent.filled)
+            assert parent.row is not None
+            row = self._rows.enter(child, len(child.context) + 1)
+            self._rows.cache.copy_row(parent.row, row, parent.filled)
             child.filled = child.context.cached = parent.filled
         return [child.session for child in children]
 
@@ -192,7 +170,7 @@ class HFEngine:
         if limits.form is not None:
             cursor = FormCursor(limits.form, self.markup.encode, self.markup.turn_end)
         budget = min(limits.max_tokens, self.max_context_tokens - total)
-        state.writing = _Writing(
+        state.writing = RoundState(
             limits=limits,
             budget=budget,
             uniforms=round_uniforms(state.seed, state.rounds, 2 * limits.max_tokens + 1),
@@ -211,7 +189,7 @@ class HFEngine:
         while not self._finished:
             if self._queued:
                 self._admit()
-            elif any(state.writing for state in self._rows):
+            elif any(state.writing is not None for state in self._rows.rows):
                 self._decode_step()
             else:
                 break
@@ -225,13 +203,7 @@ class HFEngine:
             return
         self._queued = [queued for queued in self._queued if queued is not state]
         self._finished = [result for result in self._finished if result.session != session]
-        if state.row is not None:
-            last = self._rows.pop()
-            if last is not state:
-                assert last.row is not None
-                self.cache.copy_row(last.row, state.row, last.filled)
-                last.row = state.row
-                self._rows[state.row] = last
+        self._rows.leave(state)
 
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
@@ -249,154 +221,69 @@ class HFEngine:
 
     # Sessions and rows
 
-    def _state(self, session: Session) -> _State:
+    def _state(self, session: Session) -> SessionState:
         state = self._states.get(session.id)
         if state is None:
             raise EngineError(f"session {session.id}: not open")
         return state
 
-    def _add(self, context: Context, seed: int) -> _State:
+    def _add(self, context: Context, seed: int) -> SessionState:
         if len(self._states) >= self._max_sessions:
             raise EngineError(f"open: max_sessions={self._max_sessions} are open; close one first")
         self._ids += 1
-        state = _State(Session(self._ids), context, seed)
+        state = SessionState(Session(self._ids), context, seed)
         self._states[self._ids] = state
         return state
-
-    def _give_row(self, state: _State, capacity: int) -> None:
-        rows = len(self._rows) + (state.row is None)
-        self.cache.reserve(rows, capacity, most_rows=self._max_sessions)
-        if state.row is None:
-            state.row = len(self._rows)
-            self._rows.append(state)
 
     # Prefill
 
     def _admit(self) -> None:
         """Prefills the queued sessions in groups and samples each one's first token."""
-        waiting = sorted(self._queued, key=lambda state: len(state.context) - state.filled)
+        waiting = sorted(self._queued, key=lambda state: state.to_prefill)
         self._queued = []
         while waiting:
             group = [waiting.pop(0)]
             while waiting:
-                widest = len(waiting[0].context) - waiting[0].filled
-                if widest * (len(group) + 1) > self._prefill_tokens:
+                if waiting[0].to_prefill * (len(group) + 1) > self._prefill_tokens:
                     break
                 group.append(waiting.pop(0))
             ready = self._with_frames(group)
             if not ready:
                 continue
             try:
-                logits = self._prefill(ready)
+                logits = self._rows.prefill(ready)
             except RuntimeError as error:  # includes CUDA's out-of-memory
                 for state in ready:
                     self._fail(state, _one_line(error))
                 continue
             self._take(ready, logits)
 
-    def _with_frames(self, group: list[_State]) -> list[_State]:
+    def _with_frames(self, group: list[SessionState]) -> list[SessionState]:
         """Loads and encodes what a group needs; a session whose frame does not decode fails alone."""
         ready = []
         for state in group:
             try:
-                self.features.get([piece.segment for _, piece in self._new_frames(state)])
+                self.features.get([piece.segment for _, piece in self._rows.new_frames(state)])
             except (VRThinkerError, RuntimeError, OSError) as error:
                 self._fail(state, _one_line(error))
             else:
                 ready.append(state)
         return ready
 
-    def _new_frames(self, state: _State) -> list[tuple[int, Any]]:
-        """Frames with placeholders that the cache does not hold yet."""
-        frames = state.context.frames()
-        return [(first, piece) for first, piece in frames if first + len(piece) - 2 > state.filled]
-
-    def _prefill(self, states: list[_State]) -> torch.Tensor:
-        """Computes each context's missing tokens; returns logits `[batch, vocabulary]` after its last one."""
-        for state in states:
-            room = state.writing.budget if state.writing else 0
-            longest = max(len(s.context) - s.filled for s in states)
-            self._give_row(state, max(len(state.context) + room, state.filled + longest))
-        batch = [_Prefill.of(state, self) for state in states]
-        longest = max(len(item.ids) for item in batch)
-        step = longest if len(batch) > 1 else self._prefill_tokens
-        last = torch.empty(len(batch), self.model.hidden_size, dtype=self.model.dtype, device=self.model.device)
-        for begin in range(0, longest, step):
-            hidden = self._prefill_chunk(batch, begin, min(longest, begin + step))
-            for index, item in enumerate(batch):
-                if begin < len(item.ids) <= begin + hidden.shape[1]:
-                    last[index] = hidden[index, len(item.ids) - 1 - begin]
-        for state, item in zip(states, batch, strict=True):
-            state.filled = state.context.cached = item.start + len(item.ids)
-            if state.writing is not None:
-                state.writing.next_position = int(item.positions[0, -1]) + 1
-        return self.model.logits(last)
-
-    def _prefill_chunk(self, batch: list[_Prefill], begin: int, end: int) -> torch.Tensor:
-        width, device = end - begin, self.model.device
-        ids = torch.full((len(batch), width), self.markup.newline[0])
-        positions = torch.zeros(3, len(batch), width, dtype=torch.long)
-        images = torch.zeros(len(batch), width, dtype=torch.bool)
-        features: list[FrameFeatures] = []
-        for index, item in enumerate(batch):
-            part = item.ids[begin:end]
-            ids[index, : len(part)] = part
-            positions[:, index, : len(part)] = item.positions[:, begin:end]
-            images[index, : len(part)] = part == self.markup.image_pad
-            features += item.features_between(begin, end)
-        starts = [item.start + begin for item in batch]
-        read = max(start + min(width, len(item.ids) - begin) for start, item in zip(starts, batch, strict=True))
-        read = max(read, max(starts) + 1)
-        # Padding of short rows is written past what is read, so rows need room for the full width.
-        self.cache.reserve(len(self._rows), max(starts) + width, most_rows=self._max_sessions)
-        self.cache.plan([item.row for item in batch], starts, read)
-        queries = torch.tensor(starts)[:, None] + torch.arange(width)
-        mask = torch.arange(read)[None, None, :] <= queries[:, :, None]
-        return self.model.run(
-            ids.to(device),
-            positions.to(device),
-            mask[:, None].to(device),
-            self.cache,
-            images.to(device),
-            features,
-        )
-
     # Decoding
 
     def _decode_step(self) -> None:
-        """Feeds every writing session its last token and samples the next one."""
-        used = 1 + max(state.row for state in self._rows if state.writing)  # type: ignore[type-var]
-        rows = self._rows[:used]
-        starts = [state.filled for state in rows]
-        # A session between two rounds rides along: its dummy token lands behind its valid length.
-        ids = [s.writing.ids[-1] if s.writing else self.markup.newline[0] for s in rows]
-        positions = [s.writing.next_position if s.writing else 0 for s in rows]
-        device, read = self.model.device, max(starts) + 1
+        """One token for every session that is writing."""
         try:
-            self.cache.reserve(used, read, most_rows=self._max_sessions)
-            self.cache.plan(list(range(used)), starts, read)
-            mask = torch.arange(read, device=device) <= torch.tensor(starts, device=device)[:, None]
-            hidden = self.model.run(
-                torch.tensor(ids, device=device)[:, None],
-                torch.tensor(positions, device=device).expand(3, -1)[..., None],
-                mask[:, None, None],
-                self.cache,
-            )
-            writing = [state for state in rows if state.writing]
-            picked = hidden[[state.row for state in writing], -1]
-            logits = self.model.logits(picked)
+            states, logits = self._rows.decode()
         except RuntimeError as error:
-            for state in rows:
-                if state.writing:
+            for state in self._rows.rows:
+                if state.writing is not None:
                     self._fail(state, _one_line(error))
             return
-        for state in writing:
-            assert state.writing is not None
-            state.filled += 1
-            state.writing.next_position += 1
-        self._take(writing, logits)
+        self._take(states, logits)
 
-    def _take(self, states: list[_State], logits: torch.Tensor) -> None:
+    def _take(self, states: list[SessionState], logits: torch.Tensor) -> None:
         """Samples one kept token per session from its logits; finishes rounds that end with it."""
         todo = list(range(len(states)))
         while todo:
@@ -413,7 +300,7 @@ class HFEngine:
                     again.append(index)
             todo = again
 
-    def _accept(self, state: _State, token: int, logprob: float, logits: torch.Tensor) -> bool:
+    def _accept(self, state: SessionState, token: int, logprob: float, logits: torch.Tensor) -> bool:
         """Files a token. False if it only ended a free part, so that the next one is drawn at once."""
         writing = state.writing
         assert writing is not None
@@ -433,9 +320,10 @@ class HFEngine:
             self._finish(state)
         return True
 
-    def _finish(self, state: _State, error: str | None = None) -> None:
+    def _finish(self, state: SessionState, error: str | None = None) -> None:
         writing = state.writing
-        assert writing is not None and writing.finish is not None
+        assert writing is not None
+        assert writing.finish is not None
         if writing.finish is FinishReason.CONTEXT and error is None:
             error = f"context: reached {self.max_context_tokens} tokens"
         state.context.append_round(writing.ids)
@@ -456,48 +344,11 @@ class HFEngine:
             )
         )
 
-    def _fail(self, state: _State, error: str, finish: FinishReason = FinishReason.ERROR) -> None:
+    def _fail(self, state: SessionState, error: str, finish: FinishReason = FinishReason.ERROR) -> None:
         assert state.writing is not None
         state.writing.finish = finish
         state.filled = state.context.cached = 0
         self._finish(state, error)
-
-
-@dataclass
-class _Prefill:
-    """One session's share of a prefill."""
-
-    row: int
-    start: int
-    ids: torch.Tensor
-    positions: torch.Tensor
-    frames: list[tuple[int, FrameFeatures]]
-    """First placeholder, counted from `start` (negative when the cache holds some), and the rows."""
-
-    @classmethod
-    def of(cls, state: _State, engine: HFEngine) -> _Prefill:
-        assert state.row is not None
-        frames = engine._new_frames(state)
-        encoded = engine.features.get([piece.segment for _, piece in frames])
-        return cls(
-            row=state.row,
-            start=state.filled,
-            ids=torch.from_numpy(state.context.token_ids()[state.filled :]),
-            positions=torch.from_numpy(state.context.positions()[:, state.filled :].copy()),
-            frames=[
-                (first - state.filled, features) for (first, _), features in zip(frames, encoded, strict=True)
-            ],
-        )
-
-    def features_between(self, begin: int, end: int) -> list[FrameFeatures]:
-        """The rows whose placeholders lie in [begin, end), in order."""
-        parts = []
-        for first, features in self.frames:
-            low, high = max(begin, first), min(end, first + len(features.embeds))
-            if low < high:
-                cut = slice(low - first, high - first)
-                parts.append(FrameFeatures(features.embeds[cut], tuple(m[cut] for m in features.deepstack)))
-        return parts
 
 
 def _device(name: str | None) -> torch.device:

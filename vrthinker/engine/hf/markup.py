@@ -33,7 +33,9 @@ class Markup:
         known = tokenizer.get_vocab()
         missing = [marker for marker in _NEEDED if marker not in known]
         if missing:
-            raise InputError(f"tokenizer: lacks {', '.join(missing)}; wanted a Qwen2.5-VL or Qwen3-VL checkpoint")
+            raise InputError(
+                f"tokenizer: lacks {', '.join(missing)}; wanted a Qwen2.5-VL or Qwen3-VL checkpoint"
+            )
         self.turn_start, self.turn_end = known["<|im_start|>"], known["<|im_end|>"]
         self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
         self.image_pad = known["<|image_pad|>"]

@@ -94,7 +94,7 @@ class VisionLanguageModel:
             self._check_family(config)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            model, loading = AutoModelForImageTextToText.from_pretrained(
+            loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -102,12 +102,15 @@ class VisionLanguageModel:
                 trust_remote_code=False,
                 output_loading_info=True,
             )
+            model, loading = loaded
             self._check_complete(loading)
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
         except Exception as error:  # a checkpoint is untrusted: whatever its files provoke is one line
             cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise InputError(f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})") from None
+            raise InputError(
+                f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})"
+            ) from None
         self.model: Any = model.to(device).eval().requires_grad_(False)
         text, vision = self.model.config.text_config, self.model.config.vision_config
         self.hidden_size = int(text.hidden_size)
@@ -124,7 +127,9 @@ class VisionLanguageModel:
             allowed = ", ".join(FAMILIES)
             raise InputError(f"model_type: got {config.model_type!r}, allowed: {allowed}")
         if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
-            raise InputError("config: sliding-window attention layers are not supported; allowed: full attention")
+            raise InputError(
+                "config: sliding-window attention layers are not supported; allowed: full attention"
+            )
 
     @staticmethod
     def _check_complete(loading: Any) -> None:

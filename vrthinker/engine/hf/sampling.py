@@ -19,7 +19,8 @@ from vrthinker.engine.base import Choice, Form, Free
 def round_uniforms(seed: int, round_number: int, count: int) -> list[float]:
     """`count` uniforms in [0, 1) for one round of one session."""
     key = np.random.SeedSequence([seed & 0xFFFF_FFFF_FFFF_FFFF, round_number])
-    return np.random.Generator(np.random.Philox(key)).random(count).tolist()
+    drawn: list[float] = np.random.Generator(np.random.Philox(key)).random(count).tolist()
+    return drawn
 
 
 @dataclass
@@ -119,7 +120,9 @@ class Draw:
     cursor: FormCursor | None
 
 
-def sample(logits: torch.Tensor, draws: Sequence[Draw], vocabulary: Vocabulary) -> tuple[list[int], list[float]]:
+def sample(
+    logits: torch.Tensor, draws: Sequence[Draw], vocabulary: Vocabulary
+) -> tuple[list[int], list[float]]:
     """Draws one token per row.
 
     Args:

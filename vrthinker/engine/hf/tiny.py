@@ -67,7 +67,7 @@ CHAT_TEMPLATE = (
 
 
 def make_tiny(
-    out: Path, family: TinyFamily, seed: int = 0, layers: int = 2, initializer_range: float = 0.06
+    out: Path, family: TinyFamily, seed: int = 0, layers: int = 3, initializer_range: float = 0.06
 ) -> Path:
     """Writes a tiny random checkpoint folder, whole or not at all.
 
@@ -75,7 +75,8 @@ def make_tiny(
         out: The folder to make; it may exist if it is empty. Missing parents are made.
         family: Which model classes.
         seed: Of the random weights. Torch's own generators are left as they were.
-        layers: Text layers, at least 1.
+        layers: Text layers, at least 1. Below 3, not all of Qwen3-VL's deepstack maps reach the text: map i
+            enters behind layer i, at the pictures' own positions, and needs a layer after it to be seen.
         initializer_range: Standard deviation of the weights. At the classes' own 0.02 so small a model
             gives nearly flat logits, where rounding decides ties.
 
@@ -253,7 +254,7 @@ def _qwen3_vl(vocabulary: int, ids: dict[str, int], layers: int, initializer_ran
         "temporal_patch_size": 2,
         "num_position_embeddings": 576,
         # The default (8, 16, 24) lies beyond this tower and would run none: see the module's docstring.
-        # Map i enters behind text layer i, so there are no more maps than layers.
+        # There are no more maps than text layers to add them behind.
         "deepstack_visual_indexes": [0, 1][:layers],
         "out_hidden_size": text["hidden_size"],
         "initializer_range": initializer_range,

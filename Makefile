@@ -1,0 +1,97 @@
+# Two commands for a newcomer:
+#   make demo   installs vrthinker into .venv and judges two generated clips
+#   make test   installs it with the developers' tools and runs the tests
+# Each needs Python 3.11 or newer, a C++ compiler and make, and sets up everything else in .venv.
+
+VENV ?= .venv
+PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
+TORCH_CPU := 2.13.0
+PYTEST_ARGS ?=
+
+NATIVE := CMakeLists.txt $(wildcard cmake/* csrc/* kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
+CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
+
+.DELETE_ON_ERROR:
+.PHONY: help demo test lint format wheel clean distclean install install-dev
+
+help:
+	@sed -n 's/^#   //p' Makefile
+	@echo "also: make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+
+demo: install
+	@echo "==> vrthinker demo"
+	@$(VENV)/bin/vrthinker demo
+
+test: install-dev
+	@echo "==> pytest (the slow tests: make test PYTEST_ARGS='-m slow')"
+	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+
+lint: install-dev
+	@echo "==> ruff check"
+	@$(VENV)/bin/ruff check .
+	@echo "==> ruff format --check"
+	@$(VENV)/bin/ruff format --check .
+	@echo "==> mypy --strict"
+	@$(VENV)/bin/python -m mypy
+	@echo "==> clang-format --dry-run"
+	@$(VENV)/bin/clang-format --dry-run -Werror $(CLANG_FORMAT_FILES)
+
+format: install-dev
+	@$(VENV)/bin/ruff check --fix-only -q .
+	@$(VENV)/bin/ruff format -q .
+	@$(VENV)/bin/clang-format -i $(CLANG_FORMAT_FILES)
+
+wheel: install-dev
+	@echo "==> building the wheel into dist/"
+	@rm -rf dist
+	@$(VENV)/bin/python -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 \
+		|| { cat build/wheel.log; exit 1; }
+	@ls dist/*.whl
+
+clean:
+	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis
+
+distclean: clean
+	rm -rf .venv .venvs
+
+install: $(VENV)/.installed
+install-dev: $(VENV)/.installed $(VENV)/.installed-dev
+
+# The stamps: what is newer than its stamp is installed again. The package is installed editable, so that
+# changed Python files count at once; changed native sources are compiled anew (incrementally).
+
+$(VENV)/.python:
+	@test -n "$(PYTHON)" || { echo "Python 3.11 or newer is needed; name one: make PYTHON=/path/to/python3"; exit 1; }
+	@command -v "$${CXX:-c++}" >/dev/null || { echo "A C++ compiler is needed (Debian, Ubuntu: apt install g++)"; exit 1; }
+	@echo "==> virtual environment in $(VENV) ($$($(PYTHON) --version))"
+	@$(PYTHON) -m venv $(VENV) || { echo "venv failed (Debian, Ubuntu: apt install python3-venv)"; exit 1; }
+	@touch $@
+
+# Without a GPU, torch's usual build would bring gigabytes of CUDA libraries for nothing.
+$(VENV)/.torch: $(VENV)/.python
+	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then \
+		echo "==> torch (for the GPU)"; $(PIP) install 'torch>=2.11'; \
+	else \
+		echo "==> torch (no GPU seen: a CPU build where there is one)"; \
+		$(PIP) install 'torch==$(TORCH_CPU)+cpu' 2>/dev/null || $(PIP) install 'torch==$(TORCH_CPU)'; \
+	fi
+	@touch $@
+
+# CMake and the build backend live in the environment too: compiling again takes seconds, not a new
+# isolated environment.
+$(VENV)/.build-tools: pyproject.toml | $(VENV)/.python
+	@echo "==> build tools"
+	@$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' 'ninja>=1.11'
+	@touch $@
+
+$(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.torch $(VENV)/.build-tools
+	@echo "==> vrthinker and what it needs (compiles vrthinker._core)"
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) install --no-build-isolation -e .
+	@touch $@
+
+$(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
+	@echo "==> the developers' tools"
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) install --no-build-isolation -e '.[dev]'
+	@touch $@

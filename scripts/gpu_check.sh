@@ -1,0 +1,36 @@
+#!/usr/bin/env bash
+# Everything that needs a GPU, in one call:  scripts/gpu_check.sh OUT [PYTHON]
+# Builds the package with CUDA into PYTHON's environment (which has torch and the build tools), runs the
+# gpu tests (a skip is a failure), then every microbenchmark, whose rows go to OUT/<op>_cuda.jsonl. Where
+# the tree travels without its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
+set -euo pipefail
+[[ $# -ge 1 ]] || { echo "usage: scripts/gpu_check.sh OUT [PYTHON]" >&2; exit 2; }
+mkdir -p "$1"
+out="$(cd "$1" && pwd)"
+python="${2:-python3}"
+cd "$(dirname "$0")/.."
+if [[ -z ${VRTHINKER_COMMIT:-} ]] && commit="$(git rev-parse HEAD 2>/dev/null)"; then
+    [[ -z $(git status --porcelain) ]] || commit+="-dirty"
+    export VRTHINKER_COMMIT="$commit"
+fi
+
+echo "==> build"
+"$python" -m pip install -q --no-build-isolation --no-deps -Ccmake.define.VRTHINKER_CUDA=ON .
+# From outside the tree, so that the installed package is what is tested and measured.
+run() { (cd "$out" && "$python" "$@"); }
+run -c 'import json, vrthinker._core as core; print(json.dumps({"build": core.build_info(), "probe": core.cuda_probe()}, indent=1))' \
+    | tee "$out/build.json"
+
+echo "==> tests"
+status=0
+# Only the files that hold gpu tests: the others may want packages that a GPU machine has no use for.
+mapfile -t files < <(grep -rl --include='test_*.py' 'mark\.gpu' "$PWD/tests")
+VRTHINKER_REQUIRE_GPU=1 run -m pytest "${files[@]}" -c "$PWD/pyproject.toml" -m gpu -p no:cacheprovider \
+    2>&1 | tee "$out/pytest.log" || status=$?
+
+echo "==> microbenchmarks"
+for bench in kernels/*/bench.py; do
+    op="$(basename "$(dirname "$bench")")"
+    run -m "vrthinker.kernels.$op.bench" --device cuda --out "$out/${op}_cuda.jsonl" || status=$?
+done
+exit "$status"

@@ -1,0 +1,366 @@
+"""Files that cannot be judged: each gives one clear line, and nothing hangs, crashes or prints."""
+
+from __future__ import annotations
+
+import os
+import random
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+import pytest
+from clips import cut, make_clip, read_number
+from PIL import Image
+
+from vrthinker.errors import VideoError
+from vrthinker.video import clip as clip_module
+from vrthinker.video import index as index_module
+from vrthinker.video.pyav import PyAVReader
+from vrthinker.video.reader import VideoInfo
+
+N_FRAMES = 20
+
+
+@pytest.fixture
+def reader() -> PyAVReader:
+    return PyAVReader()
+
+
+@pytest.fixture(autouse=True)
+def nothing_is_printed_or_left_open(capfd: pytest.CaptureFixture[str]) -> Iterator[None]:
+    """FFmpeg writes to the process's stderr by itself; so do encoders, which is why they run before."""
+    files_open = len(os.listdir("/proc/self/fd"))
+    yield
+    assert len(os.listdir("/proc/self/fd")) <= files_open
+    out, err = capfd.readouterr()
+    assert out == ""
+    assert [line for line in err.splitlines() if not line.startswith("Svt[")] == []
+
+
+def the_line(reader: PyAVReader, path: Path, **options: Any) -> str:
+    """The one line that a bad file gives, without its name."""
+    started = time.monotonic()
+    with pytest.raises(VideoError) as caught:
+        reader.probe(path, **options)
+    assert time.monotonic() - started < 5
+    assert caught.value.exit_code == 2
+    line = str(caught.value)
+    assert "\n" not in line
+    assert line == f"{path}: {caught.value.reason}"
+    return caught.value.reason
+
+
+def write_audio(path: Path, codec: str, *, cover: bool = False) -> None:
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream(codec, rate=8000)
+        picture: Any = container.add_stream("mjpeg", rate=1) if cover else None
+        if cover:
+            picture.width, picture.height, picture.pix_fmt = 64, 64, "yuvj420p"
+            picture.disposition = av.stream.Disposition.attached_pic
+            container.mux(picture.encode(av.VideoFrame(64, 64, "yuvj420p")) + picture.encode(None))
+        for i in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 8000, i * 1024
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+
+
+def write_without_frames(path: Path) -> None:
+    with av.open(str(path), "w") as container:
+        sound: Any = container.add_stream("aac", rate=8000)
+        video: Any = container.add_stream("libx264", rate=24)
+        video.width, video.height, video.pix_fmt = 64, 64, "yuv420p"
+        for i in range(8):
+            frame = av.AudioFrame.from_ndarray(np.zeros((1, 1024), np.float32), "fltp", "mono")
+            frame.sample_rate, frame.pts = 8000, i * 1024
+            container.mux(sound.encode(frame))
+        container.mux(sound.encode(None))
+
+
+BAD: dict[str, tuple[Callable[[Path], Any], str]] = {
+    "missing.mp4": (lambda path: None, "no such file"),
+    "empty.mp4": (lambda path: path.write_bytes(b""), "the file is empty"),
+    "text.mp4": (lambda path: path.write_text("hello\n" * 100), "not a video in a known format"),
+    "random.mp4": (
+        lambda path: path.write_bytes(random.Random(0).randbytes(50_000)),
+        "not a video in a known format",
+    ),
+    "zeros.mp4": (lambda path: path.write_bytes(bytes(50_000)), "not a video in a known format"),
+    "art.nfo": (lambda path: path.write_text("\x1b[31m art"), "not a video in a known format"),
+    "list.ffconcat": (
+        lambda path: path.write_text("ffconcat version 1.0\nfile whole.mp4\n"),
+        "not a video in a known format",
+    ),
+    "list.m3u8": (
+        lambda path: path.write_text("#EXTM3U\n#EXT-X-TARGETDURATION:9\n#EXTINF:9,\nwhole.mp4\n"),
+        "not a video in a known format",
+    ),
+    "picture.png": (lambda path: Image.new("RGB", (64, 64)).save(path), "an image, not a video; put the"),
+    "picture.jpg": (lambda path: Image.new("RGB", (64, 64)).save(path), "an image, not a video; put the"),
+    "sound.m4a": (lambda path: write_audio(path, "aac"), "has no video, only audio"),
+    "sound.mp3": (lambda path: write_audio(path, "libmp3lame"), "has no video, only audio"),
+    "song.mp3": (
+        lambda path: write_audio(path, "libmp3lame", cover=True),
+        "has no video, only audio and a cover picture",
+    ),
+    "noframes.mkv": (write_without_frames, "has no frames"),
+    "dangling.mp4": (lambda path: path.symlink_to("gone.mp4"), "a link to a file that does not exist"),
+    "pipe.mp4": (os.mkfifo, "not a regular file (a pipe or a device?)"),
+    "nothing_in_it": (Path.mkdir, "a folder without images (allowed: .png, "),
+}
+
+
+@pytest.mark.parametrize("name", BAD)
+def test_what_is_not_a_video_says_why(reader: PyAVReader, tmp_path: Path, name: str) -> None:
+    make_clip(tmp_path / "whole.mp4", 5)
+    write, reason = BAD[name]
+    write(tmp_path / name)
+    for tolerate in (False, True):
+        assert the_line(reader, tmp_path / name, tolerate_truncation=tolerate).startswith(reason)
+    with pytest.raises(VideoError):
+        reader.frames_at(tmp_path / name, [0])
+
+
+def test_a_device_is_refused(reader: PyAVReader) -> None:
+    assert the_line(reader, Path("/dev/zero")) == "not a regular file (a pipe or a device?)"
+
+
+def test_a_file_that_may_not_be_read(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_clip(tmp_path / "a.mp4", 5)
+    path.chmod(0)
+    if os.geteuid() == 0:
+        # The superuser may read everything, so the refusal has to be played.
+        def refuse(name: Any, *arguments: Any, **options: Any) -> Any:
+            raise PermissionError(13, "Permission denied", str(name))
+
+        monkeypatch.setattr(clip_module, "open", refuse, raising=False)
+    assert the_line(reader, path) == "may not be read (permission denied)"
+
+
+def test_a_name_that_cannot_exist(reader: PyAVReader) -> None:
+    assert the_line(reader, Path("a\0b.mp4")).startswith("cannot be read (")
+    assert the_line(reader, Path("x" * 5000)).startswith("cannot be read (")
+
+
+def test_absurd_sizes_are_refused_before_any_work(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(tmp_path / "a.mp4", 12)
+    monkeypatch.setattr(clip_module, "MAX_SIDE_PIXELS", 80)
+    decoded: list[Any] = []
+    monkeypatch.setattr(clip_module.OpenClip, "decode", lambda self, packet: decoded.append(packet))
+    assert the_line(reader, clip) == "pictures of 96x64 pixels, allowed: up to 80x80"
+    assert decoded == []
+    monkeypatch.undo()
+    monkeypatch.setattr(index_module, "MAX_FRAMES", 11)
+    assert the_line(reader, clip) == "over 11 frames, allowed: up to 11"
+
+
+FASTSTART = {"movflags": "faststart"}
+FRAGMENTS = {"movflags": "frag_keyframe+empty_moov"}
+CUT = {
+    "h264 mp4": ("h264", "mp4", {"container_options": FASTSTART}),
+    "h264 mp4 B-frames": ("h264", "mp4", {"container_options": FASTSTART, "b_frames": 2}),
+    "h264 mp4 fragments": ("h264", "mp4", {"container_options": FRAGMENTS}),
+    "h264 mkv": ("h264", "mkv", {"b_frames": 2}),
+    "hevc mkv": ("hevc", "mkv", {"b_frames": 2}),
+    "vp9 webm": ("vp9", "webm", {}),
+    "av1 webm": ("av1", "webm", {}),
+    "av1 mp4": ("av1", "mp4", {"container_options": FASTSTART}),
+    "mpeg4 avi": ("mpeg4", "avi", {}),
+    "mjpeg mkv": ("mjpeg", "mkv", {}),
+    "gif": ("gif", "gif", {}),
+    "h264 flv": ("h264", "flv", {}),
+}
+
+
+@pytest.mark.parametrize("name", CUT)
+def test_a_file_that_was_cut(reader: PyAVReader, tmp_path: Path, name: str) -> None:
+    codec, ending, options = CUT[name]
+    whole = make_clip(tmp_path / f"whole.{ending}", N_FRAMES, (144, 192), codec, gop=50, **options)
+    counts = []
+    for keep in (0.95, 0.8, 0.6):
+        path = cut(whole, tmp_path / f"cut_{keep}.{ending}", keep)
+        line = the_line(reader, path)
+        info = check_tolerated(reader, path)
+        assert line.startswith(f"breaks after frame {info.n_frames}: the file ")
+        frames = "1 frame" if info.n_frames == 1 else f"{info.n_frames} frames"
+        assert line.endswith(f"--tolerate-truncation judges the {frames} before the break")
+        counts.append(info.n_frames)
+    assert counts == sorted(counts, reverse=True)
+    assert N_FRAMES > counts[0] > counts[-1] > 0
+
+
+def check_tolerated(reader: PyAVReader, path: Path) -> VideoInfo:
+    """What is left of a broken file are its first frames, in order, and all of them can be read."""
+    info = reader.probe(path, tolerate_truncation=True)
+    assert info.truncated
+    assert len(info.pts_seconds) == info.n_frames
+    frames = reader.frames_at(path, range(info.n_frames), tolerate_truncation=True)
+    assert [read_number(frame) for frame in frames.numpy()] == list(range(info.n_frames))
+    last = reader.frames_at(path, [info.n_frames - 1], tolerate_truncation=True)
+    assert read_number(last.numpy()[0]) == info.n_frames - 1
+    with pytest.raises(VideoError, match="frame_index"):
+        reader.frames_at(path, [info.n_frames], tolerate_truncation=True)
+    return info
+
+
+def test_a_file_cut_between_two_packets(reader: PyAVReader, tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "a.mp4", N_FRAMES, gop=50, container_options=FASTSTART)
+    with av.open(str(whole)) as container:
+        ends = [packet.pos + packet.size for packet in container.demux(video=0) if packet.size]
+    path = tmp_path / "b.mp4"
+    path.write_bytes(whole.read_bytes()[: ends[11]])
+    assert the_line(reader, path).startswith("breaks after frame 12: the file is cut short (")
+    assert check_tolerated(reader, path).n_frames == 12
+
+
+def test_an_mp4_whose_index_is_missing(reader: PyAVReader, tmp_path: Path) -> None:
+    whole = make_clip(tmp_path / "a.mp4", N_FRAMES)
+    for keep in (0.9, 0.5, 0.01):
+        path = cut(whole, tmp_path / "b.mp4", keep)
+        for tolerate in (False, True):
+            line = the_line(reader, path, tolerate_truncation=tolerate)
+            assert line == "the file is cut short or damaged: its index (moov) is missing or unreadable"
+
+
+def packet_ranges(path: Path) -> list[tuple[int, int]]:
+    """Where the packets lie in the file, in presentation order."""
+    with av.open(str(path)) as container:
+        packets = [(packet.pts, packet.pos, packet.size) for packet in container.demux(video=0) if packet.size]
+    return [(position, position + size) for _, position, size in sorted(packets)]
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "vp9", "av1", "mpeg4", "mjpeg"])
+def test_zeroed_bytes_at_the_end(reader: PyAVReader, tmp_path: Path, codec: str) -> None:
+    path = make_clip(tmp_path / "a.mp4", N_FRAMES, (144, 192), codec, gop=50, container_options=FASTSTART)
+    start, _ = packet_ranges(path)[12]
+    data = path.read_bytes()
+    path.write_bytes(data[:start] + bytes(len(data) - start))
+    assert the_line(reader, path).startswith("breaks after frame 12: ")
+    assert check_tolerated(reader, path).n_frames == 12
+
+
+@pytest.mark.parametrize("codec", ["h264", "hevc", "av1", "mpeg4", "mjpeg"])
+def test_a_damaged_packet_is_met_when_its_frame_is_read(
+    reader: PyAVReader, tmp_path: Path, codec: str
+) -> None:
+    path = make_clip(tmp_path / "a.mp4", N_FRAMES, (144, 192), codec, gop=50, container_options=FASTSTART)
+    start, end = packet_ranges(path)[12]
+    data = bytearray(path.read_bytes())
+    # The packet's first bytes stay as they are (for MPEG-4, the whole header), so only decoding can tell.
+    keep = min(16, (end - start) // 2)
+    data[start + keep : end] = b"\xa5" * (end - start - keep)
+    path.write_bytes(data)
+    if codec == "mpeg4":
+        # MPEG-4 is indexed by decoding, so the probe knows already.
+        assert the_line(reader, path).startswith("breaks after frame 12: ")
+    else:
+        assert reader.probe(path).n_frames == N_FRAMES
+        assert [read_number(f) for f in reader.frames_at(path, [3, 11]).numpy()] == [3, 11]
+        with pytest.raises(VideoError, match=r"breaks after frame 12: .*; --tolerate-truncation judges the"):
+            reader.frames_at(path, [0, 12])
+    assert check_tolerated(reader, path).n_frames == 12
+
+
+def test_a_whole_file_is_the_same_with_tolerance(reader: PyAVReader, tmp_path: Path) -> None:
+    for name, codec in (("a.mp4", "h264"), ("a.webm", "vp9"), ("a.gif", "gif"), ("a.mkv", "av1")):
+        path = make_clip(tmp_path / name, N_FRAMES, codec=codec)
+        assert reader.probe(path, tolerate_truncation=True) == reader.probe(path)
+
+
+SOURCES = [
+    ("h264", "mp4", {"b_frames": 2}),
+    ("h264", "mkv", {"b_frames": 2}),
+    ("h264", "ts", {}),
+    ("h264", "h264", {}),
+    ("h264", "flv", {}),
+    ("hevc", "mp4", {"b_frames": 2}),
+    ("vp8", "webm", {}),
+    ("vp9", "webm", {}),
+    ("av1", "mp4", {}),
+    ("av1", "webm", {}),
+    ("mpeg4", "avi", {}),
+    ("mpeg4", "mp4", {}),
+    ("mjpeg", "mkv", {}),
+    ("mjpeg", "avi", {}),
+    ("gif", "gif", {}),
+]
+
+
+def spoil(rng: random.Random, data: bytes) -> bytes:
+    """Flips bits, overwrites, cuts out or cuts off; often near the start, where the structure is."""
+    spoiled = bytearray(data)
+    kind = rng.choice(["flip", "header", "overwrite", "zero", "drop", "cut"])
+    position = rng.randrange(len(data))
+    length = rng.choice([1, 8, 100, 2000])
+    if kind == "flip":
+        for _ in range(rng.choice([1, 3, 20])):
+            spoiled[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+    elif kind == "header":
+        spoiled[rng.randrange(min(1200, len(data)))] = rng.choice([0, 127, 128, 255, rng.randrange(256)])
+    elif kind == "overwrite":
+        spoiled[position : position + length] = rng.randbytes(min(length, len(data) - position))
+    elif kind == "zero":
+        spoiled[position : position + length] = bytes(min(length, len(data) - position))
+    elif kind == "drop":
+        del spoiled[position : position + length]
+    else:
+        del spoiled[position:]
+    return bytes(spoiled)
+
+
+def check_spoiled(reader: PyAVReader, path: Path, tolerate: bool) -> bool:
+    """Reads a spoiled file; whether it gave frames. Anything but frames or a `VideoError` fails."""
+    started = time.monotonic()
+    try:
+        info = reader.probe(path, tolerate_truncation=tolerate)
+        asked = [0, info.n_frames - 1, info.n_frames // 2]
+        frames = reader.frames_at(path, asked, tolerate_truncation=tolerate)
+        assert frames.data.shape == (3, info.height, info.width, 3)
+        assert info.fps > 0
+        assert list(info.pts_seconds) == sorted(info.pts_seconds)
+        return True
+    except VideoError as error:
+        assert "\n" not in str(error)
+        assert not (tolerate and "breaks after" in error.reason), "what a tolerant probe lists must be there"
+        return False
+    finally:
+        assert time.monotonic() - started < 10
+
+
+def fuzz(reader: PyAVReader, folder: Path, seed: int, rounds: int) -> None:
+    print(f"seed {seed}")  # noqa: T201
+    rng = random.Random(seed)
+    for number, (codec, ending, options) in enumerate(SOURCES):
+        data = make_clip(folder / f"source.{ending}", 16, codec=codec, gop=7, **options).read_bytes()
+        outcomes = set()
+        for i in range(rounds):
+            path = folder / f"{number}_{i}.{ending}"
+            path.write_bytes(spoil(rng, data))
+            for tolerate in (False, True):
+                outcomes.add(check_spoiled(reader, path, tolerate))
+            path.unlink()
+        assert outcomes == {False, True}, f"{codec} {ending}: the damage is too mild or too heavy to tell"
+
+
+@pytest.mark.timeout(120)
+def test_hostile_bytes_give_frames_or_one_line(
+    reader: PyAVReader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fuzz(reader, tmp_path, seed=20261121, rounds=12)
+    assert capfd.readouterr().out == "seed 20261121\n"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_hostile_bytes_for_longer(
+    reader: PyAVReader, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    fuzz(reader, tmp_path, seed=7, rounds=150)
+    assert capfd.readouterr().out == "seed 7\n"

@@ -1,0 +1,199 @@
+"""Sessions on cache rows: the two forwards, prefill and one decode step, over ragged sessions.
+
+Invariant: row r of the cache belongs to `rows[r]`, and rows are compact (a session that leaves gives its
+row to the last one), so that decoding reads a view of the cache and never a copy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vrthinker.engine.hf.context import FramePiece
+from vrthinker.engine.hf.features import FeatureCache
+from vrthinker.engine.hf.markup import Markup
+from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
+from vrthinker.engine.hf.session import SessionState
+
+
+@dataclass
+class _Prefill:
+    """One session's share of a prefill.
+
+    Attributes:
+        row: Its cache row.
+        start: How many of its tokens the cache holds.
+        ids: The rest of its context, int64 `[new]`.
+        positions: Their positions, int64 `[3, new]`.
+        frames: For each frame among them: its first placeholder, counted from `start` (negative when the
+            cache holds some of the frame), and its features.
+    """
+
+    row: int
+    start: int
+    ids: torch.Tensor
+    positions: torch.Tensor
+    frames: list[tuple[int, FrameFeatures]]
+
+    def features_between(self, begin: int, end: int) -> list[FrameFeatures]:
+        """The features whose placeholders lie in [begin, end), in order."""
+        parts = []
+        for first, features in self.frames:
+            low, high = max(begin, first), min(end, first + len(features.embeds))
+            if low < high:
+                cut = slice(low - first, high - first)
+                parts.append(FrameFeatures(features.embeds[cut], tuple(m[cut] for m in features.deepstack)))
+        return parts
+
+
+class SessionRows:
+    """The cache with its tenants.
+
+    Args:
+        model: Runs the forwards.
+        markup: For the image placeholder and a token to pad with.
+        features: Encoded frames.
+        most_rows: Never allocate more.
+        prefill_tokens: Longest piece of one context in one forward.
+    """
+
+    def __init__(
+        self,
+        model: VisionLanguageModel,
+        markup: Markup,
+        features: FeatureCache,
+        *,
+        most_rows: int,
+        prefill_tokens: int,
+    ) -> None:
+        self._model, self._markup, self._features = model, markup, features
+        self._most_rows, self._prefill_tokens = most_rows, prefill_tokens
+        self._pad = markup.newline[0]
+        self.cache = model.new_cache()
+        self.rows: list[SessionState] = []
+
+    def enter(self, state: SessionState, capacity: int) -> int:
+        """Gives a session a row (if it has none) and every row room for `capacity` positions."""
+        count = len(self.rows) + (state.row is None)
+        self.cache.reserve(count, capacity, most_rows=self._most_rows)
+        if state.row is None:
+            state.row = len(self.rows)
+            self.rows.append(state)
+        return state.row
+
+    def leave(self, state: SessionState) -> None:
+        """Frees a session's row; the last row moves into its place."""
+        if state.row is None:
+            return
+        last = self.rows.pop()
+        if last is not state:
+            assert last.row is not None
+            self.cache.copy_row(last.row, state.row, last.filled)
+            last.row = state.row
+            self.rows[state.row] = last
+        state.row = None
+
+    def new_frames(self, state: SessionState) -> list[tuple[int, FramePiece]]:
+        """Frames with placeholders that the cache does not hold yet, and where each one's begin."""
+        frames = state.context.frames()
+        return [(first, piece) for first, piece in frames if first + len(piece) - 2 > state.filled]
+
+    def prefill(self, states: Sequence[SessionState]) -> torch.Tensor:
+        """Computes the missing tokens of each context.
+
+        Returns:
+            Logits `[batch, vocabulary]` after each context's last token.
+        """
+        longest = max(state.to_prefill for state in states)
+        for state in states:
+            room = state.writing.budget if state.writing is not None else 0
+            # Padding of short rows is written behind their own tokens, so rows need room for it.
+            self.enter(state, max(len(state.context) + room, state.filled + longest))
+        batch = [self._share(state) for state in states]
+        step = longest if len(batch) > 1 else self._prefill_tokens
+        shape = (len(batch), self._model.hidden_size)
+        last = torch.empty(shape, dtype=self._model.dtype, device=self._model.device)
+        for begin in range(0, longest, step):
+            hidden = self._prefill_chunk(batch, begin, min(longest, begin + step))
+            for index, item in enumerate(batch):
+                if begin < len(item.ids) <= begin + hidden.shape[1]:
+                    last[index] = hidden[index, len(item.ids) - 1 - begin]
+        for state, item in zip(states, batch, strict=True):
+            state.filled = state.context.cached = item.start + len(item.ids)
+            if state.writing is not None:
+                state.writing.next_position = int(item.positions[0, -1]) + 1
+        return self._model.logits(last)
+
+    def decode(self) -> tuple[list[SessionState], torch.Tensor]:
+        """Feeds every writing session its last token.
+
+        Returns:
+            The writing sessions, and logits `[sessions, vocabulary]` after those tokens.
+        """
+        used = 1 + max(index for index, state in enumerate(self.rows) if state.writing is not None)
+        rows = self.rows[:used]
+        starts = [state.filled for state in rows]
+        # A session between two rounds rides along: its dummy token lands behind its valid length.
+        ids = [s.writing.ids[-1] if s.writing is not None else self._pad for s in rows]
+        positions = [s.writing.next_position if s.writing is not None else 0 for s in rows]
+        device, read = self._model.device, max(starts) + 1
+        self.cache.reserve(used, read, most_rows=self._most_rows)
+        self.cache.plan(list(range(used)), starts, read)
+        mask = torch.arange(read, device=device) <= torch.tensor(starts, device=device)[:, None]
+        hidden = self._model.run(
+            torch.tensor(ids, device=device)[:, None],
+            torch.tensor(positions, device=device).expand(3, -1)[..., None],
+            mask[:, None, None],
+            self.cache,
+        )
+        writing = [index for index, state in enumerate(rows) if state.writing is not None]
+        for index in writing:
+            state = rows[index]
+            assert state.writing is not None
+            state.filled += 1
+            state.writing.next_position += 1
+        return [rows[index] for index in writing], self._model.logits(hidden[writing, -1])
+
+    def _share(self, state: SessionState) -> _Prefill:
+        assert state.row is not None
+        frames = self.new_frames(state)
+        encoded = self._features.get([piece.segment for _, piece in frames])
+        return _Prefill(
+            row=state.row,
+            start=state.filled,
+            ids=torch.from_numpy(state.context.token_ids()[state.filled :]),
+            positions=torch.from_numpy(state.context.positions()[:, state.filled :].copy()),
+            frames=[
+                (first - state.filled, features) for (first, _), features in zip(frames, encoded, strict=True)
+            ],
+        )
+
+    def _prefill_chunk(self, batch: list[_Prefill], begin: int, end: int) -> torch.Tensor:
+        """Tokens [begin, end) of every share, right-padded; hidden states `[batch, end - begin, hidden]`."""
+        width, device = end - begin, self._model.device
+        ids = torch.full((len(batch), width), self._pad)
+        positions = torch.zeros(3, len(batch), width, dtype=torch.long)
+        images = torch.zeros(len(batch), width, dtype=torch.bool)
+        features: list[FrameFeatures] = []
+        read = 1
+        for index, item in enumerate(batch):
+            part = item.ids[begin:end]
+            ids[index, : len(part)] = part
+            positions[:, index, : len(part)] = item.positions[:, begin:end]
+            images[index, : len(part)] = part == self._markup.image_pad
+            features += item.features_between(begin, end)
+            read = max(read, item.start + begin + len(part))
+        starts = [item.start + begin for item in batch]
+        self.cache.plan([item.row for item in batch], starts, read)
+        queries = torch.tensor(starts)[:, None] + torch.arange(width)
+        mask = torch.arange(read)[None, None, :] <= queries[:, :, None]
+        return self._model.run(
+            ids.to(device),
+            positions.to(device),
+            mask[:, None].to(device),
+            self.cache,
+            images.to(device),
+            features,
+        )
