@@ -278,7 +278,7 @@ def test_demo_says_that_its_verdict_is_random(tmp_path: Path) -> None:
     done = vrthinker("demo", cwd=tmp_path)
     assert done.returncode == 0, done.stderr
     assert "random" in done.stdout
-    assert "select_frames: shows frames" in done.stdout
+    assert "round 1, sees frames 1, 13, 25, 37, 49, 59, 69, 79" in done.stdout
     assert "Overall" in done.stdout
     assert list(tmp_path.iterdir()) == [], "the demo leaves nothing behind"
 

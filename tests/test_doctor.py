@@ -254,7 +254,8 @@ def test_the_table_shows_brackets_as_they_are() -> None:
     stream = io.StringIO()
     Console(file=stream, width=120).print(table)
     assert "pip install 'vrthinker[dali]'" in stream.getvalue()
-    assert "missing (optional)" in stream.getvalue()
+    assert "optional" in stream.getvalue()
+    assert "for GPU" in stream.getvalue()
 
 
 def test_the_disk_is_the_one_of_a_cache_that_is_not_made_yet(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fcntl
 import importlib.metadata
 import json
 import multiprocessing
@@ -176,3 +177,20 @@ def test_rows_of_several_processes_never_mix(tmp_path: Path) -> None:
         assert writer.exitcode == 0
     rows = [json.loads(line) for line in path.read_text().splitlines()]
     assert sorted((row["writer"], row["i"]) for row in rows) == [(w, i) for w in range(4) for i in range(10)]
+
+
+@pytest.mark.multi_process
+def test_a_writer_waits_for_the_lock(tmp_path: Path) -> None:
+    path = tmp_path / "rows.jsonl"
+    context = multiprocessing.get_context("fork")
+    writer = context.Process(target=append_row, args=(path, {"benchmark": "late"}, "test"))
+    with open(path, "ab") as holder:
+        fcntl.flock(holder, fcntl.LOCK_EX)
+        writer.start()
+        writer.join(timeout=3)
+        assert writer.is_alive()
+        assert path.read_bytes() == b""
+        fcntl.flock(holder, fcntl.LOCK_UN)  # closing is not enough: the child inherited the descriptor
+    writer.join(timeout=60)
+    assert writer.exitcode == 0
+    assert json.loads(path.read_text())["benchmark"] == "late"

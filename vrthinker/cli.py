@@ -16,68 +16,78 @@ import tyro
 from vrthinker.errors import InputError, VRThinkerError
 
 if TYPE_CHECKING:
-    from vrthinker.judge import Judge
+    from collections.abc import Sequence
 
-Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff]
+    from vrthinker.data.pairs import Pair
+    from vrthinker.data.verdict_log import VerdictLog
+    from vrthinker.judge import Judge, Verdict
+
+Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
+
+
+def _option(metavar: str) -> Any:
+    """An option that the checkpoint or the machine decides when it is not given."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 @dataclass(frozen=True)
 class JudgeCommand:
     """Judge which of two clips is better, or every pair of a file.
 
-    One pair:    vrthinker judge A.mp4 B.mp4 --prompt "a dog runs" --model M
-    Many pairs:  vrthinker judge --pairs pairs.jsonl --out verdicts.jsonl --model M
+    One pair: vrthinker judge A.mp4 B.mp4 --prompt "a dog runs" --model M
+
+    Many pairs: vrthinker judge --pairs pairs.jsonl --out verdicts.jsonl --model M
     """
 
-    videos: tyro.conf.Positional[tuple[Path, ...]] = ()
-    """The two clips (files, or folders of images)."""
-    prompt: str | None = None
+    videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], _option("A B")] = ()
+    """The two clips: files, or folders of images."""
+    prompt: Annotated[str | None, _option("TEXT")] = None
     """The caption that both clips were made from."""
-    model: str | None = None
-    """A Qwen2.5-VL or Qwen3-VL checkpoint folder or hub id; with --endpoint, the server's model name."""
-    pairs: Path | None = None
+    model: Annotated[str | None, _option("M")] = None
+    """A Qwen2.5-VL or Qwen3-VL checkpoint, a folder or a hub id. With --endpoint, the server's name of it."""
+    pairs: Annotated[Path | None, _option("FILE")] = None
     """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
-    out: Path | None = None
+    out: Annotated[Path | None, _option("FILE")] = None
     """Where the verdicts of --pairs go, one JSON line each. A killed run continues where it was."""
     retry_failed: Flag = False
     """Judge the pairs again that --out holds without a judgment."""
-    trajectories: Path | None = None
+    trajectories: Annotated[Path | None, _option("FILE")] = None
     """Append the full record of each episode to this JSONL file."""
     json: Flag = False
     """Print JSON instead of a table."""
-    window: int | Literal["all"] | None = None
-    """Rounds a retrieved frame stays visible; "all" keeps it. [the checkpoint's own]"""
-    rounds: int | None = None
-    """Most rounds of an episode. [the checkpoint's own]"""
-    frames: int | None = None
-    """Frames of the first input, half of them from each clip. [the checkpoint's own]"""
-    max_round_tokens: int | None = None
-    """Most tokens that one round may write. [the checkpoint's own]"""
-    memory: Literal["rerender"] | None = None
-    """How expired frames leave the context. [the checkpoint's own]"""
-    temperature: float | None = None
-    """0 is greedy. [the checkpoint's own]"""
+    window: Annotated[int | Literal["all"] | None, _option("ROUNDS")] = None
+    """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
+    rounds: Annotated[int | None, _option("N")] = None
+    """Most rounds of an episode. The checkpoint's own by default."""
+    frames: Annotated[int | None, _option("N")] = None
+    """Frames of the first input, half of them from each clip. The checkpoint's own by default."""
+    max_round_tokens: Annotated[int | None, _option("N")] = None
+    """Most tokens that one round may write. The checkpoint's own by default."""
+    memory: Annotated[Literal["rerender"] | None, _option("MODE")] = None
+    """How expired frames leave the context: rerender."""
+    temperature: Annotated[float | None, _option("T")] = None
+    """0 is greedy. The checkpoint's own by default."""
     seed: int = 0
     """For sampling."""
-    max_fps: float | None = None
-    """Number at most so many frames a second. [all of them]"""
-    max_pixels: int | None = None
-    """Most pixels of a frame. [the checkpoint's own]"""
-    dataset: str | None = None
-    """Whose names of the dimensions the prompt takes, for a single pair. [the checkpoint's own]"""
+    max_fps: Annotated[float | None, _option("FPS")] = None
+    """Number at most so many frames of a second. All of them by default."""
+    max_pixels: Annotated[int | None, _option("N")] = None
+    """Most pixels of a frame. The checkpoint's own by default."""
+    dataset: Annotated[str | None, _option("NAME")] = None
+    """Whose names of the dimensions the prompt takes, for a single pair. The checkpoint's own by default."""
     tolerate_truncation: Flag = False
     """Judge a clip that breaks half-way on the frames before the break; the verdict says so."""
-    guided: bool | None = None
-    """Force rounds into their form, for models that do not hold it. [the checkpoint's own]"""
-    templates: Path | None = None
-    """A folder of prompt templates instead of the checkpoint's."""
-    device: str | None = None
-    """cpu, cuda, cuda:1. [a GPU if there is one]"""
-    dtype: Literal["float32", "bfloat16", "float16"] | None = None
-    """[bfloat16 on a GPU, float32 on a CPU]"""
+    guided: Annotated[bool | None, _option("True|False")] = None
+    """Force rounds into their form, for models that do not hold it. The checkpoint's own by default."""
+    templates: Annotated[Path | None, _option("FOLDER")] = None
+    """Prompt templates instead of the checkpoint's."""
+    device: Annotated[str | None, _option("DEVICE")] = None
+    """cpu, cuda, cuda:1. A GPU where there is one by default."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, _option("TYPE")] = None
+    """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
     batch_size: int = 8
     """Episodes that advance together."""
-    endpoint: str | None = None
+    endpoint: Annotated[str | None, _option("URL")] = None
     """Judge through the OpenAI-compatible server at this address; OPENAI_API_KEY holds its key."""
 
     def run(self) -> int:
@@ -98,14 +108,13 @@ class JudgeCommand:
 
         for video in self.videos:
             open_reader().probe(video, tolerate_truncation=self.tolerate_truncation)
-        verdict = self._judge()(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
+        with self._judge() as judge:
+            verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
         if self.trajectories is not None:
             from vrthinker.judge_file import append_trajectory
 
             append_trajectory(self.trajectories, verdict.trajectory)
-        from vrthinker.report.terminal import print_verdict
-
-        print_verdict(verdict, as_json=self.json)
+        _print(verdict, as_json=self.json)
         return 0 if verdict.judgments is not None else 1
 
     def _judge_file(self) -> int:
@@ -115,13 +124,18 @@ class JudgeCommand:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
         from vrthinker.data.verdict_log import VerdictLog
-        from vrthinker.judge_file import judge_file, run_configuration
-        from vrthinker.report.terminal import FileProgress
+        from vrthinker.judge_file import run_configuration
 
         pairs = load_pairs(self.pairs)
-        judge = self._judge()
-        run, ignored = run_configuration(judge, pairs_file=self.pairs, seed=self.seed)
-        with VerdictLog(self.out, run, ignore=ignored) as log:
+        with self._judge() as judge:
+            run, ignored = run_configuration(judge, pairs_file=self.pairs, seed=self.seed)
+            return self._judge_pairs(judge, pairs, VerdictLog(self.out, run, ignore=ignored))
+
+    def _judge_pairs(self, judge: Judge, pairs: Sequence[Pair], opened: VerdictLog) -> int:
+        from vrthinker.judge_file import judge_file
+        from vrthinker.report.terminal import FileProgress
+
+        with opened as log:
             if self.retry_failed:
                 log.drop_failed()
             pending = len(log.pending([pair.id for pair in pairs]))
@@ -137,7 +151,7 @@ class JudgeCommand:
                 )
             wanted = {pair.id for pair in pairs}
             return progress.summarise(
-                [record for record in log.records() if record.id in wanted], self.out, as_json=self.json
+                [record for record in log.records() if record.id in wanted], opened.path, as_json=self.json
             )
 
     def _judge(self) -> Judge:
@@ -172,8 +186,10 @@ class JudgeCommand:
 class DemoCommand:
     """Judge two generated clips with a tiny random checkpoint: shows the machinery, not a good verdict."""
 
-    out: Path | None = None
-    """Keep the checkpoint, the clips and the record in this folder. [a temporary one, removed]"""
+    out: Annotated[Path | None, _option("FOLDER")] = None
+    """Keep the checkpoint, the clips and the record in this folder. They are removed by default."""
+    seed: int = 0
+    """Of the sampling: another one, another random verdict."""
     json: Flag = False
     """Print JSON instead of a table."""
 
@@ -187,16 +203,12 @@ class DemoCommand:
             return self._run(Path(folder))
 
     def _run(self, folder: Path) -> int:
-        from vrthinker.demo import DEMO_CAPTION, run_demo
+        from vrthinker.demo import DEMO_CAPTION, prepare_demo
         from vrthinker.judge_file import append_trajectory
-        from vrthinker.report.terminal import print_episode, print_verdict
 
-        judge, video_1, video_2 = run_demo(folder)
-        verdict = judge(DEMO_CAPTION, video_1, video_2)
-        if self.json:
-            print_verdict(verdict, as_json=True)
-        else:
-            print_episode(verdict)
+        judge, video_1, video_2 = prepare_demo(folder)
+        verdict = judge(DEMO_CAPTION, video_1, video_2, seed=self.seed)
+        _print(verdict, as_json=self.json, whole_episode=True)
         if self.out is not None:
             append_trajectory(folder / "trajectories.jsonl", verdict.trajectory)
             sys.stderr.write(f"kept in {folder}: the checkpoint, both clips, trajectories.jsonl\n")
@@ -221,7 +233,7 @@ class DoctorCommand:
 class MakeTinyCommand:
     """Write a tiny random checkpoint, for tests and for trying the machinery."""
 
-    out: tyro.conf.Positional[Path]
+    out: Annotated[tyro.conf.Positional[Path], _option("FOLDER")]
     """The folder to write; it must not exist yet, or be empty."""
     family: Literal["qwen2.5-vl", "qwen3-vl"] = "qwen2.5-vl"
     """Which model class."""
@@ -235,6 +247,18 @@ class MakeTinyCommand:
         folder = make_tiny_judge(self.out, self.family, self.seed)
         sys.stdout.write(f"{folder}\n")
         return 0
+
+
+def _print(verdict: Verdict, *, as_json: bool, whole_episode: bool = False) -> None:
+    from vrthinker.judge_file import verdict_record
+    from vrthinker.report.terminal import print_episode, print_verdict
+
+    if as_json:
+        sys.stdout.write(verdict_record(verdict, verdict.trajectory.id).model_dump_json(indent=2) + "\n")
+    elif whole_episode:
+        print_episode(verdict)
+    else:
+        print_verdict(verdict)
 
 
 Command = (

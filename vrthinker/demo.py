@@ -71,7 +71,7 @@ def make_clips(folder: Path) -> tuple[Path, Path]:
     return paths
 
 
-def run_demo(out: Path) -> tuple[Judge, Path, Path]:
+def prepare_demo(out: Path) -> tuple[Judge, Path, Path]:
     """Prepares the demo in a folder: the judge and the two clips."""
     from vrthinker.judge import Judge
 
@@ -79,7 +79,7 @@ def run_demo(out: Path) -> tuple[Judge, Path, Path]:
     if not (model / SETTINGS_FILE).is_file():
         make_tiny_judge(model, "qwen2.5-vl")
     video_1, video_2 = make_clips(out)
-    return Judge.from_pretrained(model, device="cpu"), video_1, video_2
+    return Judge.from_pretrained(model, device="cpu", temperature=1.0), video_1, video_2
 
 
 def _picture(progress: float, flawed: bool, rng: np.random.Generator) -> np.ndarray:

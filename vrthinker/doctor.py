@@ -62,20 +62,23 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 
 def render(findings: Iterable[Finding]) -> Table:
-    """The findings for people."""
+    """The findings for people: what is fine in a line, what is not with its use and its remedy."""
     from rich.table import Table
     from rich.text import Text
 
     colours = {"ok": "green", "warning": "yellow", "missing": "red"}
-    table = Table("part", "status", "found", "needed for", "what to do")
+    table = Table("part", "status", "found", show_edge=False, pad_edge=False, box=None)
     for finding in findings:
-        missing = finding.status == "missing"
-        status = finding.status if finding.required or not missing else "missing (optional)"
-        table.add_row(
-            Text(finding.part),
-            Text(status, style=colours[finding.status] if finding.required or not missing else "dim"),
-            *(Text(text) for text in (finding.detail, finding.needed_for, finding.remedy)),
+        optional = finding.status == "missing" and not finding.required
+        status = Text(
+            "optional" if optional else finding.status, "dim" if optional else colours[finding.status]
         )
+        found = Text(finding.detail)
+        if finding.status != "ok":
+            found.append(f"\nfor {finding.needed_for}", "dim")
+            if finding.remedy:
+                found.append(f"\nto do: {finding.remedy}", "dim")
+        table.add_row(Text(finding.part), status, found)
     return table
 
 

@@ -47,14 +47,14 @@ DECODERS: dict[str, tuple[str, ...]] = {
 """Codec -> FFmpeg's decoders for it, any of which will do."""
 
 EXTRAS = {
-    "dali": "decoding frames on the GPU",
-    "triton": "the Triton versions of the kernels",
-    "vllm": "rollouts through vLLM (in an environment of its own)",
-    "train": "training: tracking, Parquet data, statistics, plots",
-    "serve": "the HTTP reward service",
-    "view": "looking at many judgments in a viewer",
+    "dali": "decoding frames on the GPU (not in this version yet)",
+    "triton": "the Triton versions of the kernels (not in this version yet)",
+    "vllm": "rollouts through vLLM, in an environment of its own (not in this version yet)",
+    "train": "training: tracking, Parquet data, statistics, plots (not in this version yet)",
+    "serve": "the HTTP reward service (not in this version yet)",
+    "view": "looking at many judgments in a viewer (not in this version yet)",
 }
-"""The extras a user may want, and what each is for."""
+"""The extras, and what each is for."""
 
 _MODELS = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
 _GIB = 1 << 30

@@ -10,6 +10,7 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
+from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vrthinker.episode.dimensions import Confidence, Judgments, Preference
@@ -206,6 +207,18 @@ class Judge:
         yield from self._runner.run(
             self._item(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset, seed) for pair in pairs
         )
+
+    def close(self) -> None:
+        """Shuts the engine down (connections, caches). Closing twice is harmless."""
+        self.engine.shutdown()
+
+    def __enter__(self) -> Judge:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
 
     def _item(
         self,

@@ -7,6 +7,9 @@ verdict. Pairs that another live process holds are waited for, and taken over if
 
 from __future__ import annotations
 
+import errno
+import fcntl
+import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -104,16 +107,32 @@ def judge_file(
 
 
 def append_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Adds one line to a trajectories file, in one write.
+    """Adds one line to a trajectories file, under its lock, after cutting off what a killed writer left.
 
     Raises:
         InputError: The file cannot be written.
     """
+    line = dump_line(trajectory).encode()
     try:
-        with path.open("ab", buffering=0) as stream:
-            stream.write(dump_line(trajectory).encode())
+        with path.open("a+b", buffering=0) as stream:
+            fcntl.flock(stream, fcntl.LOCK_EX)
+            os.ftruncate(stream.fileno(), _whole_lines_end(stream.fileno()))
+            if os.write(stream.fileno(), line) < len(line):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+
+
+def _whole_lines_end(descriptor: int) -> int:
+    """Size of a file up to its last newline."""
+    end = os.fstat(descriptor).st_size
+    while end:
+        start = max(0, end - 65_536)
+        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
+        if newline >= 0:
+            return start + newline + 1
+        end = start
+    return 0
 
 
 def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -625,6 +625,17 @@ def test_rounds_run_at_once_up_to_the_limit_and_are_collected_as_they_finish(ser
     assert sorted(id for batch in batches for id in batch) == [session.id for session in sessions]
 
 
+def test_waiting_for_a_turn_does_not_count_as_the_servers_time(server):
+    def answer(handler: Handler) -> None:
+        time.sleep(0.5)
+        handler.send(200, json.dumps(completion()).encode())
+
+    server.answers = [answer]
+    with engine_for(server, concurrency=1, timeout_seconds=1.4, max_retries=0) as engine:
+        requests = [RoundRequest(engine.open(TASK)) for _ in range(5)]
+        assert [result.error for result in write_rounds(engine, requests)] == [None] * 5
+
+
 def test_forks_load_and_encode_a_frame_once(server):
     server.answers = [says(completion())]
     loads = []

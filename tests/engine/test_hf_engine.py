@@ -114,7 +114,7 @@ class Conversation:
                 ids += [*turn, *(markup.newline if turn[-1] == markup.turn_end else markup.turn_closing)]
         prompt = len(ids)
         ids += list(written)
-        from transformers import AutoImageProcessor
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
         processor = AutoImageProcessor.from_pretrained(model.folder)
         images = [f.load().transpose(2, 0, 1) for f in frames]

@@ -113,6 +113,20 @@ def test_native_versions_equal_the_reference_for_every_layout(
     assert torch.equal(emulated, expected)
 
 
+def test_bfloat16_rounds_ties_to_even() -> None:
+    white = torch.full((1, 1, 1, 3), 255, dtype=torch.uint8)
+    layout: dict[str, Any] = {
+        "patch_size": 1,
+        "merge_size": 1,
+        "temporal_patch_size": 1,
+        "mean": (-1 / 256, -3 / 256, -1 / 256 - 2**-20),  # 1 minus it: a tie, a tie, just above a tie
+        "std": (1.0, 1.0, 1.0),
+        "out_dtype": torch.bfloat16,
+    }
+    assert patchify(white, **layout).tolist() == [[1.0, 1.015625, 1.0078125]]
+    assert torch.equal(patchify(white, **layout), patchify_reference(white, **layout))
+
+
 @pytest.mark.parametrize("threads", [1, 2, 3, 64])
 def test_threads_do_not_change_the_result(threads: int) -> None:
     frames = random_frames(8, 448, 392)  # 34 MB of output: above the size that is worth threads

@@ -231,6 +231,9 @@ class Engine(Protocol):
     def close(self, session: Session) -> None:
         """Frees what the session holds. Closing twice is harmless."""
 
+    def shutdown(self) -> None:
+        """Closes every session and frees what the engine holds. Shutting down twice is harmless."""
+
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:

@@ -34,15 +34,9 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def print_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """A small table, or one JSON object."""
-    if as_json:
-        from vrthinker.judge_file import verdict_record
-
-        sys.stdout.write(verdict_record(verdict, verdict.trajectory.id).model_dump_json(indent=2) + "\n")
-        return
-    console = Console(highlight=False)
-    _print_table(console, verdict)
+def print_verdict(verdict: Verdict) -> None:
+    """A small table."""
+    _print_table(Console(highlight=False), verdict)
 
 
 def print_episode(verdict: Verdict) -> None:
@@ -141,6 +135,11 @@ class FileProgress:
         return 1 if failed else 0
 
 
+def _wrapped(text: str, width: int) -> list[str]:
+    """A few lines of a round's text."""
+    return textwrap.wrap(plain(text).replace("\n", " "), width, max_lines=5, placeholder=" …")
+
+
 def _print_table(console: Console, verdict: Verdict) -> None:
     trajectory = verdict.trajectory
     if verdict.judgments is None:
@@ -175,7 +174,7 @@ def _print_round(console: Console, record: RoundRecord) -> None:
     console.print()
     title = f"round {record.round_number}, sees frames {', '.join(map(str, numbers))}{expired}"
     console.print(Text(title, style="bold"))
-    for line in textwrap.wrap(plain(record.text).replace("\n", " "), 100, max_lines=5, placeholder=" …"):
+    for line in _wrapped(record.text, console.width - 4):
         console.print(Text(f"  {line}", style="dim"))
     if record.tool is not None:
         asked = ", ".join(map(str, record.tool.frame_numbers))

@@ -232,7 +232,7 @@ def _prepare_stream(path: str, container: Any, threads: int | None) -> Any:
         if only:
             raise VideoError(path, f"has no video, only {only}")
         cut = missing_end(path, container.format.name)
-        raise VideoError(path, "has no video stream" if cut is None else f"no frame decodes: {cut}")
+        raise VideoError(path, "has no video stream" if cut is None else f"no frame decodes: {cut.reason}")
     stream = max(videos, key=lambda video: bool(video.disposition & av.stream.Disposition.default))
     context: CodecContext | None = stream.codec_context
     if context is None:

@@ -8,6 +8,7 @@ that ends before its own structure says so; what it does not understand it lets 
 from __future__ import annotations
 
 import os
+from dataclasses import dataclass
 from typing import BinaryIO
 
 _EBML_HEADER = 0x1A45DFA3
@@ -16,8 +17,21 @@ _TRANSPORT_PACKET_BYTES = 188
 _MAX_BOXES = 100_000
 
 
-def missing_end(path: str, format_name: str) -> str | None:
-    """Says why the file is cut short, or None if its structure reaches its end.
+@dataclass(frozen=True)
+class MissingEnd:
+    """A file that is not whole.
+
+    Attributes:
+        reason: How one can tell.
+        whole_frames: How many frames are all there, where the structure says so.
+    """
+
+    reason: str
+    whole_frames: int | None = None
+
+
+def missing_end(path: str, format_name: str) -> MissingEnd | None:
+    """Says why a file is not whole, or None if its structure reaches its end.
 
     Args:
         path: A regular file.
@@ -26,22 +40,16 @@ def missing_end(path: str, format_name: str) -> str | None:
     Raises:
         OSError: The file cannot be read.
     """
-    checks = {
-        "mov": _mov_end,
-        "matroska": _matroska_end,
-        "avi": _riff_end,
-        "mpegts": _transport_stream_end,
-        "gif": _gif_end,
-    }
-    check = checks.get(format_name.partition(",")[0])
-    if check is None:
-        return None
+    name = format_name.partition(",")[0]
     with open(path, "rb") as file:
-        end = check(file)
-    size = os.path.getsize(path)
+        if name == "gif":
+            return _gif_missing_end(file)
+        check = _ENDS.get(name)
+        end = None if check is None else check(file)
+        size = os.fstat(file.fileno()).st_size
     if end is None or end <= size:
         return None
-    return f"the file is cut short ({size} bytes, at least {end} expected)"
+    return MissingEnd(f"the file is cut short ({size} bytes, at least {end} expected)")
 
 
 def _mov_end(file: BinaryIO) -> int | None:
@@ -108,33 +116,43 @@ def _transport_stream_end(file: BinaryIO) -> int | None:
     return -(-size // _TRANSPORT_PACKET_BYTES) * _TRANSPORT_PACKET_BYTES
 
 
-def _gif_end(file: BinaryIO) -> int | None:
-    """Walks the blocks to the trailer; one byte more than there is where it never comes."""
-    size = os.fstat(file.fileno()).st_size
+_ENDS = {
+    "mov": _mov_end,
+    "matroska": _matroska_end,
+    "avi": _riff_end,
+    "mpegts": _transport_stream_end,
+}
+
+
+def _gif_missing_end(file: BinaryIO) -> MissingEnd | None:
+    """Walks the blocks to the trailer. A GIF's decoder shows half of a picture as if it were whole."""
+    images = 0
     header = file.read(13)
-    if len(header) < 13:
-        return size + 1
-    _skip_colour_table(file, header[10])
-    while True:
-        kind = file.read(1)
+    _skip_colour_table(file, header[10] if len(header) == 13 else 0)
+    while kind := file.read(1):
         if kind == b";":
-            return file.tell()
+            return None
         if kind == b"!":
-            file.seek(1, os.SEEK_CUR)
+            file.seek(1, os.SEEK_CUR)  # which extension
         elif kind == b",":
             descriptor = file.read(9)
-            if len(descriptor) < 9:
-                return size + 1
-            _skip_colour_table(file, descriptor[8])
+            _skip_colour_table(file, descriptor[8] if len(descriptor) == 9 else 0)
             file.seek(1, os.SEEK_CUR)  # the code size
         else:
-            return size + 1
-        while length := file.read(1):
-            if length == b"\0":
-                break
-            file.seek(length[0], os.SEEK_CUR)
-        else:
-            return size + 1
+            return MissingEnd(f"the file is damaged at byte {file.tell() - 1}", images)
+        if not _skip_sub_blocks(file):
+            break
+        images += kind == b","
+    return MissingEnd("the file is cut short (its trailer is missing)", images)
+
+
+def _skip_sub_blocks(file: BinaryIO) -> bool:
+    """Whether the sub-blocks end inside the file."""
+    while length := file.read(1):
+        if length == b"\0":
+            return True
+        file.seek(length[0], os.SEEK_CUR)
+    return False
 
 
 def _skip_colour_table(file: BinaryIO, flags: int) -> None:

@@ -109,13 +109,15 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
     """
     listing = _list_packets(path)
     cut = missing_end(path, listing.format_name)
-    known_damage = cut or listing.damage
+    known_damage = listing.damage if cut is None else cut.reason
     expected = _expected_ticks(listing)
     if expected is not None and known_damage is None and not tolerate_truncation:
         return _finish(path, listing, expected, broken=None)
     # What is still inside the decoder where a file was cut may skip frames that are lost.
     ticks, stored_size, broken = _count_by_decoding(path, expected, flush=cut is None)
     listing.stored_size = stored_size
+    if cut is not None and cut.whole_frames is not None:
+        ticks = ticks[: cut.whole_frames]
     broken = known_damage if broken is None or cut is not None else broken
     if not ticks:
         raise VideoError(path, "has no frames") if broken is None else broken_error(path, broken, 0)
@@ -140,6 +142,7 @@ def frames_in_order(
         VideoError: The picture size changes on the way, or there are too many frames.
     """
     count = 0
+    looks: set[tuple[object, ...]] = set()
     for frame in decoded(clip, clip.packets(), flush=flush):
         check_size(clip.path, frame.width, frame.height)
         size = (frame.height, frame.width)
@@ -152,6 +155,10 @@ def frames_in_order(
         stored_size = size
         if expected is not None and (count >= len(expected) or frame.pts != expected[count]):
             raise BreakError(f"frame_index {count} is listed and does not decode")
+        look = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
+        if look not in looks:  # a damaged header may name colours that nothing can convert
+            looks.add(look)
+            clip.to_rgb(frame, Orientation())
         count += 1
         if count > MAX_FRAMES:
             raise VideoError(clip.path, f"over {MAX_FRAMES} frames, allowed: up to {MAX_FRAMES}")
@@ -239,6 +246,7 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
         first = _try_decode(listing, clip, None)
     if first:
         check_size(clip.path, first[0].width, first[0].height)
+        clip.to_rgb(first[0], Orientation())  # raises where the colours cannot be converted
         listing.first_pts = first[0].pts
         listing.orientation = orientation_of(first[0])
         listing.stored_size = (first[0].height, first[0].width)

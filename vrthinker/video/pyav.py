@@ -6,8 +6,9 @@ read again from the start, and only what fails there is an error.
 
 What is noticed when: `probe` sees a missing index, a file that ends before its container says so, packets
 that are marked damaged, missing or zeroed out, and a first frame that does not decode. Damage inside a packet
-is seen when a frame is read that depends on it. Where a codec carries no checksum (VP8, VP9, GIF), a flipped
-bit may decode to other pixels without anyone being able to tell.
+is seen when a frame is read that depends on it. No codec here carries checksums, so a decoder may also turn
+damaged bytes into other pixels without anyone being able to tell (H.264, MPEG-4, MJPEG and AV1 notice most
+of it; HEVC, VP8, VP9 and GIF little).
 """
 
 from __future__ import annotations

@@ -205,6 +205,13 @@ class HFEngine:
         self._finished = [result for result in self._finished if result.session != session]
         self._rows.leave(state)
 
+    def shutdown(self) -> None:
+        """Closes every session and gives the cache's and the features' memory back."""
+        for state in list(self._states.values()):
+            self.close(state.session)
+        self._rows.cache = self.model.new_cache()
+        self.features.clear()
+
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:

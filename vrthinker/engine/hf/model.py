@@ -84,7 +84,10 @@ class VisionLanguageModel:
     """
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoConfig, AutoImageProcessor, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+
+        # At its root, transformers 5.17 puts a stand-in here that wants torchvision.
+        from transformers.models.auto.image_processing_auto import AutoImageProcessor
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()

@@ -144,6 +144,8 @@ def _write(folder: Path, family: TinyFamily, seed: int, layers: int, initializer
     library.utils.logging.disable_progress_bar()  # "Writing model shards" for 4 MB
     try:
         model.save_pretrained(folder)
+        # The weights are written readable by their owner alone; a checkpoint is there to be shared.
+        (folder / "model.safetensors").chmod(0o644)
     finally:
         if bars:
             library.utils.logging.enable_progress_bar()
