@@ -45,7 +45,7 @@ format: install-dev
 
 wheel: install-dev
 	@echo "==> building the wheel into dist/"
-	@rm -rf dist
+	@rm -rf dist && mkdir -p build
 	@$(VENV)/bin/python -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 \
 		|| { cat build/wheel.log; exit 1; }
 	@ls dist/*.whl

@@ -18,6 +18,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from tests.clips import make_clip
+from vrthinker import Judge, StopReason
 from vrthinker.engine.base import (
     FinishReason,
     FrameSegment,
@@ -230,3 +232,22 @@ def test_a_refusal_of_the_real_server_is_one_line(address):
     assert result.error is not None
     assert "HTTP 400" in result.error
     assert "Server is pinned to" in result.error
+
+
+def test_a_judge_behind_the_endpoint_shows_its_frames_and_says_why_there_is_no_verdict(
+    address, checkpoint, tmp_path
+):
+    first = make_clip(tmp_path / "a.mp4", 20, size=(64, 96))
+    second = make_clip(tmp_path / "b.mp4", 12, size=(64, 96))
+    options = {"max_pixels": 64 * 96, "max_round_tokens": 12, "engine_options": {"max_retries": 0}}
+    with Judge.from_endpoint(address, str(checkpoint), **options) as judge:
+        verdict = judge("a dog", first, second)
+        assert judge.engine.usage.images == 8
+    assert verdict.frames_seen == (1, 6, 11, 16, 21, 24, 27, 30)
+    assert verdict.judgments is None
+    assert verdict.stop_reason in (StopReason.TOKEN_LIMIT, StopReason.UNPARSEABLE)
+    assert "round 1" in verdict.reason
+    with Judge.from_endpoint("http://127.0.0.1:9", "x", engine_options={"max_retries": 0}) as nobody:
+        verdict = nobody("a dog", first, second)
+    assert verdict.stop_reason is StopReason.ENGINE_ERROR
+    assert "127.0.0.1:9" in verdict.reason

@@ -188,7 +188,7 @@ def test_open_groups_of_pictures_are_really_open(tmp_path: Path) -> None:
 
 
 @pytest.fixture
-def count_full_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+def count_full_reads(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """Lists the files that had to be read from the start after a seek did not add up."""
     calls: list[str] = []
     original: Callable[..., None] = pyav_module._read_from_start
@@ -198,7 +198,7 @@ def count_full_reads(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
         original(path, *arguments)
 
     monkeypatch.setattr(pyav_module, "_read_from_start", counting)
-    yield calls
+    return calls
 
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
@@ -262,7 +262,7 @@ def test_a_late_start_counts_from_the_first_frame(reader: PyAVReader, tmp_path: 
 
 
 def remux(source: Path, target: Path, change: Callable[[int, Any], Any]) -> Path:
-    """Copies packets without decoding; `change` gets (position, packet) and returns it, or None to drop it."""
+    """Copies packets; `change` gets (position, packet) and returns the packet, or None to drop it."""
     with av.open(str(source)) as old, av.open(str(target), "w") as new:
         stream = new.add_stream_from_template(old.streams.video[0])
         for i, packet in enumerate(packet for packet in old.demux(video=0) if packet.size):
@@ -372,9 +372,7 @@ def test_a_probe_is_remembered_until_the_file_changes(
 ) -> None:
     listed: list[str] = []
     original = index_module._list_packets
-    monkeypatch.setattr(
-        index_module, "_list_packets", lambda path: listed.append(path) or original(path)
-    )
+    monkeypatch.setattr(index_module, "_list_packets", lambda path: listed.append(path) or original(path))
     clip = make_clip(tmp_path / "a.mp4", 10)
     for _ in range(3):
         assert reader.probe(clip).n_frames == 10
@@ -427,9 +425,7 @@ def test_readers_are_safe_to_share_between_threads(reader: PyAVReader, tmp_path:
     assert shown == [[offset + i for i in indices] for _, indices, offset in jobs]
 
 
-@pytest.mark.parametrize(
-    "name", ["example_1_A.mp4", "example_1_B.mp4", "example_2_A.mp4", "example_2_B.mp4"]
-)
+@pytest.mark.parametrize("name", ["example_1_A.mp4", "example_1_B.mp4", "example_2_A.mp4", "example_2_B.mp4"])
 def test_real_clips_equal_a_sequential_decode(reader: PyAVReader, name: str) -> None:
     clip = REAL_CLIPS / name
     if not clip.exists():
@@ -446,3 +442,9 @@ def test_real_clips_equal_a_sequential_decode(reader: PyAVReader, name: str) -> 
 
 def test_open_reader_gives_this_one() -> None:
     assert isinstance(open_reader(), PyAVReader)
+
+
+def test_making_clips_leaves_no_real_time_threads(tmp_path: Path) -> None:
+    """An AV1 encoder that the superuser runs would slow down every test after it."""
+    make_clip(tmp_path / "a.mp4", 3, codec="av1")
+    assert all(os.sched_getscheduler(int(task)) == os.SCHED_OTHER for task in os.listdir("/proc/self/task"))
