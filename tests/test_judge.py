@@ -15,6 +15,7 @@ from vrthinker import Judge, Preference, StopReason, VideoError
 from vrthinker.demo import RANDOM_NOTE, make_tiny_judge
 from vrthinker.engine.base import Choice, RoundLimits, RoundRequest
 from vrthinker.engine.hf.engine import HFEngine
+from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.errors import InputError
 from vrthinker.judge import Verdict
 
@@ -185,3 +186,42 @@ def test_real_clips_at_full_preprocessing_show_the_frames_asked_for(model: Path,
     assert min(tokens) > 200, "a few hundred tokens a frame"
     assert max(tokens) <= 512
     assert trajectory.rounds[-1].prompt_tokens > 16 * 200
+
+
+@pytest.mark.parametrize("variable", [False, True], ids=["constant", "variable"])
+@pytest.mark.parametrize(
+    ("codec", "ending"),
+    [
+        ("h264", "mp4"),
+        ("hevc", "mkv"),
+        ("vp9", "webm"),
+        ("av1", "mp4"),
+        ("mpeg4", "mp4"),
+        ("mjpeg", "mkv"),
+        ("gif", "gif"),
+    ],
+)
+def test_the_frames_judged_are_the_frames_asked_for_in_every_codec(
+    tmp_path: Path, codec: str, ending: str, variable: bool
+) -> None:
+    rng = np.random.default_rng([ord(c) for c in codec])
+    n_1, n_2 = 26, 19
+    gaps = rng.integers(2, 12, n_1) * 10
+    pts = (gaps.cumsum() - gaps[0]).tolist() if variable else None
+    first = make_clip(tmp_path / f"first.{ending}", n_1, size=(64, 96), codec=codec, fps=20, pts=pts)
+    second = make_clip(tmp_path / f"second.{ending}", n_2, size=(96, 64), codec=codec, fps=10)
+    asked = [sorted(rng.choice(np.arange(1, n_1 + n_2 + 1), 8, replace=False).tolist()) for _ in range(2)]
+    engine = ScriptedEngine([[asks(asked[0]), asks(asked[1]), DONE]])
+    verdict = Judge(engine)("a dog", first, second)
+    assert verdict.stop_reason is StopReason.ANSWERED, verdict.reason
+    assert verdict.trajectory.videos[0].is_variable_frame_rate is variable
+    seconds = {frame.frame_number: frame.pts_seconds for frame in verdict.trajectory.frames}
+    for round_number, seen in enumerate(engine.seen):
+        retrieved = [s for s in seen.context.frames if s.shown.outcome]
+        assert [s.shown.frame_number for s in retrieved] == (asked[round_number - 1] if round_number else [])
+        for segment in seen.context.frames:
+            number = segment.shown.frame_number
+            index = number - 1 if number <= n_1 else number - 1 - n_1
+            assert read_number(segment.load()) == index
+            due = (pts[index] / 1000 if pts is not None else index / 20) if number <= n_1 else index / 10
+            assert seconds[number] == pytest.approx(due, abs=0.002)
