@@ -1,7 +1,7 @@
 // `patchify` on the CPU. Every byte is looked up in a table of 256 values per channel (3 kB, stays in the
 // first-level cache) and written `temporal` times. What takes the time is the page faults of a fresh output,
-// so a large one asks for huge pages. Stores past the caches were tried: twice as fast into memory that was
-// touched before, but slower (10 ms against 7.5) into the fresh memory that every call gets.
+// so a large one asks for huge pages. Stores past the caches were tried: faster into memory that was touched
+// before, but slower into the fresh memory that every call gets.
 #include <sys/mman.h>
 
 #include <algorithm>
@@ -22,9 +22,8 @@ constexpr std::int64_t kBytesPerThread = 8 * 1024 * 1024;
 // From here on an output is worth huge pages.
 constexpr std::int64_t kLargeBytes = 8 * 1024 * 1024;
 
-// Asks for huge pages under a large output. A fresh one of 67 MB costs 16,000 page faults of 4 kB, which
-// take longer than filling it (25 ms against 7 on one core of an EPYC). Advice only: where the system has
-// no huge pages to give, nothing changes.
+// Asks for huge pages under a large output: the page faults of 4 kB pages take longer than filling them.
+// Advice only: where the system has no huge pages to give, nothing changes.
 void advise_huge_pages(void* data, std::int64_t bytes) {
     constexpr std::uintptr_t kHugePage = 2 * 1024 * 1024;
     const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;

@@ -256,7 +256,8 @@ def test_a_damaged_packet_is_met_when_its_frame_is_read(
     # The packet's first bytes stay as they are, so that only decoding can tell. HEVC's decoder cannot
     # tell then either: there the first bytes, the length of what follows, are what is damaged.
     keep = 0 if codec == "hevc" else min(16, (end - start) // 2)
-    data[start + keep : end] = b"\xa5" * (end - start - keep)
+    # JPEG's decoder fills up a picture whose data ends in zeros, unless it is told not to.
+    data[start + keep : end] = (b"\0" if codec == "mjpeg" else b"\xa5") * (end - start - keep)
     path.write_bytes(data)
     if codec == "mpeg4":
         # MPEG-4 is indexed by decoding, so the probe knows already.
@@ -267,6 +268,62 @@ def test_a_damaged_packet_is_met_when_its_frame_is_read(
         with pytest.raises(VideoError, match=r"breaks after frame 12: .*; --tolerate-truncation judges the"):
             reader.frames_at(path, [0, 12])
     assert check_tolerated(reader, path).n_frames == 12
+
+
+def test_frames_that_decode_with_errors_are_not_shown(reader: PyAVReader, tmp_path: Path) -> None:
+    """H.264's decoder hides some errors behind made-up pixels, and only marks the frame."""
+    whole = make_clip(tmp_path / "a.mp4", N_FRAMES, (144, 192), gop=7, b_frames=2)
+    ranges, data = packet_ranges(whole), whole.read_bytes()
+    rng = random.Random(2)
+    marked = 0
+    for i in range(60):
+        path = tmp_path / f"{i}.mp4"
+        spoiled = bytearray(data)
+        start, end = ranges[rng.randrange(N_FRAMES)]
+        for _ in range(3):
+            spoiled[rng.randrange(start, end)] ^= 1 << rng.randrange(8)
+        path.write_bytes(spoiled)
+        first = first_marked_frame(path)
+        if first is not None:
+            marked += 1
+            with pytest.raises(VideoError):
+                reader.frames_at(path, [first])
+            with pytest.raises(VideoError):
+                reader.frames_at(path, range(N_FRAMES))
+    assert marked > 3
+
+
+def first_marked_frame(path: Path) -> int | None:
+    """The first frame that a plain decode marks as damaged, without raising before."""
+    count = 0
+    try:
+        with av.open(str(path)) as container:
+            container.streams.video[0].codec_context.options = {"err_detect": "explode"}
+            container.streams.video[0].thread_count = 1
+            for frame in container.decode(video=0):
+                if frame.is_corrupt:
+                    return count
+                count += 1
+    except (av.FFmpegError, ValueError):
+        pass
+    return None
+
+
+def test_a_file_that_ends_inside_a_packet(reader: PyAVReader, tmp_path: Path) -> None:
+    """FLV does not say how long it is; its demuxer marks a packet that is not all there."""
+    whole = make_clip(tmp_path / "a.flv", N_FRAMES, codec="h264", gop=50)
+    start, end = packet_ranges(whole)[12]
+    path = tmp_path / "b.flv"
+    path.write_bytes(whole.read_bytes()[: (start + end) // 2])
+    assert the_line(reader, path).startswith("breaks after frame 12: the file ends inside a frame")
+    assert check_tolerated(reader, path).n_frames == 12
+
+
+def test_colours_that_nothing_converts(reader: PyAVReader, tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", 5, options={"x264-params": "colormatrix=ICtCp"})
+    for tolerate in (False, True):
+        line = the_line(reader, path, tolerate_truncation=tolerate)
+        assert line.startswith("no frame decodes: a frame's colours cannot be converted to RGB (")
 
 
 def test_a_whole_file_is_the_same_with_tolerance(reader: PyAVReader, tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vrthinker.errors import VideoError
 from vrthinker.video import index as index_module
 from vrthinker.video import open_reader
 from vrthinker.video import pyav as pyav_module
+from vrthinker.video.clip import open_clip
 from vrthinker.video.pyav import PyAVReader
 
 N_FRAMES = 24
@@ -246,6 +247,32 @@ def test_a_seek_that_lands_wrong_is_noticed(
     assert count_full_reads == [str(clip)]
 
 
+def test_a_frame_that_the_decoder_swallows_is_noticed(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, count_full_reads: list[str]
+) -> None:
+    clip = make_clip(tmp_path / "a.mp4", 60, gop=20, b_frames=2)
+    swallowed = decode_pts(clip)[45]
+    reader.probe(clip)
+    original = pyav_module.OpenClip.decode
+
+    def swallowing(self: pyav_module.OpenClip, packet: Any) -> list[Any]:
+        frames = original(self, packet)
+        # Only the decoder with several threads does it, so reading from the start helps.
+        return [f for f in frames if f.pts != swallowed or self.stream.thread_count == 1]
+
+    monkeypatch.setattr(pyav_module, "open_clip", lambda path, threads=2: open_clip(path, threads=threads))
+    monkeypatch.setattr(pyav_module.OpenClip, "decode", swallowing)
+    assert numbers(reader, clip, [44, 45, 46]) == [44, 45, 46]
+    assert count_full_reads == [str(clip)]
+    assert numbers(reader, clip, [47]) == [47]
+    assert len(count_full_reads) == 2, "what comes after a gap is not trusted"
+
+
+def decode_pts(path: Path) -> list[int | None]:
+    with av.open(str(path)) as container:
+        return [frame.pts for frame in container.decode(video=0)]
+
+
 def test_an_edit_list_hides_frames(reader: PyAVReader, tmp_path: Path) -> None:
     pts = [40 * (i - 5) for i in range(30)]
     clip = make_clip(tmp_path / "a.mp4", 30, pts=pts, gop=12, b_frames=2)
@@ -284,6 +311,50 @@ def test_a_clip_cut_out_between_keyframes_starts_where_players_start(
     expected = list(range(60 - n_frames, 60))
     assert 40 <= n_frames <= 47
     check_every_way(reader, cut_out, expected)
+
+
+def test_hidden_packets_are_no_frames(reader: PyAVReader, tmp_path: Path) -> None:
+    """VP8 stores pictures that only serve later ones as packets of their own."""
+    whole = make_clip(tmp_path / "a.webm", 30, codec="vp8", gop=30)
+
+    def hide(i: int, packet: Any) -> Any:
+        if i not in (4, 5, 17):
+            return packet
+        data = bytearray(bytes(packet))
+        data[0] &= ~0x10  # show_frame
+        hidden = av.Packet(bytes(data))
+        hidden.pts, hidden.dts, hidden.time_base = packet.pts, packet.dts, packet.time_base
+        return hidden
+
+    clip = remux(whole, tmp_path / "b.webm", hide)
+    check_every_way(reader, clip, [i for i in range(30) if i not in (4, 5, 17)])
+
+
+@pytest.mark.parametrize(
+    ("name", "options"),
+    [
+        ("a.mp4", {"b_frames": 3, "gop": 48}),
+        ("a.mkv", {"codec": "hevc", "b_frames": 3, "gop": 48}),
+        ("a.webm", {"codec": "vp9", "gop": 48}),
+        ("a.mp4", {"codec": "av1", "gop": 48}),
+        ("edited.mp4", {"pts": [40 * (i - 5) for i in range(48)], "gop": 48}),
+    ],
+)
+def test_a_probe_decodes_one_frame(
+    reader: PyAVReader,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    name: str,
+    options: dict[str, Any],
+) -> None:
+    clip = make_clip(tmp_path / name, 48, **options)
+    fed: list[Any] = []
+    original = pyav_module.OpenClip.decode
+    monkeypatch.setattr(
+        pyav_module.OpenClip, "decode", lambda self, packet: fed.append(packet) or original(self, packet)
+    )
+    assert reader.probe(clip).n_frames == (43 if name == "edited.mp4" else 48)
+    assert len(fed) <= 10
 
 
 def test_duplicate_timestamps_are_counted(reader: PyAVReader, tmp_path: Path) -> None:

@@ -157,8 +157,14 @@ class OpenClip:
 
         The flags make the colours equal to what GPU decoders give (bit-exact against DALI); the stream's
         own matrix and range are used.
+
+        Raises:
+            BreakError: The frame's colours cannot be converted.
         """
-        rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB)
+        try:
+            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB)
+        except DECODE_ERRORS as error:
+            raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error
         return orientation.apply(rgb.to_ndarray())
 
 

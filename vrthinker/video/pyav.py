@@ -167,7 +167,8 @@ def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, i
 def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) -> Iterator[tuple[int, Any]]:
     """Yields (frame_index, frame) from a keyframe up to `last`, without a gap."""
     next_index = start.frame_index
-    for frame in _decoded_after(clip, start):
+    packets = clip.packets() if start.pts is None else clip.packets_from(start.pts, start.dts)
+    for frame in decoded(clip, packets):
         frame_index = index.position(frame.pts)
         if frame_index is None:
             raise BreakError(f"a frame came out that the index does not have (pts {frame.pts})")
@@ -180,13 +181,3 @@ def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) ->
             return
         next_index += 1
     raise BreakError(f"frame_index {next_index} did not come out")
-
-
-def _decoded_after(clip: OpenClip, start: Keyframe) -> Iterator[Any]:
-    if start.pts is None:
-        yield from decoded(clip, clip.packets())
-        return
-    packets = clip.packets_from(start.pts, start.dts)
-    # Pictures that follow the keyframe in the file and precede it on the screen refer to what a seek skips.
-    follows = (packet for packet in packets if packet.pts is None or packet.pts >= start.pts)
-    yield from decoded(clip, follows)

@@ -168,7 +168,7 @@ class HFEngine:
         limits = request.limits
         cursor = None
         if limits.form is not None:
-            cursor = FormCursor(limits.form, self.markup.encode, self.markup.turn_end)
+            cursor = FormCursor(limits.form, self.markup.encode_option, self.markup.turn_end)
         budget = min(limits.max_tokens, self.max_context_tokens - total)
         state.writing = RoundState(
             limits=limits,

@@ -14,6 +14,7 @@ import torch
 from vrthinker.engine.hf.sampling import Vocabulary
 from vrthinker.errors import InputError
 
+_REMEMBERED_OPTIONS = 100_000
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -43,11 +44,21 @@ class Markup:
         self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
         self.vocabulary_size = vocabulary_size
         self._known = known
+        self._options: dict[str, tuple[int, ...]] = {}
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; special tokens in it are not special."""
         ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
         return list(ids)
+
+    def encode_option(self, text: str) -> tuple[int, ...]:
+        """`encode`, remembered: guided rounds offer the same texts (every frame number) again and again."""
+        ids = self._options.get(text)
+        if ids is None:
+            if len(self._options) >= _REMEMBERED_OPTIONS:
+                self._options.clear()
+            ids = self._options[text] = tuple(self.encode(text))
+        return ids
 
     def decode(self, ids: list[int]) -> str:
         """Sampled ids to text, without the end-of-turn token."""

@@ -34,12 +34,12 @@ class FormCursor:
     """
 
     form: Form
-    encode: Callable[[str], list[int]]
+    encode: Callable[[str], Sequence[int]]
     end_of_part: int
 
     def __post_init__(self) -> None:
         self._left: list[Free | Choice] = list(reversed(self.form))
-        self._options: list[tuple[int, list[int]]] = []
+        self._options: list[tuple[int, Sequence[int]]] = []
         self._depth = 0
         self._free = 0
         self._choice: Choice | None = None
