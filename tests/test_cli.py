@@ -15,8 +15,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from clips import cut, make_clip
 
-from tests.clips import cut, make_clip
 from vrthinker.demo import RANDOM_NOTE, make_tiny_judge
 from vrthinker.episode.trajectory import load_trajectories
 

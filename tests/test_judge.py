@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 import pytest
+from clips import make_clip, read_number
 
-from tests.clips import make_clip, read_number
 from vrthinker import Judge, Preference, StopReason, VideoError
 from vrthinker.demo import RANDOM_NOTE, make_tiny_judge
 from vrthinker.engine.base import Choice, RoundLimits, RoundRequest

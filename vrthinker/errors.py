@@ -28,7 +28,9 @@ class VideoError(InputError):
     """
 
     def __init__(self, path: object, reason: str) -> None:
-        super().__init__(f"{path}: {reason}")
+        # A file name may hold anything but "/" and NUL; the message stays one printable line.
+        named = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
+        super().__init__(f"{named}: {reason}")
         self.path = str(path)
         self.reason = reason
 

@@ -16,9 +16,9 @@ from types import ModuleType
 import httpx
 import numpy as np
 import pytest
+from clips import make_clip
 from PIL import Image
 
-from tests.clips import make_clip
 from vrthinker import Judge, StopReason
 from vrthinker.engine.base import (
     FinishReason,

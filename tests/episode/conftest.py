@@ -6,8 +6,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from clips import make_clip
 
-from tests.clips import make_clip
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.reader import open_reader

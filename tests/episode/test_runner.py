@@ -6,12 +6,12 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import pytest
+from clips import read_number
+from episode.conftest import N_1, N_2, MakeItem
+from episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from tests.clips import read_number
-from tests.episode.conftest import N_1, N_2, MakeItem
-from tests.episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
 from vrthinker.engine.base import FinishReason, Message, RoundResult, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem

@@ -255,8 +255,8 @@ def test_a_damaged_packet_is_met_when_its_frame_is_read(
     data = bytearray(path.read_bytes())
     # The packet's first bytes stay as they are, so that only decoding can tell. HEVC's decoder cannot
     # tell then either: there the first bytes, the length of what follows, are what is damaged.
-    keep = 0 if codec == "hevc" else min(16, (end - start) // 2)
-    # JPEG's decoder fills up a picture whose data ends in zeros, unless it is told not to.
+    # JPEG's decoder fills up a picture that ends in zeros, unless it is told not to.
+    keep = {"hevc": 0, "mjpeg": (end - start) * 3 // 4}.get(codec, min(16, (end - start) // 2))
     data[start + keep : end] = (b"\0" if codec == "mjpeg" else b"\xa5") * (end - start - keep)
     path.write_bytes(data)
     if codec == "mpeg4":
