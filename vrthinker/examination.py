@@ -28,7 +28,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "python": ("3.11", None),
     "torch": ("2.11", None),
     "transformers": ("5.17", "5.24"),
-    "av": ("14", None),
+    "av": ("18", None),
     "pillow": ("10.1", None),
     "numpy": ("1.26", None),
 }
