@@ -80,7 +80,7 @@ def test_without_pyav_the_rest_is_still_examined() -> None:
     assert findings["av"]["status"] == "missing"
     assert "cannot be imported" in findings["av"]["detail"]
     assert findings["av"]["needed_for"] == "reading videos"
-    assert findings["av"]["remedy"] == "pip install --force-reinstall 'av>=14'"
+    assert findings["av"]["remedy"] == "pip install --force-reinstall 'av>=18'"
     assert findings["pillow"]["status"] == "ok"
     assert "video decoders" not in findings
 
