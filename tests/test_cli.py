@@ -210,6 +210,48 @@ def test_a_pairs_file_is_judged_and_failures_are_listed_with_reasons(
     assert "window" in other.stderr
 
 
+@pytest.mark.parametrize("place", ["clip", "text", "pairs", "out", "folder"])
+def test_a_trajectories_file_never_harms_another_file(
+    place: str, model: Path, clips: Path, tmp_path: Path
+) -> None:
+    pairs = write_pairs(tmp_path / "pairs.jsonl", clips, 1)
+    text = tmp_path / "precious.txt"
+    text.write_text("precious text without a newline")
+    clip, out = tmp_path / "c.mp4", tmp_path / "out.jsonl"
+    clip.write_bytes((clips / "a.mp4").read_bytes())
+    wanted = {"clip": clip, "text": text, "pairs": pairs, "out": out, "folder": tmp_path}[place]
+    before = {path: path.read_bytes() for path in (clip, text, pairs)}
+    if place in ("pairs", "out"):
+        args = ["judge", "--pairs", pairs, "--out", out]
+    else:
+        args = ["judge", clip, clips / "b.mp4", "--prompt", "x"]
+    done = vrthinker(*args, "--model", model, "--trajectories", wanted)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert str(wanted) in done.stderr
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_a_torn_trajectory_is_cut_off_by_the_next_run(model: Path, clips: Path, tmp_path: Path) -> None:
+    record = tmp_path / "t.jsonl"
+    args = (
+        "judge",
+        clips / "a.mp4",
+        clips / "b.mp4",
+        "--prompt",
+        "x",
+        "--model",
+        model,
+        "--trajectories",
+        record,
+    )
+    assert vrthinker(*args).returncode == 0
+    whole = record.read_bytes()
+    record.write_bytes(whole + whole[: len(whole) // 2])
+    assert vrthinker(*args).returncode == 0
+    assert len(list(load_trajectories(record))) == 2
+    assert record.read_bytes().startswith(whole)
+
+
 @pytest.mark.multi_process
 def test_two_processes_share_one_results_file(model: Path, clips: Path, tmp_path: Path) -> None:
     pairs = write_pairs(tmp_path / "pairs.jsonl", clips, 40)

@@ -225,3 +225,72 @@ def test_the_frames_judged_are_the_frames_asked_for_in_every_codec(
             assert read_number(segment.load()) == index
             due = (pts[index] / 1000 if pts is not None else index / 20) if number <= n_1 else index / 10
             assert seconds[number] == pytest.approx(due, abs=0.002)
+
+
+def test_a_clip_that_was_replaced_is_judged_anew(model: Path, tmp_path: Path) -> None:
+    """Output names are used again by those who generate videos."""
+    path, other = tmp_path / "a.mp4", make_clip(tmp_path / "b.mp4", 8, size=(64, 96), first_number=500)
+    judge = Judge.from_pretrained(model)
+
+    def logprobs() -> object:
+        return [r.logprobs for r in judge("a dog", path, other).trajectory.rounds]
+
+    make_clip(path, 8, size=(64, 96), first_number=0)
+    first = logprobs()
+    assert logprobs() == first
+    make_clip(path, 8, size=(64, 96), first_number=300)
+    assert logprobs() != first
+
+
+def test_a_clip_that_changes_while_it_is_judged_is_noticed(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.mp4", 8, size=(64, 96))
+
+    def script(session: int, number: int, context: object) -> str:
+        make_clip(path, 9, size=(64, 96))
+        return asks([2]) if number == 1 else DONE
+
+    verdict = Judge(ScriptedEngine(script))("a dog", path, clips[0])
+    assert verdict.stop_reason is StopReason.VIDEO_ERROR
+    assert "changed while it was being judged" in (verdict.reason or "")
+
+
+def test_pairs_of_one_file_sample_apart_from_each_other(model: Path, clips: tuple[Path, Path]) -> None:
+    from vrthinker.data.pairs import Pair
+
+    judge = Judge.from_pretrained(model, temperature=1.0, max_rounds=1)
+    pairs = [Pair(id=f"p{i}", prompt="a dog", video_1=clips[0], video_2=clips[1]) for i in range(8)]
+    texts = {f.item.id: f.trajectory.rounds[0].text for f in judge.judge_pairs(pairs) if f.trajectory}
+    assert len(set(texts.values())) == 8
+    again = {f.item.id: f.trajectory.rounds[0].text for f in judge.judge_pairs(pairs[::-1]) if f.trajectory}
+    assert again == texts, "an item's sample does not depend on its place"
+
+
+def test_a_checkpoint_cannot_decide_to_judge_broken_clips(tmp_path: Path, clips: tuple[Path, Path]) -> None:
+    from clips import cut
+
+    folder = make_tiny_judge(tmp_path / "tiny", "qwen2.5-vl")
+    path = folder / "vrthinker.json"
+    path.write_text(path.read_text().replace('"tolerate_truncation": false', '"tolerate_truncation": true'))
+    broken = cut(make_clip(tmp_path / "whole.mkv", 40, size=(64, 96)), tmp_path / "cut.mkv", 0.5)
+    with pytest.raises(VideoError, match="--tolerate-truncation"):
+        Judge.from_pretrained(folder)("a dog", clips[0], broken)
+    verdict = Judge.from_pretrained(folder, tolerate_truncation=True)("a dog", clips[0], broken)
+    assert any("video 2 breaks" in note for note in verdict.notes)
+
+
+def test_a_file_name_that_is_no_unicode_is_judged_and_recorded(
+    clips: tuple[Path, Path], tmp_path: Path
+) -> None:
+    import os
+
+    from vrthinker.episode.trajectory import Trajectory, dump_line
+
+    path = os.fsdecode(bytes(tmp_path) + b"/v\xff.mp4")
+    os.link(clips[0], path)
+    verdict = Judge(ScriptedEngine([[DONE]]))("a dog", path, clips[1])
+    assert Trajectory.model_validate_json(dump_line(verdict.trajectory)) == verdict.trajectory
+
+
+def test_seeds_are_integers(clips: tuple[Path, Path]) -> None:
+    with pytest.raises(InputError, match=r"seed: got 1\.5"):
+        Judge(ScriptedEngine([[DONE]]))("a dog", *clips, seed=1.5)  # type: ignore[arg-type]

@@ -108,6 +108,10 @@ class JudgeCommand:
 
         for video in self.videos:
             open_reader().probe(video, tolerate_truncation=self.tolerate_truncation)
+        if self.trajectories is not None:
+            from vrthinker.judge_file import check_trajectories_file
+
+            check_trajectories_file(self.trajectories, *self.videos)
         with self._judge() as judge:
             verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
         if self.trajectories is not None:
@@ -124,9 +128,12 @@ class JudgeCommand:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
         from vrthinker.data.verdict_log import VerdictLog
-        from vrthinker.judge_file import run_configuration
+        from vrthinker.judge_file import check_trajectories_file, run_configuration
 
         pairs = load_pairs(self.pairs)
+        if self.trajectories is not None:
+            clips = {clip for pair in pairs for clip in (pair.video_1, pair.video_2)}
+            check_trajectories_file(self.trajectories, self.pairs, self.out, *clips)
         with self._judge() as judge:
             run, ignored = run_configuration(judge, pairs_file=self.pairs, seed=self.seed)
             return self._judge_pairs(judge, pairs, VerdictLog(self.out, run, ignore=ignored))
@@ -290,7 +297,9 @@ def main(args: list[str] | None = None) -> None:
         code = command.run()
         sys.stdout.flush()
     except VRThinkerError as error:
-        sys.stderr.write(f"vrthinker: {error}\n")
+        # One line, whatever a file name or a hostile file put into the message.
+        line = "".join(c if c.isprintable() else " " for c in str(error))
+        sys.stderr.write(f"vrthinker: {line}\n")
         code = error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")

@@ -6,6 +6,7 @@ is better per dimension, or, where it cannot, says null and why; it never makes 
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -202,10 +203,14 @@ class Judge:
     def judge_pairs(self, pairs: Iterable[Pair], *, seed: int = 0) -> Iterator[Finished]:
         """Judges many pairs, `batch_size` at a time, and yields each as it finishes (not in order).
 
-        An item that cannot start comes out with its error; it never stops the others.
+        Each pair samples with a seed of its own, made of `seed` and its id. An item that cannot start comes
+        out with its error; it never stops the others.
         """
         yield from self._runner.run(
-            self._item(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset, seed) for pair in pairs
+            self._item(
+                *(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset), episode_seed(seed, pair.id)
+            )
+            for pair in pairs
         )
 
     def close(self) -> None:
@@ -229,6 +234,8 @@ class Judge:
         dataset: str | None,
         seed: int,
     ) -> EpisodeItem:
+        if not isinstance(seed, int):
+            raise InputError(f"seed: got {seed!r}, allowed: an integer")
         episode = self.settings.episode
 
         def open_workspace() -> Workspace:
@@ -245,6 +252,15 @@ class Judge:
         return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
 
 
+def episode_seed(seed: int, item_id: str) -> int:
+    """The seed of one item of many: equal for equal ids, so that order and batch do not matter.
+
+    With one seed for all, every episode would draw the same random numbers, and errors would go together.
+    """
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big")
+
+
 def _load_templates(folder: Path | None, *, required: bool) -> PromptTemplates:
     if folder is not None and required and not folder.is_dir():
         raise InputError(f"{folder}: not a folder of prompt templates")
@@ -257,8 +273,10 @@ def _override(
     """Applies overrides through validation, so that a bad value is one clear line."""
     from pydantic import ValidationError
 
+    # Whether a broken clip is judged is for the caller to say, never for a checkpoint.
+    stored = {**settings.episode.model_dump(), "tolerate_truncation": False}
     try:
-        episode = EpisodeSettings.model_validate({**settings.episode.model_dump(), **episode_settings})
+        episode = EpisodeSettings.model_validate({**stored, **episode_settings})
         sizes = {**settings.resize.model_dump(), **resize}
         if max_pixels is not None:
             sizes["max_pixels"] = max_pixels

@@ -24,6 +24,7 @@ from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
 from vrthinker.judge import Judge, Verdict
 
 _POLL_SECONDS = 0.5
+_TRAJECTORY_START = b'{"schema_version":1,"id":'
 
 
 def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
@@ -106,8 +107,35 @@ def judge_file(
             left = [by_id[pair_id] for pair_id in log.pending(by_id)]
 
 
+def check_trajectories_file(path: Path, *others: Path) -> None:
+    """Refuses a trajectories file that holds something else or is not writable, before any work is done.
+
+    Args:
+        path: Where trajectories are to be appended.
+        others: Files of the same command (clips, pairs, results).
+
+    Raises:
+        InputError: It is one of `others`, holds something else than trajectories, or cannot be written.
+    """
+    try:
+        if path.exists() and any(other.exists() and path.samefile(other) for other in others):
+            raise InputError(f"{path}: got the same file twice; give --trajectories a file of its own")
+        if path.resolve() in {other.resolve() for other in others}:
+            raise InputError(f"{path}: got the same file twice; give --trajectories a file of its own")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; give --trajectories a file")
+        with path.open("a+b", buffering=0) as stream:
+            start = os.pread(stream.fileno(), len(_TRAJECTORY_START), 0)
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+    if start != _TRAJECTORY_START[: len(start)]:
+        raise InputError(f"{path}: holds something else than trajectories; give another file")
+
+
 def append_trajectory(path: Path, trajectory: Trajectory) -> None:
     """Adds one line to a trajectories file, under its lock, after cutting off what a killed writer left.
+
+    Call `check_trajectories_file` first: this cuts off an unfinished last line.
 
     Raises:
         InputError: The file cannot be written.
@@ -116,8 +144,10 @@ def append_trajectory(path: Path, trajectory: Trajectory) -> None:
     try:
         with path.open("a+b", buffering=0) as stream:
             fcntl.flock(stream, fcntl.LOCK_EX)
-            os.ftruncate(stream.fileno(), _whole_lines_end(stream.fileno()))
+            end = _whole_lines_end(stream.fileno())
+            os.ftruncate(stream.fileno(), end)
             if os.write(stream.fileno(), line) < len(line):
+                os.ftruncate(stream.fileno(), end)
                 raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
     except OSError as error:
         raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
@@ -415,15 +416,116 @@ def test_new_weights_write_new_texts_and_bad_ones_change_nothing(checkpoint: Pat
     assert write(engine) == wanted
 
 
+Break = Callable[[Path], None]
+
+
+def poisoned_talk(engine: HFEngine, monkeypatch: pytest.MonkeyPatch) -> Conversation:
+    """A conversation whose frames encode to NaN."""
+    talk = Conversation(engine, np.random.default_rng(77), 1, first=2)
+    encode = engine.model.encode_frames
+
+    def broken(frames: object) -> object:
+        features = encode(frames)
+        with torch.inference_mode():
+            for item in features:
+                item.embeds.fill_(torch.nan)
+        return features
+
+    monkeypatch.setattr(engine.model, "encode_frames", broken)
+    engine.features.get([f for m in talk.messages for f in m.frames])
+    monkeypatch.undo()
+    return talk
+
+
+@pytest.mark.parametrize("guided", [False, True])
+def test_nan_fails_its_own_session_and_reaches_no_other(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch, guided: bool
+) -> None:
+    engine = HFEngine(checkpoint, max_sessions=3, keep_logits=True)
+    limits = RoundLimits(max_tokens=6, form=(Choice(("ab", "cd")), Free(3)) if guided else None)
+    bad = poisoned_talk(engine, monkeypatch)
+    good = Conversation(engine, np.random.default_rng(5), 1, first=2)
+    failed, written = write_rounds(engine, [bad.request(limits), good.request(limits)])
+    assert failed.finish_reason is FinishReason.ERROR
+    assert "not finite" in (failed.error or "")
+    assert written.finish_reason is not FinishReason.ERROR
+    engine.close(bad.session)
+    # The next tenant of the poisoned row, and one that is padded beside it.
+    heirs = [Conversation(engine, np.random.default_rng(i), 1, first=i) for i in (1, 4)]
+    results = write_rounds(engine, [heir.request(RoundLimits(max_tokens=6)) for heir in heirs])
+    for heir, result in zip(heirs, results, strict=True):
+        assert result.finish_reason is not FinishReason.ERROR, result.error
+        assert result.token_ids is not None
+        close_enough(result.logits, heir.oracle_logits(result.token_ids))
+
+
+def test_running_out_of_memory_fails_the_round_and_not_the_engine(
+    checkpoint: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = HFEngine(checkpoint, max_sessions=3, keep_logits=True)
+    first = Conversation(engine, np.random.default_rng(1), 1, first=2)
+    write_rounds(engine, [first.request(RoundLimits(max_tokens=4))])
+    cache = engine._rows.cache
+    real, calls = cache._new, iter(range(100))
+
+    def runs_out(rows: int, capacity: int) -> torch.Tensor:
+        if next(calls) == 2:
+            raise RuntimeError("out of memory")
+        return real(rows, capacity)
+
+    monkeypatch.setattr(cache, "_new", runs_out)
+    talks = [Conversation(engine, np.random.default_rng(i), 1, first=2) for i in (2, 3)]
+    (result,) = write_rounds(engine, [talks[0].request(RoundLimits(max_tokens=4))])
+    assert result.finish_reason is FinishReason.ERROR
+    assert result.error == "out of memory"
+    (result,) = write_rounds(engine, [talks[1].request(RoundLimits(max_tokens=4))])
+    assert result.finish_reason is not FinishReason.ERROR, result.error
+    close_enough(result.logits, talks[1].oracle_logits(result.token_ids or ()))
+
+
+def test_the_feature_cache_holds_no_more_than_it_says(checkpoint: Path) -> None:
+    engine = HFEngine(checkpoint)
+    engine.features._max_bytes = 20_000
+    talk = Conversation(engine, np.random.default_rng(3), 1, first=12)
+    write_rounds(engine, [talk.request(RoundLimits(max_tokens=2))])
+    kept = engine.features._kept.values()
+    held = sum(t.untyped_storage().nbytes() for f in kept for t in (f.embeds, *f.deepstack))
+    assert held == engine.features.size_bytes <= 20_000
+
+
+def test_collect_comes_back_when_its_time_is_up(checkpoint: Path) -> None:
+    engine = HFEngine(checkpoint)
+    talk = Conversation(engine, np.random.default_rng(3), 1, first=2)
+    engine.submit(talk.request(RoundLimits(max_tokens=30)))
+    assert engine.collect(timeout_seconds=0) == []
+    (result,) = engine.collect()
+    assert len(result.token_ids or ()) == 30 or result.finish_reason is FinishReason.STOP
+
+
+def test_a_refused_round_changes_nothing(checkpoint: Path) -> None:
+    engine = HFEngine(checkpoint)
+    talk = Conversation(engine, np.random.default_rng(3), 1, first=2)
+    write_rounds(engine, [talk.request(RoundLimits(max_tokens=3))])
+    before = engine._states[talk.session.id].context.token_ids().tolist()
+    with pytest.raises(EngineError, match="needs new messages"):
+        engine.submit(RoundRequest(talk.session, (), (ShownFrame(0, 1),)))
+    assert engine._states[talk.session.id].context.token_ids().tolist() == before
+
+
+def edit_json(name: str, **changes: object) -> Break:
+    def edit(folder: Path) -> None:
+        path = folder / name
+        path.write_text(json.dumps({**json.loads(path.read_text()), **changes}))
+
+    return edit
+
+
 def drop_a_weight(folder: Path) -> None:
     from safetensors.torch import load_file, save_file
 
     tensors = load_file(folder / "model.safetensors")
     del tensors["model.layers.1.self_attn.q_proj.weight"]
     save_file(tensors, folder / "model.safetensors", metadata={"format": "pt"})
-
-
-Break = Callable[[Path], None]
 
 
 @pytest.mark.parametrize(
@@ -439,6 +541,12 @@ Break = Callable[[Path], None]
         ),
         (lambda folder: (folder / "tokenizer.json").write_text("[]"), "not a loadable checkpoint"),
         (drop_a_weight, "weights missing.*q_proj"),
+        (edit_json("config.json", _attn_implementation="attacker/kernel"), "attn_implementation: got"),
+        (edit_json("config.json", quantization_config={"quant_method": "fp8"}), "quantised"),
+        (lambda folder: (folder / "adapter_config.json").write_text("{}"), "adapters are not loaded"),
+        (edit_json("preprocessor_config.json", image_std=["a", "b", "c"]), "not a loadable checkpoint"),
+        (edit_json("preprocessor_config.json", image_std=[1, 0, 1]), "image_std: got"),
+        (edit_json("preprocessor_config.json", image_mean=None), "image_mean: got|not a loadable"),
     ],
 )
 def test_a_broken_checkpoint_is_one_clear_line(tmp_path: Path, break_it: Break, match: str) -> None:

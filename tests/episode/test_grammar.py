@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import time
 
 import pytest
 from hypothesis import example, given, settings
@@ -215,3 +216,10 @@ def test_any_json_in_a_tool_call_is_a_call_or_a_reason(value: object) -> None:
     if isinstance(parsed.ending, ToolRequest) and isinstance(parsed.ending.call, ToolCall):
         assert isinstance(value, dict)
         assert set(value) == {"name", "arguments"}
+
+
+@pytest.mark.parametrize("text", ["<" + " " * 300_000, "< / " * 50_000, "<recommend" + "\n" * 300_000 + "x"])
+def test_long_runs_of_blanks_are_read_in_linear_time(text: str) -> None:
+    begun = time.perf_counter()
+    parse_round(text)
+    assert time.perf_counter() - begun < 2

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +14,7 @@ from episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrthinker.engine.base import FinishReason, Message, RoundResult, TextSegment
+from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
@@ -123,7 +125,7 @@ def test_how_an_episode_ends_without_a_verdict(
     make_item: MakeItem, text: str, finish: FinishReason, stop: StopReason
 ) -> None:
     class Ending(ScriptedEngine):
-        def collect(self) -> list[RoundResult]:
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
             error = "the server is gone" if finish is FinishReason.ERROR else None
             return [RoundResult(r.session, r.text, finish, error=error) for r in super().collect()]
 
@@ -257,9 +259,68 @@ def test_leaving_a_run_early_closes_its_sessions(make_item: MakeItem) -> None:
 
 def test_an_engine_that_loses_rounds_is_an_error(make_item: MakeItem) -> None:
     class Forgetful(ScriptedEngine):
-        def collect(self) -> list[RoundResult]:
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
             super().collect()
             return []
 
     with pytest.raises(EngineError, match="lost 1 rounds"):
         EpisodeRunner(Forgetful([[CALL]])).run_one(make_item())
+
+
+def test_what_was_decoded_joins_the_batch_while_others_write(make_item: MakeItem) -> None:
+    """Not only when a round ends: a batch of two would otherwise take turns."""
+
+    class Slow(ScriptedEngine):
+        """Needs twenty looks for a round, and notes how many are being written at each."""
+
+        def __init__(self) -> None:
+            super().__init__(lambda *_: DONE, max_sessions=2)
+            self.writing: dict[int, int] = {}
+            self.widths: list[int] = []
+
+        def submit(self, request: RoundRequest) -> None:
+            super().submit(request)
+            self.writing[request.session.id] = 20
+
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+            while self.writing:
+                time.sleep(0.002)
+                self.widths.append(len(self.writing))
+                self.writing = {session: left - 1 for session, left in self.writing.items()}
+                if not all(self.writing.values()):
+                    break
+                if timeout_seconds is not None:
+                    return []
+            self.writing = {session: left for session, left in self.writing.items() if left}
+            kept, self._finished = self._finished, []
+            done = [result for result in kept if result.session.id not in self.writing]
+            self._finished = done
+            results = super().collect()
+            self._finished = [result for result in kept if result.session.id in self.writing]
+            return results
+
+    engine = Slow()
+    finished = list(EpisodeRunner(engine).run(make_item(str(index)) for index in range(12)))
+    assert all(f.trajectory is not None for f in finished)
+    assert sum(engine.widths) / len(engine.widths) > 1.5
+
+
+def test_a_judge_in_the_middle_of_a_run_refuses_another(make_item: MakeItem) -> None:
+    runner = EpisodeRunner(ScriptedEngine(lambda *_: DONE, max_sessions=2))
+    running = runner.run(make_item(str(index)) for index in range(5))
+    next(running)
+    with pytest.raises(EngineError, match="in the middle of another run"):
+        runner.run_one(make_item())
+    assert len(list(running)) == 4
+    assert runner.run_one(make_item()).outcome.judgments is not None
+
+
+def test_logprobs_that_are_not_finite_are_an_engine_error(make_item: MakeItem) -> None:
+    class Broken(ScriptedEngine):
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+            nan = (float("nan"),)
+            return [replace(r, token_ids=(1,), logprobs=nan) for r in super().collect(timeout_seconds)]
+
+    trajectory = EpisodeRunner(Broken([[DONE]])).run_one(make_item())
+    assert trajectory.outcome.stop_reason is StopReason.ENGINE_ERROR
+    assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory

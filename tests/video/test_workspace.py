@@ -27,7 +27,7 @@ def lengths(n_1: int, n_2: int) -> Workspace:
 
     def clip(n: int) -> _Clip:
         info = VideoInfo("x.mp4", "h264", 96, 64, n, 8.0, n / 8, False, 0, tuple(i / 8 for i in range(n)))
-        return _Clip(info, range(n), (56, 84))
+        return _Clip(info, range(n), (56, 84), (0, 0))
 
     return Workspace(
         (clip(n_1), clip(n_2)), reader=PyAVReader(), cache=FrameCache(0), tolerate_truncation=False
@@ -41,8 +41,8 @@ def test_two_different_clips(tmp_path: Path) -> None:
     assert (workspace.n_frames, workspace.n_frames_1) == (33, 20)
     assert [info.n_frames for info in workspace.infos] == [20, 13]
     assert workspace.notes == ()
-    assert workspace.frame(20) == WorkspaceFrame(20, 1, str(first), 19, 19 / 24, (56, 84))
-    assert workspace.frame(21) == WorkspaceFrame(21, 2, str(second), 0, 0.0, (196, 112))
+    assert workspace.frame(20) == WorkspaceFrame(20, 1, str(first), 19, 19 / 24, (56, 84), file_state(str(first)))
+    assert workspace.frame(21) == WorkspaceFrame(21, 2, str(second), 0, 0.0, (196, 112), file_state(str(second)))
     assert workspace.frame(33).pts_seconds == pytest.approx(1.2)
     asked = [33, 1, 21, 20, 1]
     pixels = workspace.pixels(asked)

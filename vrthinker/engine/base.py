@@ -14,7 +14,7 @@ because episodes of unequal length would leave a lock-step batch idle.
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 Role = Literal["system", "user"]
+
+MIN_TEMPERATURE = 1e-3
+"""Below it, dividing by the temperature overflows; use 0."""
 
 
 @dataclass(frozen=True)
@@ -40,13 +43,13 @@ class FrameSegment:
 
     Attributes:
         shown: Which showing this is; `expired` names it when it leaves.
-        key: What makes the pixels distinct (file, frame_index, height, width): a cache key.
+        key: What makes the pixels distinct: the file, the frame_index, the size, the file's state.
         size: (height, width) in pixels, already on the model's patch grid.
         load: Returns the pixels, uint8 `[height, width, 3]`, RGB.
     """
 
     shown: ShownFrame
-    key: tuple[str, int, int, int]
+    key: tuple[Hashable, ...]
     size: tuple[int, int]
     load: Callable[[], np.ndarray[Any, Any]] = field(compare=False, repr=False)
 
@@ -124,8 +127,9 @@ class RoundLimits:
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
             raise ValueError(f"max_tokens: got {self.max_tokens}, allowed: at least 1")
-        if not 0.0 <= self.temperature < float("inf"):
-            raise ValueError(f"temperature: got {self.temperature}, allowed: 0 (greedy) or above")
+        if self.temperature != 0 and not MIN_TEMPERATURE <= self.temperature < float("inf"):
+            allowed = f"0 (greedy), or {MIN_TEMPERATURE} and above"
+            raise ValueError(f"temperature: got {self.temperature}, allowed: {allowed}")
         if not 0.0 < self.top_p <= 1.0:
             raise ValueError(f"top_p: got {self.top_p}, allowed: above 0, up to 1")
 
@@ -222,10 +226,15 @@ class Engine(Protocol):
     def submit(self, request: RoundRequest) -> None:
         """Queues a round. A session has at most one round under way."""
 
-    def collect(self) -> list[RoundResult]:
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
         """Waits until at least one submitted round is finished; returns all finished ones.
 
-        Returns an empty list when nothing is under way.
+        Args:
+            timeout_seconds: Return, maybe with nothing, after about so long (an engine that computes
+                here does at least one step), so that the caller can submit what became ready meanwhile.
+
+        Returns:
+            An empty list when nothing is under way, or nothing finished in time.
         """
 
     def close(self, session: Session) -> None:

@@ -26,7 +26,7 @@ import itertools
 import json
 import queue
 import threading
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import TracebackType
 from typing import Any, Self
@@ -46,7 +46,7 @@ from vrthinker.engine.endpoint_wire import ImageFormat, chat_messages, clean_lin
 from vrthinker.errors import EngineError, InputError
 
 _IMAGE_CACHE_BYTES = 256 * 2**20
-_FrameKey = tuple[str, int, int, int]
+_FrameKey = tuple[Hashable, ...]
 
 
 @dataclass
@@ -247,11 +247,14 @@ class EndpointEngine(Engine):
         work = self._round(request, state.context, state.images, state.seed)
         self._under_way[number] = asyncio.run_coroutine_threadsafe(work, self._loop)
 
-    def collect(self) -> list[RoundResult]:
-        """Waits for at least one round; returns all finished ones, an empty list when none is under way."""
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+        """Waits for at least one round, at most so long; returns all finished ones (see `Engine.collect`)."""
         results: list[RoundResult] = []
         while self._under_way and (not results or not self._finished.empty()):
-            result = self._finished.get()
+            try:
+                result = self._finished.get(timeout=timeout_seconds)
+            except queue.Empty:
+                break
             if result.session.id not in self._under_way:
                 continue  # its session was closed meanwhile
             del self._under_way[result.session.id]

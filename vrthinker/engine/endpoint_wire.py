@@ -12,7 +12,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -109,9 +109,7 @@ def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg
     return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
 
-def chat_messages(
-    context: LiveContext, images: Mapping[tuple[str, int, int, int], str]
-) -> list[dict[str, Any]]:
+def chat_messages(context: LiveContext, images: Mapping[tuple[Hashable, ...], str]) -> list[dict[str, Any]]:
     """The live context as chat messages.
 
     A message with frames has content parts, where neighbouring texts are one part (some chat templates put
@@ -131,7 +129,7 @@ def chat_messages(
     return messages
 
 
-def _content(message: Message, images: Mapping[tuple[str, int, int, int], str]) -> str | list[dict[str, Any]]:
+def _content(message: Message, images: Mapping[tuple[Hashable, ...], str]) -> str | list[dict[str, Any]]:
     parts: list[dict[str, Any]] = []
     for segment in message.segments:
         if isinstance(segment, FrameSegment):

@@ -174,7 +174,7 @@ class ScriptedEngine(Engine):
         state.under_way = True
         self._finished.append(RoundResult(request.session, text, FinishReason.STOP))
 
-    def collect(self) -> list[RoundResult]:
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
         """Returns finished rounds; an empty list when nothing is under way."""
         if self._collect_at_most is None:
             results, self._finished = self._finished, []

@@ -6,9 +6,10 @@ trainer can fork groups. Invariant: the only source of what is live or expired i
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, RoundLimits, RoundResult
 from vrthinker.episode.dimensions import dimension_texts
@@ -136,6 +137,9 @@ class Episode:
 
         Afterwards either `outcome` is set, or `show_outcome` must be called.
         """
+        if not all(map(math.isfinite, result.logprobs or ())):
+            error = result.error or "the engine returned logprobs that are not finite"
+            result = replace(result, logprobs=None, finish_reason=FinishReason.ERROR, error=error)
         text = clean(result.text)
         received = _Received(result, text, parse_round(text))
         self._received = received
@@ -171,13 +175,13 @@ class Episode:
         """Ends the episode without a verdict. Keeps the round under way, if its text was received."""
         if self._received is not None:
             self._record(())
-        self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=reason)
+        self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=clean(reason))
 
     def _ended(self, parsed: ParsedRound, result: RoundResult) -> Outcome | None:
         """The episode's outcome if this round ends it."""
 
         def without_verdict(stop: StopReason, reason: str) -> Outcome:
-            return Outcome(judgments=None, confidence=None, stop_reason=stop, reason=reason)
+            return Outcome(judgments=None, confidence=None, stop_reason=stop, reason=clean(reason))
 
         round_number = len(self._visibility.rounds)
         if result.finish_reason is FinishReason.ERROR:
@@ -222,7 +226,7 @@ class Episode:
         frame = self.workspace.frame(showing.frame_number)
         return FrameSegment(
             shown=showing,
-            key=(frame.path, frame.frame_index, *frame.size),
+            key=(frame.path, frame.frame_index, *frame.size, *frame.file_state),
             size=frame.size,
             load=lambda: self.workspace.pixels([showing.frame_number])[0],
         )
@@ -269,7 +273,7 @@ class Episode:
             dataset=self.item.dataset,
             videos=tuple(
                 VideoRecord(
-                    path=info.path,
+                    path=clean(info.path),
                     codec=info.codec,
                     width=info.width,
                     height=info.height,

@@ -148,11 +148,13 @@ _TAG_NAMES = {
     "tool_call": "tool_call",
 }
 _TAG = re.compile(
-    r"<\s*(?P<close>/?)\s*(?P<name>snapshot|think|recommend\s*answer|final\s*answer|answer|tool_call)\s*>",
+    # Possessive (`+` after the quantifier): long runs of blanks must not be tried in every split.
+    r"<\s*+(?P<close>/?+)\s*+"
+    r"(?P<name>snapshot|think|recommend\s*+answer|final\s*+answer|answer|tool_call)\s*+>",
     re.IGNORECASE,
 )
 _ORDER = {"snapshot": 0, "think": 1, "recommend": 2, "tool_call": 3, "answer": 3}
-_PAIR = re.compile(r"\s*([A-Za-z]{2})\s*=\s*([0-9])\s*")
+_PAIR = re.compile(r"\s*+([A-Za-z]{2})\s*+=\s*+([0-9])\s*+")
 
 
 def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:

@@ -4,8 +4,8 @@ Three templates make every prompt: `system.jinja`, `first_input.jinja`, `outcome
 ships defaults; a checkpoint's folder or a user may bring others, so that a checkpoint trained with
 another wording runs with that wording.
 
-Templates are untrusted (they come with checkpoints), so they run in jinja2's sandbox; captions are
-untrusted too, so where a frame goes is marked by NUL-delimited marks, which no caption can hold
+Templates are untrusted (they come with checkpoints): `template_language.py` says what they may do. Captions
+are untrusted too, so where a frame goes is marked by NUL-delimited marks, which no caption can hold
 because NULs are removed from it, and engines encode all text without reading special tokens in it.
 """
 
@@ -15,14 +15,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from vrthinker.engine.base import FrameSegment, Message, Role, Segment, TextSegment
 from vrthinker.episode.dimensions import DimensionText
+from vrthinker.episode.template_language import PromptTemplate
 from vrthinker.errors import InputError
-
-if TYPE_CHECKING:
-    import jinja2
 
 TEMPLATE_NAMES = ("system", "first_input", "outcome")
 MAX_TEMPLATE_BYTES = 65_536
@@ -62,29 +60,17 @@ class PromptTemplates:
     """The three templates, compiled once.
 
     Raises:
-        InputError: A template is missing, too large, or not valid jinja2.
+        InputError: A template is missing, not valid jinja2, or uses what prompts may not
+            (`template_language.py`).
     """
 
     def __init__(self, sources: Mapping[str, str]) -> None:
-        from jinja2 import StrictUndefined, TemplateSyntaxError
-        from jinja2.sandbox import ImmutableSandboxedEnvironment
-
-        environment = ImmutableSandboxedEnvironment(
-            undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
-        )
-        # jinja2's own tojson escapes for HTML; a prompt wants plain JSON.
-        environment.filters["tojson"] = _to_json
         self.sources = dict(sources)
-        self._templates: dict[str, jinja2.Template] = {}
+        self._templates: dict[str, PromptTemplate] = {}
         for name in TEMPLATE_NAMES:
             if name not in sources:
                 raise InputError(f"prompt template {name}.jinja: missing; wanted {', '.join(TEMPLATE_NAMES)}")
-            try:
-                self._templates[name] = environment.from_string(sources[name])
-            except TemplateSyntaxError as error:
-                raise InputError(
-                    f"prompt template {name}.jinja: line {error.lineno}: {error.message}"
-                ) from None
+            self._templates[name] = PromptTemplate(name, sources[name])
 
     @classmethod
     def load(cls, folder: Path | None = None) -> PromptTemplates:
@@ -164,12 +150,16 @@ class PromptTemplates:
         extra: Mapping[str, Any],
         segments: Mapping[int, FrameSegment],
     ) -> Message:
-        from jinja2 import TemplateError
-
-        try:
-            rendered = self._templates[name].render(**vars(context), **extra)
-        except (TemplateError, TypeError, ValueError, ArithmeticError, RecursionError) as error:
-            raise InputError(f"prompt template {name}.jinja: {str(error)[:200]}") from None
+        # Plain data only: a template may call what it is given by attribute.
+        values = {
+            **vars(context),
+            "dimensions": [dimension.model_dump() for dimension in context.dimensions],
+            "tools": [dict(tool) for tool in context.tools],
+            **extra,
+        }
+        if "frames" in extra:
+            values["frames"] = [{**vars(frame), "image": frame.image} for frame in extra["frames"]]
+        rendered = self._templates[name].render(values)
         return Message(role, _split(rendered.strip(), segments))
 
 
@@ -179,12 +169,6 @@ DEFAULT_TEMPLATES = Path(__file__).parent / "templates"
 def clean(text: str) -> str:
     """Removes NULs (they delimit frame marks) and makes lone surrogates printable."""
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
-
-
-def _to_json(value: object) -> str:
-    import json
-
-    return json.dumps(value, ensure_ascii=False)
 
 
 def _split(rendered: str, segments: Mapping[int, FrameSegment]) -> tuple[Segment, ...]:

@@ -22,6 +22,7 @@ from vrthinker.episode.trajectory import StopReason, Trajectory
 from vrthinker.errors import EngineError, InputError, VRThinkerError
 
 DECODE_THREADS = 2
+_LOOK_UP_SECONDS = 0.01
 
 
 @dataclass(frozen=True)
@@ -58,16 +59,23 @@ class EpisodeRunner:
         self.templates = templates or PromptTemplates.load()
         self.tools = tools or ToolRegistry()
         self.concurrency = min(concurrency or engine.max_sessions, engine.max_sessions)
+        self._busy = False
 
     def run(self, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
         """Yields items as they finish (not in order). Takes items lazily, as room frees up.
 
         Closing the generator early closes the sessions under way.
         """
+        if self._busy:
+            raise EngineError(
+                "the judge is in the middle of another run; finish or close that one first, or use two"
+            )
+        self._busy = True
         loop = _Loop(self, iter(items))
         try:
             yield from loop.run()
         finally:
+            self._busy = False
             loop.shut_down()
 
     def run_one(self, item: EpisodeItem) -> Trajectory:
@@ -93,6 +101,7 @@ class _Loop:
         self.opening: dict[Future[tuple[Episode, tuple[Message, ...]]], EpisodeItem] = {}
         self.decoding: dict[Future[None], tuple[Session, Episode]] = {}
         self.writing: dict[int, tuple[Session, Episode]] = {}
+        self.sessions: dict[int, Session] = {}
         self.exhausted = False
 
     @property
@@ -104,8 +113,10 @@ class _Loop:
             self._take_items()
             yield from self._advance_decodes(block=not self.writing)
             if self.writing:
-                results = self.runner.engine.collect()
-                if not results:
+                # While something decodes, look up now and then: it should join the batch when it is ready.
+                timeout = _LOOK_UP_SECONDS if self.opening or self.decoding else None
+                results = self.runner.engine.collect(timeout)
+                if not results and timeout is None:
                     raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
                 for result in results:
                     yield from self._read(result)
@@ -154,6 +165,7 @@ class _Loop:
         try:
             episode, first_input = opened.result()
             session = self.runner.engine.open(first_input, seed=item.seed)
+            self.sessions[session.id] = session
         except VRThinkerError as error:
             yield Finished(item, None, error)
             return
@@ -173,7 +185,7 @@ class _Loop:
         try:
             episode.show_outcome()
         except InputError as error:
-            episode.fail(StopReason.ENGINE_ERROR, str(error))
+            episode.fail(StopReason.BAD_INPUT, str(error))
             yield self._finish(session, episode)
             return
         self._submit(session, episode)
@@ -190,10 +202,10 @@ class _Loop:
         self.runner.engine.submit(RoundRequest(session, new, entry.expired, limits))
 
     def _finish(self, session: Session, episode: Episode) -> Finished:
-        self.runner.engine.close(session)
+        self.runner.engine.close(self.sessions.pop(session.id))
         return Finished(episode.item, episode.trajectory())
 
     def shut_down(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
-        for session, _ in [*self.writing.values(), *self.decoding.values()]:
+        for session in self.sessions.values():
             self.runner.engine.close(session)

@@ -11,8 +11,9 @@ import json
 from pathlib import Path
 from typing import Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vrthinker.engine.base import MIN_TEMPERATURE
 from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName
 from vrthinker.errors import InputError
 from vrthinker.video.resize import ResizeSettings
@@ -43,6 +44,14 @@ class EpisodeSettings(BaseModel):
     """0 is greedy, as in the paper's evaluation."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
     """Nucleus mass; 1 keeps every token."""
+
+    @field_validator("temperature")
+    @classmethod
+    def _greedy_or_not_too_cold(cls, value: float) -> float:
+        if 0 < value < MIN_TEMPERATURE:
+            raise ValueError(f"got {value}, allowed: 0 (greedy), or {MIN_TEMPERATURE} and above")
+        return value
+
     guided: bool = False
     """Ours: constrain each round to the grammar (for models that do not hold the form by themselves)."""
     max_fps: float | None = Field(None, gt=0.0)

@@ -129,7 +129,8 @@ class FileProgress:
         if failed:
             console.print(Text(f"{len(failed)} pairs without a verdict (--retry-failed judges them again):"))
             for record in failed[:_LISTED_FAILURES]:
-                console.print(Text(plain(f"  {record.id}: {record.stop_reason}: {record.reason}")))
+                line = plain(f"  {record.id}: {record.stop_reason}: {record.reason}").replace("\n", " ")
+                console.print(Text(line))
             if len(failed) > _LISTED_FAILURES:
                 console.print(Text(f"  and {len(failed) - _LISTED_FAILURES} more, in {out}"))
         return 1 if failed else 0
@@ -137,7 +138,7 @@ class FileProgress:
 
 def _wrapped(text: str, width: int) -> list[str]:
     """A few lines of a round's text."""
-    return textwrap.wrap(plain(text).replace("\n", " "), width, max_lines=5, placeholder=" …")
+    return textwrap.wrap(plain(text).replace("\n", " "), max(20, width), max_lines=5, placeholder=" …")
 
 
 def _print_table(console: Console, verdict: Verdict) -> None:

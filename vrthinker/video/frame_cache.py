@@ -98,7 +98,7 @@ class FrameCache:
         reader: VideoReader,
         tolerate_truncation: bool,
     ) -> list[np.ndarray[Any, Any]]:
-        state = _file_state(name)
+        state = file_state(name)
         found: dict[int, np.ndarray[Any, Any]] = {}
         with self._lock:
             for index in dict.fromkeys(frame_indices):
@@ -145,7 +145,8 @@ class FrameCache:
                 del self._file_locks[name]
 
 
-def _file_state(name: str) -> _FileState:
+def file_state(name: str) -> _FileState:
+    """(mtime in ns, size in bytes) of a file: two readings that differ are two files."""
     try:
         status = os.stat(name)
     except (OSError, ValueError):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vrthinker.errors import InputError, VideoError
-from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
 from vrthinker.video.resize import ResizeSettings
 
@@ -34,6 +34,7 @@ class WorkspaceFrame:
         frame_index: 0-based in its file, whatever `max_fps` left out.
         pts_seconds: When its file shows it, counted from the file's first frame.
         size: (height, width) in pixels after resizing.
+        file_state: (mtime in ns, size in bytes) of the file when the workspace was opened.
     """
 
     frame_number: int
@@ -42,6 +43,7 @@ class WorkspaceFrame:
     frame_index: int
     pts_seconds: float
     size: tuple[int, int]
+    file_state: tuple[int, int] = (0, 0)
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class _Clip:
     info: VideoInfo
     kept: Sequence[int]  # frame_index of each numbered frame
     size: tuple[int, int]
+    file_state: tuple[int, int]
 
 
 class Workspace:
@@ -99,12 +102,13 @@ class Workspace:
             raise InputError(f"max_fps: got {max_fps}, allowed: above 0, or nothing to keep every frame")
 
         def open_clip(path: VideoPath) -> _Clip:
+            state = file_state(os.fspath(path))
             info = reader.probe(os.fspath(path), tolerate_truncation=tolerate_truncation)
             try:
                 size = resize.grid_size(info.height, info.width)
             except InputError as error:
                 raise VideoError(path, str(error)) from error
-            return _Clip(info, _thin(info, max_fps), size)
+            return _Clip(info, _thin(info, max_fps), size, state)
 
         clips = (open_clip(video_1), open_clip(video_2))
         return cls(clips, reader=reader, cache=cache, tolerate_truncation=tolerate_truncation)
@@ -152,6 +156,7 @@ class Workspace:
             frame_index=index,
             pts_seconds=clip.info.pts_seconds[index],
             size=clip.size,
+            file_state=clip.file_state,
         )
 
     def initial_frames(self, n: int) -> tuple[int, ...]:
@@ -197,6 +202,8 @@ class Workspace:
             wanted = [frame for frame in frames if frame.video == video]
             if not wanted:
                 continue
+            if file_state(clip.info.path) != clip.file_state:
+                raise VideoError(clip.info.path, "changed while it was being judged; judge it again")
             loaded = self._cache.get(
                 clip.info.path,
                 [frame.frame_index for frame in wanted],

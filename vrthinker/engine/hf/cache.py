@@ -6,7 +6,8 @@ nothing: what lies behind a row's length is garbage that the mask hides until it
 
 The cache does not know lengths; `KVCache.plan` says for one forward where each row writes and how much
 of it is read. Invariant: a forward reads only positions below `read_length`, all of which have been
-written since the last reallocation (storage starts as zeros, so hidden garbage is always finite).
+written since the last reallocation. Hidden garbage must be finite (0 times NaN is NaN): storage starts as
+zeros, and a row whose logits were not finite is cleared.
 """
 
 from __future__ import annotations
@@ -57,13 +58,13 @@ class KVCache:
 
     @property
     def rows(self) -> int:
-        """Allocated rows."""
-        return int(self.keys[0].shape[0])
+        """Rows that every layer has."""
+        return min(int(t.shape[0]) for t in (*self.keys, *self.values))
 
     @property
     def capacity(self) -> int:
-        """Allocated positions per row."""
-        return int(self.keys[0].shape[2])
+        """Positions per row that every layer has."""
+        return min(int(t.shape[2]) for t in (*self.keys, *self.values))
 
     @property
     def size_bytes(self) -> int:
@@ -71,7 +72,11 @@ class KVCache:
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     def reserve(self, rows: int, capacity: int, *, most_rows: int) -> None:
-        """Makes room for at least `rows` rows of `capacity` positions, keeping what is stored."""
+        """Makes room for at least `rows` rows of `capacity` positions, keeping what is stored.
+
+        Layers grow one by one, so that little more than the new cache is ever held. If memory runs out
+        half-way, what is stored is still whole, and the next call goes on with the layers that are left.
+        """
         if rows <= self.rows and capacity <= self.capacity:
             return
         if rows > self.rows:
@@ -82,14 +87,23 @@ class KVCache:
         rows, capacity = max(rows, self.rows), max(capacity, self.capacity)
         for tensors in (self.keys, self.values):
             for layer, old in enumerate(tensors):
-                tensors[layer] = self._new(rows, capacity)
-                tensors[layer][: old.shape[0], :, : old.shape[2]] = old
+                if old.shape[0] >= rows and old.shape[2] >= capacity:
+                    continue
+                new = self._new(max(rows, old.shape[0]), max(capacity, old.shape[2]))
+                new[: old.shape[0], :, : old.shape[2]] = old
+                tensors[layer] = new
 
     def copy_row(self, source: int, target: int, length: int) -> None:
         """Copies the first `length` positions of a row onto another row."""
         for tensors in (self.keys, self.values):
             for tensor in tensors:
                 tensor[target, :, :length] = tensor[source, :, :length]
+
+    def clear_row(self, row: int) -> None:
+        """Zeroes a row: what a failed forward left there could be NaN, which no mask hides."""
+        for tensors in (self.keys, self.values):
+            for tensor in tensors:
+                tensor[row].zero_()
 
     def plan(self, rows: list[int], starts: list[int], read_length: int) -> ForwardPlan:
         """Sets up the next forward."""

@@ -13,6 +13,7 @@ Not thread-safe: one thread drives an engine.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -28,6 +29,9 @@ from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.sampling import Draw, FormCursor, round_uniforms, sample
 from vrthinker.engine.hf.session import RoundState, SessionState
 from vrthinker.errors import EngineError, InputError, VRThinkerError
+
+_FORWARD_ERRORS = (RuntimeError, IndexError, ValueError)
+"""What a forward can end with: out of memory (a RuntimeError), shapes that do not fit, bad numbers."""
 
 
 class HFEngine:
@@ -151,14 +155,14 @@ class HFEngine:
         state = self._state(request.session)
         if state.writing is not None:
             raise EngineError(f"submit: session {request.session.id} has a round under way")
+        if state.rounds and not request.new:
+            raise EngineError(f"submit: session {request.session.id}: a later round needs new messages")
         context = state.context
         context.expire(request.expired)
+        if state.rounds:
+            context.close_turn(state.last_id)
         if request.new:
-            if state.rounds:
-                context.close_turn(state.last_id)
             context.append_messages(request.new)
-        elif state.rounds:
-            raise EngineError(f"submit: session {request.session.id}: a later round needs new messages")
         if not self._prefix_reuse:
             context.cached = 0
         total = len(context)
@@ -173,7 +177,7 @@ class HFEngine:
         state.writing = RoundState(
             limits=limits,
             budget=budget,
-            uniforms=round_uniforms(state.seed, state.rounds, 2 * limits.max_tokens + 1),
+            uniforms=iter(round_uniforms(state.seed, state.rounds, 2 * limits.max_tokens + 1)),
             cursor=cursor,
             prompt_tokens=total,
             prefilled_tokens=total - state.filled,
@@ -184,9 +188,12 @@ class HFEngine:
         else:
             self._queued.append(state)
 
-    def collect(self) -> list[RoundResult]:
-        """Runs until at least one round is finished (see `Engine.collect`)."""
-        while not self._finished:
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+        """Runs until at least one round is finished, or for about so long (see `Engine.collect`)."""
+        deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
+        stepped = False
+        while not self._finished and not (stepped and deadline is not None and time.monotonic() >= deadline):
+            stepped = True
             if self._queued:
                 self._admit()
             elif any(state.writing is not None for state in self._rows.rows):
@@ -259,7 +266,7 @@ class HFEngine:
                 continue
             try:
                 logits = self._rows.prefill(ready)
-            except RuntimeError as error:  # includes CUDA's out-of-memory
+            except _FORWARD_ERRORS as error:
                 for state in ready:
                     self._fail(state, _one_line(error))
                 continue
@@ -271,7 +278,7 @@ class HFEngine:
         for state in group:
             try:
                 self.features.get([piece.segment for _, piece in self._rows.new_frames(state)])
-            except (VRThinkerError, RuntimeError, OSError) as error:
+            except (VRThinkerError, OSError, *_FORWARD_ERRORS) as error:
                 self._fail(state, _one_line(error))
             else:
                 ready.append(state)
@@ -283,7 +290,7 @@ class HFEngine:
         """One token for every session that is writing."""
         try:
             states, logits = self._rows.decode()
-        except RuntimeError as error:
+        except _FORWARD_ERRORS as error:
             for state in self._rows.rows:
                 if state.writing is not None:
                     self._fail(state, _one_line(error))
@@ -292,11 +299,15 @@ class HFEngine:
 
     def _take(self, states: list[SessionState], logits: torch.Tensor) -> None:
         """Samples one kept token per session from its logits; finishes rounds that end with it."""
-        todo = list(range(len(states)))
+        finite = torch.isfinite(logits).all(-1).tolist()
+        for state, is_finite in zip(states, finite, strict=True):
+            if not is_finite:
+                self._fail(state, f"logits that are not finite; try another dtype than {self.model.dtype}")
+        todo = [index for index, is_finite in enumerate(finite) if is_finite]
         while todo:
             rounds = [states[index].writing for index in todo]
             draws = [
-                Draw(w.limits.temperature, w.limits.top_p, w.uniforms.pop(), w.cursor)
+                Draw(w.limits.temperature, w.limits.top_p, next(w.uniforms), w.cursor)
                 for w in rounds
                 if w is not None
             ]
@@ -354,8 +365,10 @@ class HFEngine:
     def _fail(self, state: SessionState, error: str, finish: FinishReason = FinishReason.ERROR) -> None:
         assert state.writing is not None
         state.writing.finish = finish
-        state.filled = state.context.cached = 0
+        if state.row is not None:
+            self._rows.cache.clear_row(state.row)
         self._finish(state, error)
+        state.filled = state.context.cached = 0
 
 
 def _device(name: str | None) -> torch.device:

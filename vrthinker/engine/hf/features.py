@@ -6,7 +6,7 @@ Keyed by what makes the pixels distinct (file, frame index, size); emptied when 
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 
 from vrthinker.engine.base import FrameSegment
 from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
@@ -24,7 +24,7 @@ class FeatureCache:
 
     def __init__(self, model: VisionLanguageModel, max_bytes: int) -> None:
         self._model, self._max_bytes = model, max_bytes
-        self._kept: OrderedDict[tuple[str, int, int, int], FrameFeatures] = OrderedDict()
+        self._kept: OrderedDict[Hashable, FrameFeatures] = OrderedDict()
         self.size_bytes = 0
         self.hits = 0
         self.misses = 0
@@ -36,7 +36,7 @@ class FeatureCache:
             VideoError: A frame does not decode.
         """
         found = {}
-        missing: dict[tuple[str, int, int, int], FrameSegment] = {}
+        missing: dict[Hashable, FrameSegment] = {}
         for segment in segments:
             if segment.key in self._kept:
                 self._kept.move_to_end(segment.key)
@@ -61,7 +61,7 @@ class FeatureCache:
         self._kept.clear()
         self.size_bytes = 0
 
-    def _keep(self, key: tuple[str, int, int, int], features: FrameFeatures) -> None:
+    def _keep(self, key: Hashable, features: FrameFeatures) -> None:
         self._kept[key] = features
         self.size_bytes += features.size_bytes
         while self.size_bytes > self._max_bytes and self._kept:

@@ -26,12 +26,17 @@ class Markup:
         vocabulary_size: Rows of the model's output layer; ids beyond the tokenizer's are banned.
 
     Raises:
-        InputError: The tokenizer lacks one of the markers.
+        InputError: The tokenizer lacks one of the markers, or has ids that the model does not know.
     """
 
     def __init__(self, tokenizer: Any, vocabulary_size: int) -> None:
         self._tokenizer = tokenizer
         known = tokenizer.get_vocab()
+        highest = max(known.values(), default=0)
+        if highest >= vocabulary_size:
+            raise InputError(
+                f"tokenizer: has ids up to {highest}, the model has {vocabulary_size} embeddings"
+            )
         missing = [marker for marker in _NEEDED if marker not in known]
         if missing:
             raise InputError(

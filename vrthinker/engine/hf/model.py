@@ -6,6 +6,8 @@ the cache are ours. Weights come from safetensors only, and no code from a check
 
 from __future__ import annotations
 
+import json
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,8 @@ from vrthinker.engine.hf.cache import KVCache
 from vrthinker.errors import EngineError, InputError
 
 FAMILIES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
+_MAX_CONFIG_BYTES = 4 << 20
+_PLAIN = (None, "eager", "sdpa", "flash_attention_2")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "vrthinker_prompts/*"]
 
 
@@ -58,6 +62,39 @@ def resolve_checkpoint(model: str | Path) -> Path:
     return folder
 
 
+def _refuse_hostile_files(folder: Path) -> None:
+    """Refuses what would make transformers load code or weights from elsewhere, or in another format."""
+    path = folder / "config.json"
+    if path.stat().st_size > _MAX_CONFIG_BYTES:
+        raise InputError(f"config.json: got {path.stat().st_size} bytes, allowed: up to {_MAX_CONFIG_BYTES}")
+    if (folder / "adapter_config.json").exists():
+        raise InputError("adapter_config.json: adapters are not loaded; merge them into the weights")
+    pending: list[object] = [json.loads(path.read_text("utf-8"))]
+    while pending:
+        value = pending.pop()
+        if isinstance(value, dict):
+            pending += value.values()
+            for key in value:
+                if (
+                    key.startswith(("_attn_implementation", "attn_implementation"))
+                    and value[key] not in _PLAIN
+                ):
+                    raise InputError(f"config.json: {key}: got {value[key]!r}, allowed: {_PLAIN}")
+                if key == "quantization_config" and value[key] is not None:
+                    raise InputError("config.json: quantization_config: quantised weights are not supported")
+        elif isinstance(value, list):
+            pending += value
+
+
+def _three(values: object, name: str) -> tuple[float, float, float]:
+    """A mean or standard deviation of the three colours."""
+    numbers = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
+    low = 0.0 if name == "std" else -math.inf
+    if len(numbers) != 3 or not all(math.isfinite(value) and value > low for value in numbers):
+        raise InputError(f"preprocessor: image_{name}: got {values!r}, allowed: three numbers")
+    return numbers
+
+
 def _fetch(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HFValidationError
@@ -93,12 +130,15 @@ class VisionLanguageModel:
         transformers_logging.disable_progress_bar()
         self.folder, self.device, self.dtype = folder, device, dtype
         try:
+            _refuse_hostile_files(folder)
             config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
             self._check_family(config)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
+            self.mean, self.std = _three(processor.image_mean, "mean"), _three(processor.image_std, "std")
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 folder,
+                config=config,
                 dtype=dtype,
                 attn_implementation="sdpa",
                 use_safetensors=True,
@@ -107,6 +147,15 @@ class VisionLanguageModel:
             )
             model, loading = loaded
             self._check_complete(loading)
+            self.model: Any = model.to(device).eval().requires_grad_(False)
+            text, vision = self.model.config.text_config, self.model.config.vision_config
+            self.hidden_size = int(text.hidden_size)
+            self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
+            self.max_positions = int(text.max_position_embeddings)
+            self.patch_size, self.merge_size = int(vision.patch_size), int(vision.spatial_merge_size)
+            self.temporal_patch_size = int(vision.temporal_patch_size)
+            if self.max_positions < 2:
+                raise InputError(f"max_position_embeddings: got {self.max_positions}, allowed: 2 and above")
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
         except Exception as error:  # a checkpoint is untrusted: whatever its files provoke is one line
@@ -114,15 +163,6 @@ class VisionLanguageModel:
             raise InputError(
                 f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})"
             ) from None
-        self.model: Any = model.to(device).eval().requires_grad_(False)
-        text, vision = self.model.config.text_config, self.model.config.vision_config
-        self.hidden_size = int(text.hidden_size)
-        self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
-        self.max_positions = int(text.max_position_embeddings)
-        self.patch_size, self.merge_size = int(vision.patch_size), int(vision.spatial_merge_size)
-        self.temporal_patch_size = int(vision.temporal_patch_size)
-        self.mean = tuple(float(value) for value in processor.image_mean)
-        self.std = tuple(float(value) for value in processor.image_std)
 
     @staticmethod
     def _check_family(config: Any) -> None:
@@ -185,8 +225,10 @@ class VisionLanguageModel:
         grid = torch.tensor(grids, device=self.device)
         output = self.model.model.visual(torch.cat(patches).to(self.dtype), grid_thw=grid)
         counts = [h * w // self.merge_size**2 for _, h, w in grids]
-        embeds = output.pooler_output.split(counts)
-        layers = [layer.split(counts) for layer in getattr(output, "deepstack_features", None) or ()]
+        # Copies: a view of the forward's output would keep all of its frames alive.
+        embeds = [part.clone() for part in output.pooler_output.split(counts)]
+        maps = getattr(output, "deepstack_features", None) or ()
+        layers = [[part.clone() for part in layer.split(counts)] for layer in maps]
         return [FrameFeatures(embeds[i], tuple(layer[i] for layer in layers)) for i in range(len(grids))]
 
     @torch.inference_mode()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -29,7 +30,7 @@ class RoundState:
 
     limits: RoundLimits
     budget: int
-    uniforms: list[float]
+    uniforms: Iterator[float]
     cursor: FormCursor | None
     prompt_tokens: int
     prefilled_tokens: int

@@ -1,0 +1,109 @@
+"""What reaches a terminal: text is text, and nothing in it runs there."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from clips import make_clip
+
+from vrthinker import Judge
+from vrthinker.data.verdict_log import VerdictRecord
+from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.judge import Verdict
+from vrthinker.report.terminal import FileProgress, plain, print_episode, print_verdict
+
+EVIL = "\x1b]0;owned\x07\x1b[2J[red]bold[/red]\r\x9b1m"
+ASKS = (
+    f"<snapshot>{EVIL}</snapshot><think>x</think><recommend answer>TA=1, VQ=1, MQ=1, OA=1, CF=1"
+    '</recommend answer><tool_call>{"name": "select_frames", "arguments": {"target_frames": [2]}}</tool_call>'
+)
+NO_TOOL = ASKS.replace("select_frames", "crop\\u001b")
+DONE = "<snapshot>x</snapshot><think>y</think><answer>TA=1, VQ=0, MQ=2, OA=2, CF=1</answer>"
+
+
+@pytest.fixture(scope="module")
+def verdict(tmp_path_factory: pytest.TempPathFactory) -> Verdict:
+    folder = tmp_path_factory.mktemp("clips")
+    first = make_clip(folder / "a.mp4", 9, size=(64, 96))
+    second = make_clip(folder / "b.mp4", 7, size=(64, 96))
+    return Judge(ScriptedEngine([[ASKS, NO_TOOL, DONE]]))(f"a {EVIL} dog", first, second)
+
+
+def is_tame(text: str) -> bool:
+    return all(c.isprintable() or c == "\n" for c in text)
+
+
+def test_the_table_says_which_video_is_better(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
+    print_verdict(verdict)
+    lines = capsys.readouterr().out.splitlines()
+    rows = {line.split()[0]: line for line in lines if line.strip()}
+    assert "video 1" in rows["TA"]
+    assert "tie" in rows["VQ"]
+    assert "video 2" in rows["MQ"]
+    assert "Overall" in rows["OA"]
+    assert "3 rounds, 1 tool call, 9 of 16 frames seen, confidence high" in " ".join(lines)
+
+
+def test_hostile_text_is_shown_as_text(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
+    print_episode(verdict)
+    out = capsys.readouterr().out
+    assert is_tame(out)
+    assert "[red]bold[/red]" in out
+    assert "select_frames: shows frames 2" in out
+    assert "refused: unknown tool" in out
+    assert "expired: 2" in out
+
+
+def test_a_narrow_terminal_is_no_error(verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "4")
+    print_episode(verdict)
+
+
+def test_a_verdict_without_judgments_says_why(capsys: pytest.CaptureFixture[str], verdict: Verdict) -> None:
+    first, second = (video.path for video in verdict.trajectory.videos)
+    print_verdict(Judge(ScriptedEngine([[EVIL]]))("x", first, second))
+    out = capsys.readouterr().out
+    assert "no verdict (unparseable): round 1: neither an answer nor a tool call" in out
+    assert is_tame(out)
+
+
+def test_failures_are_listed_one_line_each_and_counted_apart(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def record(pair_id: str, judged: bool) -> VerdictRecord:
+        judgment = {"TA": 1, "VQ": 1, "MQ": 1, "OA": 1}
+        return VerdictRecord(
+            id=pair_id,
+            judgment=judgment if judged else None,
+            confidence=None,
+            rounds=1,
+            tool_calls=0,
+            frames_seen=[],
+            stop_reason="answered" if judged else "video_error",
+            reason=None if judged else EVIL,
+            well_formed=None,
+            latency_seconds=None,
+            prompt_tokens=None,
+            sampled_tokens=None,
+            seed=0,
+            model="m",
+        )
+
+    records = [record("good", True), *(record(f"bad\n{index}", False) for index in range(25))]
+    with FileProgress(26, done=0) as progress:
+        for item in records:
+            progress.record(item)
+        assert progress.summarise(records, tmp_path / "out.jsonl", as_json=False) == 1
+        assert progress.summarise(records[:1], tmp_path / "out.jsonl", as_json=False) == 0
+    out = capsys.readouterr().out
+    assert is_tame(out)
+    assert "1 verdicts in" in out
+    assert "better overall: tie 0, video 1 1, video 2 0" in out
+    assert "25 pairs without a verdict" in out
+    assert out.count("video_error:") == 20
+    assert "and 5 more" in out
+
+
+def test_plain_keeps_what_is_readable() -> None:
+    assert plain("é \N{SNOWMAN}\n\x1b[2J") == "é \N{SNOWMAN}\n [2J"

@@ -1,0 +1,171 @@
+"""The part of jinja2 that prompt templates may use: enough for wording, too little to do harm.
+
+Templates come with checkpoints, so they are untrusted. jinja2's sandbox keeps them from Python's insides
+but not from running for hours or filling the memory, and it lets them call any public method of what they
+are given. So templates are checked against a list of allowed constructs before they are compiled, and they
+are given plain data only (strings, numbers, lists, dicts).
+
+Allowed: text, `{{ … }}`, `{% if %}`, `{% for %}` over the lists that prompts have (at most two deep), tests
+for none and defined, comparisons, and/or/not, + and - of numbers, keys and attributes, and the filters below.
+Nothing can be called, set or included. Invariant: what passes ends after a number of steps that is bounded
+by the template's size and the lists it loops over, and `render` bounds what it writes.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Callable, Mapping
+from typing import Any
+
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2.sandbox import ImmutableSandboxedEnvironment
+
+from vrthinker.errors import InputError
+
+MAX_RENDERED_CHARS = 1_000_000
+MAX_LOOP_DEPTH = 2
+MAX_FILTERS_CHAINED = 3
+FILTERS = ("format", "int", "join", "length", "lower", "round", "tojson", "trim", "upper")
+TESTS = ("defined", "none")
+LISTS = ("dimensions", "frames", "tools")
+_FORMAT = re.compile(r"(?:[^%]|%%|%\.?[0-9]?[dfs])*")
+_ALLOWED = (
+    *(
+        nodes.Template,
+        nodes.Output,
+        nodes.TemplateData,
+        nodes.Name,
+        nodes.Const,
+        nodes.Getattr,
+        nodes.Getitem,
+    ),
+    *(nodes.For, nodes.If, nodes.CondExpr, nodes.Compare, nodes.Operand, nodes.And, nodes.Or, nodes.Not),
+    *(nodes.Filter, nodes.Test, nodes.Add, nodes.Sub),
+)
+
+
+class PromptTemplate:
+    """One compiled template.
+
+    Args:
+        name: For messages.
+        source: The template's text.
+
+    Raises:
+        InputError: It is not valid jinja2, or uses what is not allowed.
+    """
+
+    def __init__(self, name: str, source: str) -> None:
+        self._name = name
+        environment = _environment()
+        try:
+            tree = environment.parse(source)
+            _check(tree)
+            self._template: Template = environment.from_string(source)
+        except TemplateSyntaxError as error:
+            raise self._error(f"line {error.lineno}: {error.message}") from None
+        except RecursionError:
+            raise self._error("nested too deeply") from None
+
+    def render(self, values: Mapping[str, Any]) -> str:
+        """Renders with plain data.
+
+        Raises:
+            InputError: A name is undefined, an operation fails, or the result is too long.
+        """
+        parts: list[str] = []
+        length = 0
+        try:
+            for part in self._template.generate(dict(values)):
+                parts.append(part)
+                length += len(part)
+                if length > MAX_RENDERED_CHARS:
+                    raise self._error(f"got over {MAX_RENDERED_CHARS} characters; write less")
+        except InputError:
+            raise
+        except Exception as error:  # untrusted: whatever it provokes is one line
+            raise self._error(f"{type(error).__name__}: {error}") from None
+        return "".join(parts)
+
+    def _error(self, message: str) -> InputError:
+        line = " ".join(message.split())[:200]
+        return InputError(f"prompt template {self._name}.jinja: {line}")
+
+
+def _environment() -> ImmutableSandboxedEnvironment:
+    environment = _NumbersOnly(
+        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+    )
+    environment.globals.clear()
+    # jinja2's own tojson escapes for HTML; a prompt wants plain JSON.
+    environment.filters = {name: environment.filters[name] for name in FILTERS} | {"tojson": _to_json}
+    environment.tests = {name: environment.tests[name] for name in TESTS}
+    return environment
+
+
+class _NumbersOnly(ImmutableSandboxedEnvironment):
+    """A sandbox where + and - are for numbers: adding texts could fill the memory."""
+
+    intercepted_binops = frozenset(("+", "-"))
+
+    def call_binop(self, context: Any, operator: str, left: Any, right: Any) -> Any:
+        if not (isinstance(left, int | float) and isinstance(right, int | float)):
+            raise TemplateError(f"{operator} is for numbers")
+        return super().call_binop(context, operator, left, right)
+
+
+def _to_json(value: object) -> str:
+    return json.dumps(value, ensure_ascii=False)
+
+
+def _check(tree: nodes.Template) -> None:
+    _visit(tree, depth=0)
+
+
+def _visit(node: nodes.Node, *, depth: int) -> None:
+    if not isinstance(node, _ALLOWED):
+        raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not allowed in prompts", node.lineno)
+    check: Callable[[Any], None] | None = _CHECKS.get(type(node))
+    if check is not None:
+        check(node)
+    if isinstance(node, nodes.For):
+        depth += 1
+        if depth > MAX_LOOP_DEPTH:
+            raise TemplateSyntaxError(f"loops nest at most {MAX_LOOP_DEPTH} deep", node.lineno)
+    for child in node.iter_child_nodes():
+        _visit(child, depth=depth)
+
+
+def _check_for(node: nodes.For) -> None:
+    named = isinstance(node.iter, nodes.Name) and node.iter.name in LISTS
+    if not named or node.recursive:
+        raise TemplateSyntaxError(f"loops go over {', '.join(LISTS)}", node.lineno)
+    if not isinstance(node.target, nodes.Name) or node.target.name in LISTS:
+        raise TemplateSyntaxError("a loop's variable is one new name", node.lineno)
+
+
+def _check_filter(node: nodes.Filter) -> None:
+    if node.name not in FILTERS:
+        raise TemplateSyntaxError(f"filter {node.name}: allowed: {', '.join(FILTERS)}", node.lineno)
+    chained, inner = 1, node.node
+    while isinstance(inner, nodes.Filter):
+        chained, inner = chained + 1, inner.node
+    if chained > MAX_FILTERS_CHAINED:
+        raise TemplateSyntaxError(f"at most {MAX_FILTERS_CHAINED} filters in a row", node.lineno)
+    if node.name == "format":
+        text = inner.value if isinstance(inner, nodes.Const) else None
+        if chained > 1 or not isinstance(text, str) or not _FORMAT.fullmatch(text):
+            raise TemplateSyntaxError('format wants a literal such as "%.2f"', node.lineno)
+
+
+def _check_test(node: nodes.Test) -> None:
+    if node.name not in TESTS:
+        raise TemplateSyntaxError(f"test {node.name}: allowed: {', '.join(TESTS)}", node.lineno)
+
+
+_CHECKS: dict[type[nodes.Node], Callable[[Any], None]] = {
+    nodes.For: _check_for,
+    nodes.Filter: _check_filter,
+    nodes.Test: _check_test,
+}
