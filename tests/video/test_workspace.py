@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from vrthinker.errors import InputError, VideoError
 from vrthinker.video import FrameCache, ResizeSettings, VideoInfo, Workspace, WorkspaceFrame
+from vrthinker.video.frame_cache import file_state
 from vrthinker.video.pyav import PyAVReader
 from vrthinker.video.workspace import _Clip
 
@@ -41,8 +42,9 @@ def test_two_different_clips(tmp_path: Path) -> None:
     assert (workspace.n_frames, workspace.n_frames_1) == (33, 20)
     assert [info.n_frames for info in workspace.infos] == [20, 13]
     assert workspace.notes == ()
-    assert workspace.frame(20) == WorkspaceFrame(20, 1, str(first), 19, 19 / 24, (56, 84), file_state(str(first)))
-    assert workspace.frame(21) == WorkspaceFrame(21, 2, str(second), 0, 0.0, (196, 112), file_state(str(second)))
+    states = file_state(str(first)), file_state(str(second))
+    assert workspace.frame(20) == WorkspaceFrame(20, 1, str(first), 19, 19 / 24, (56, 84), states[0])
+    assert workspace.frame(21) == WorkspaceFrame(21, 2, str(second), 0, 0.0, (196, 112), states[1])
     assert workspace.frame(33).pts_seconds == pytest.approx(1.2)
     asked = [33, 1, 21, 20, 1]
     pixels = workspace.pixels(asked)
