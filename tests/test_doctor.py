@@ -178,7 +178,7 @@ def test_ranges_and_extras_are_those_of_the_project() -> None:
         ("torch", "2.9.1+cu128", ">=2.11"),
         ("torch", "2.11.0+cpu", None),
         ("torch", "3.0", None),
-        ("pillow", "unknown", ">=10.1"),
+        ("pillow", "unknown", ">=11"),
     ],
 )
 def test_versions_out_of_range_are_told(name: str, version: str, allowed: str | None) -> None:
@@ -193,8 +193,8 @@ def test_an_installed_version_out_of_range_is_a_finding(
     (info / "METADATA").write_text("Metadata-Version: 2.1\nName: pillow\nVersion: 9.0\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     (finding,) = examination._pillow()
-    assert (finding.status, finding.detail) == ("missing", "got 9.0, allowed: >=10.1")
-    assert finding.remedy == "pip install 'pillow>=10.1'"
+    assert (finding.status, finding.detail) == ("missing", "got 9.0, allowed: >=11")
+    assert finding.remedy == "pip install 'pillow>=11'"
     assert doctor.exit_code([finding]) == 1
 
 

@@ -106,6 +106,7 @@ def _encode(path: Path, pictures: list[np.ndarray], fps: int) -> None:
         stream.height, stream.width = pictures[0].shape[:2]
         stream.pix_fmt = "yuv420p"
         stream.options = {"crf": "18"}
+        stream.codec_context.thread_count = 1  # the same file every time: threads change what x264 decides
         for picture in pictures:
             container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
         container.mux(stream.encode())

@@ -29,7 +29,7 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "torch": ("2.11", None),
     "transformers": ("5.17", "5.24"),
     "av": ("18", None),
-    "pillow": ("10.1", None),
+    "pillow": ("11", None),
     "numpy": ("1.26", None),
 }
 """Supported versions, half-open; the same as the package's own requirements."""

@@ -13,9 +13,10 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import make_clip, read_number
+from PIL import Image
 
 from vrthinker.errors import VideoError
-from vrthinker.video import FrameCache, Frames, resize_frame
+from vrthinker.video import FrameCache, Frames, open_reader, resize_frame
 from vrthinker.video.pyav import PyAVReader
 
 SIZE = (56, 84)
@@ -120,3 +121,12 @@ def test_a_failure_leaves_the_cache_usable(clip: Path) -> None:
     assert numbers(cache.get(clip, [1], SIZE, reader)) == [1]
     with pytest.raises(VideoError, match="no such file"):
         cache.get("gone.mp4", [0], SIZE, reader)
+
+
+def test_an_image_that_was_replaced_in_its_folder_is_read_again(tmp_path: Path) -> None:
+    for index in range(3):
+        Image.new("RGB", (32, 32), (index, index, index)).save(tmp_path / f"{index}.png")
+    cache, reader = FrameCache(10**6), open_reader()
+    assert cache.get(tmp_path, [1], (32, 32), reader)[0].max() == 1
+    Image.new("RGB", (32, 32), (200, 200, 200)).save(tmp_path / "1.png")
+    assert cache.get(tmp_path, [1], (32, 32), reader)[0].max() == 200

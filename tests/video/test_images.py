@@ -100,3 +100,12 @@ def test_a_damaged_image_is_a_break(tmp_path: Path) -> None:
 
 def test_limits_are_what_the_docs_say() -> None:
     assert (reader_module.MAX_SIDE_PIXELS, reader_module.MAX_FRAMES) == (8192, 1_000_000)
+
+
+def test_a_picture_of_another_kind_under_an_image_name_is_refused(tmp_path: Path) -> None:
+    """Pillow would read an EPS by starting another program on it."""
+    Image.new("RGB", (40, 40)).save(tmp_path / "0.png")
+    Image.new("RGB", (40, 40)).save(tmp_path / "1.eps")
+    (tmp_path / "1.eps").rename(tmp_path / "1.png")
+    with pytest.raises(VideoError):
+        open_reader().frames_at(tmp_path, [0, 1])

@@ -49,12 +49,13 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a new name in a folder outlive a crash of the machine."""
-    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
+    """Makes a new name in a folder outlive a crash of the machine, where the file system lets us."""
+    with contextlib.suppress(OSError):  # a folder that cannot be synced costs durability, no correctness
+        descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], output: Path) -> None:

@@ -100,12 +100,18 @@ class ChatClient:
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
-        self._http = httpx.AsyncClient(
-            headers=headers,
-            timeout=timeout_seconds,
-            follow_redirects=False,
-            limits=httpx.Limits(max_connections=concurrency),
-        )
+        try:
+            self._http = httpx.AsyncClient(
+                headers=headers,
+                timeout=timeout_seconds,
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=concurrency),
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise InputError(
+                "endpoint: the environment's proxy or certificate settings cannot be used "
+                f"({str(error)[:200]}); mend or unset them"
+            ) from None
         self._slots = asyncio.Semaphore(concurrency)
         self._timeout = timeout_seconds
         self._max_reply_bytes = max_reply_bytes
@@ -236,13 +242,16 @@ def completions_url(base_url: str) -> str:
     if url.userinfo:
         raise InputError("base_url: it holds a user name or password; give the key as api_key")
     if url.scheme not in ("http", "https") or not url.host:
-        raise InputError(f"base_url: got {base_url!r}, allowed: http://host:port/v1 or https://…")
+        # Not quoted whole: an address may carry a key.
+        got = f"scheme {url.scheme!r}" if url.scheme else "no scheme"
+        raise InputError(f"base_url: got {got}, allowed: http://host:port/v1 or https://…")
     if url.fragment:
-        raise InputError(f"base_url: got {base_url!r}, which has a fragment (#…); leave it out")
-    path = url.path.rstrip("/") or "/v1"
-    if not path.endswith("/chat/completions"):
-        path += "/chat/completions"
-    return str(url.copy_with(path=path))
+        raise InputError("base_url: got a fragment (#…); leave it out")
+    raw_path, _, query = url.raw_path.partition(b"?")
+    path = raw_path.rstrip(b"/") or b"/v1"
+    if not path.endswith(b"/chat/completions"):
+        path += b"/chat/completions"
+    return str(url.copy_with(raw_path=path + (b"?" + query if query else b"")))
 
 
 def retry_after_seconds(value: str | None) -> float | None:

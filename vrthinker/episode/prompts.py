@@ -78,8 +78,10 @@ class PromptTemplates:
         sources = {}
         for name in TEMPLATE_NAMES:
             path = (folder or DEFAULT_TEMPLATES) / f"{name}.jinja"
-            if not path.is_file():
+            if not path.exists():
                 path = DEFAULT_TEMPLATES / f"{name}.jinja"
+            if not path.is_file():
+                raise InputError(f"{path}: not a file; wanted a template")
             size = path.stat().st_size
             if size > MAX_TEMPLATE_BYTES:
                 raise InputError(f"{path}: got {size} bytes, allowed: up to {MAX_TEMPLATE_BYTES}")

@@ -5,10 +5,11 @@ but not from running for hours or filling the memory, and it lets them call any 
 are given. So templates are checked against a list of allowed constructs before they are compiled, and they
 are given plain data only (strings, numbers, lists, dicts).
 
-Allowed: text, `{{ … }}`, `{% if %}`, `{% for %}` over the lists that prompts have (at most two deep), tests
-for none and defined, comparisons, and/or/not, + and - of numbers, keys and attributes, and the filters below.
-Nothing can be called, set or included. Invariant: what passes ends after a number of steps that is bounded
-by the template's size and the lists it loops over, and `render` bounds what it writes.
+Allowed: text, `{{ … }}`, `{% if %}`, `{% for %}` over the lists that prompts have (not nested), tests for
+none and defined, comparisons, and/or/not, + and - of numbers, keys and attributes, and the filters below,
+whose arguments are checked too. Nothing can be called, set or included. Invariant: the steps of a render are
+bounded by the template's size times the length of one list; filters work within a budget of characters;
+what is written is bounded.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextvars import ContextVar
 from typing import Any
 
-from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, nodes
+from jinja2 import StrictUndefined, Template, TemplateError, TemplateSyntaxError, Undefined, nodes
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from vrthinker.errors import InputError
 
 MAX_RENDERED_CHARS = 1_000_000
-MAX_LOOP_DEPTH = 2
-MAX_FILTERS_CHAINED = 3
-FILTERS = ("format", "int", "join", "length", "lower", "round", "tojson", "trim", "upper")
+MAX_FILTERED_CHARS = 20_000_000
+MAX_DEPTH = 40
+MAX_FILTERS_NESTED = 3
+MAX_FORMATTED = 4
+FILTERS = ("format", "int", "length", "lower", "round", "tojson", "trim", "upper")
 TESTS = ("defined", "none")
 LISTS = ("dimensions", "frames", "tools")
 _FORMAT = re.compile(r"(?:[^%]|%%|%\.?[0-9]?[dfs])*")
@@ -65,8 +69,8 @@ class PromptTemplate:
             self._template: Template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise self._error(f"line {error.lineno}: {error.message}") from None
-        except RecursionError:
-            raise self._error("nested too deeply") from None
+        except Exception as error:  # untrusted: Python's own compiler has limits too
+            raise self._error(f"cannot be compiled ({type(error).__name__}: {error})") from None
 
     def render(self, values: Mapping[str, Any]) -> str:
         """Renders with plain data.
@@ -76,6 +80,7 @@ class PromptTemplate:
         """
         parts: list[str] = []
         length = 0
+        _budget.set([MAX_FILTERED_CHARS])
         try:
             for part in self._template.generate(dict(values)):
                 parts.append(part)
@@ -93,15 +98,46 @@ class PromptTemplate:
         return InputError(f"prompt template {self._name}.jinja: {line}")
 
 
+_budget: ContextVar[list[int]] = ContextVar("budget")
+"""Characters that filters may still work on in the render under way (renders run on several threads)."""
+
+
 def _environment() -> ImmutableSandboxedEnvironment:
+    # Unoptimised: the optimiser would run filters on literals while the template is compiled.
     environment = _NumbersOnly(
-        undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True, autoescape=False
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        autoescape=False,
+        optimized=False,
+        finalize=_plain,
     )
     environment.globals.clear()
     # jinja2's own tojson escapes for HTML; a prompt wants plain JSON.
-    environment.filters = {name: environment.filters[name] for name in FILTERS} | {"tojson": _to_json}
+    filters = {name: environment.filters[name] for name in FILTERS} | {"tojson": _to_json}
+    environment.filters = {name: _counted(function) for name, function in filters.items()}
     environment.tests = {name: environment.tests[name] for name in TESTS}
     return environment
+
+
+def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
+    def counted(value: Any, *arguments: Any) -> Any:
+        result = function(value, *arguments)
+        left = _budget.get()
+        left[0] -= 1 + sum(len(v) for v in (value, result, *arguments) if isinstance(v, str))
+        if left[0] < 0:
+            raise TemplateError(f"filters work on over {MAX_FILTERED_CHARS} characters; write less")
+        return result
+
+    return counted
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Undefined):
+        str(value)  # raises, and says which name
+    if not isinstance(value, str | int | float):
+        raise TemplateError(f"a {type(value).__name__} cannot be printed; texts and numbers can")
+    return value
 
 
 class _NumbersOnly(ImmutableSandboxedEnvironment):
@@ -120,21 +156,24 @@ def _to_json(value: object) -> str:
 
 
 def _check(tree: nodes.Template) -> None:
-    _visit(tree, depth=0)
+    _visit(tree, depth=0, in_loop=False, filters=0)
 
 
-def _visit(node: nodes.Node, *, depth: int) -> None:
+def _visit(node: nodes.Node, *, depth: int, in_loop: bool, filters: int) -> None:
     if not isinstance(node, _ALLOWED):
         raise TemplateSyntaxError(f"{type(node).__name__.lower()} is not allowed in prompts", node.lineno)
     check: Callable[[Any], None] | None = _CHECKS.get(type(node))
     if check is not None:
         check(node)
-    if isinstance(node, nodes.For):
-        depth += 1
-        if depth > MAX_LOOP_DEPTH:
-            raise TemplateSyntaxError(f"loops nest at most {MAX_LOOP_DEPTH} deep", node.lineno)
+    if isinstance(node, nodes.For) and in_loop:
+        raise TemplateSyntaxError("loops do not nest", node.lineno)
+    filters += isinstance(node, nodes.Filter)
+    if filters > MAX_FILTERS_NESTED:
+        raise TemplateSyntaxError(f"at most {MAX_FILTERS_NESTED} filters in one another", node.lineno)
+    if depth > MAX_DEPTH:
+        raise TemplateSyntaxError(f"nested over {MAX_DEPTH} deep", node.lineno)
     for child in node.iter_child_nodes():
-        _visit(child, depth=depth)
+        _visit(child, depth=depth + 1, in_loop=in_loop or isinstance(node, nodes.For), filters=filters)
 
 
 def _check_for(node: nodes.For) -> None:
@@ -148,15 +187,18 @@ def _check_for(node: nodes.For) -> None:
 def _check_filter(node: nodes.Filter) -> None:
     if node.name not in FILTERS:
         raise TemplateSyntaxError(f"filter {node.name}: allowed: {', '.join(FILTERS)}", node.lineno)
-    chained, inner = 1, node.node
-    while isinstance(inner, nodes.Filter):
-        chained, inner = chained + 1, inner.node
-    if chained > MAX_FILTERS_CHAINED:
-        raise TemplateSyntaxError(f"at most {MAX_FILTERS_CHAINED} filters in a row", node.lineno)
+    if node.kwargs or node.dyn_args is not None or node.dyn_kwargs is not None:
+        raise TemplateSyntaxError(f"filter {node.name}: plain arguments only", node.lineno)
     if node.name == "format":
-        text = inner.value if isinstance(inner, nodes.Const) else None
-        if chained > 1 or not isinstance(text, str) or not _FORMAT.fullmatch(text):
+        text = node.node.value if isinstance(node.node, nodes.Const) else None
+        if not isinstance(text, str) or not _FORMAT.fullmatch(text) or len(node.args) > MAX_FORMATTED:
             raise TemplateSyntaxError('format wants a literal such as "%.2f"', node.lineno)
+    elif node.name == "round":
+        digits = [arg.value if isinstance(arg, nodes.Const) else None for arg in node.args]
+        if len(digits) > 1 or not all(isinstance(d, int) and 0 <= d <= 9 for d in digits):
+            raise TemplateSyntaxError("round takes a literal from 0 to 9", node.lineno)
+    elif node.args:
+        raise TemplateSyntaxError(f"filter {node.name} takes no arguments", node.lineno)
 
 
 def _check_test(node: nodes.Test) -> None:

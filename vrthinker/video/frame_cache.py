@@ -6,7 +6,9 @@ reader would decode now: a file that was replaced (other modification time or si
 
 from __future__ import annotations
 
+import hashlib
 import os
+import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -146,9 +148,14 @@ class FrameCache:
 
 
 def file_state(name: str) -> _FileState:
-    """(mtime in ns, size in bytes) of a file: two readings that differ are two files."""
+    """Two numbers of a file (mtime in ns, size in bytes) or of a folder's files; other ones, other pixels."""
     try:
         status = os.stat(name)
+        if not stat.S_ISDIR(status.st_mode):
+            return status.st_mtime_ns, status.st_size
+        with os.scandir(name) as entries:
+            files = sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries)
     except (OSError, ValueError):
         return 0, 0  # the reader says what is wrong with it
-    return status.st_mtime_ns, status.st_size
+    digest = hashlib.sha256(repr(files).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:7], "big"), len(files)

@@ -25,6 +25,8 @@ from vrthinker.video.reader import (
 )
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
+_FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
+"""Read by these decoders only, whatever a name says: others start programs or have never been tried."""
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)
 # Pillow raises these on damaged images, depending on the format.
@@ -126,7 +128,7 @@ def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
 
 def _read_size(path: str, *, load: bool) -> tuple[int, int]:
     """(height, width) as displayed, from the header; `load` also proves that the pixels decode."""
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
         sideways = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SIDEWAYS
         if load and max(width, height) <= MAX_SIDE_PIXELS:
@@ -151,7 +153,7 @@ def _check_size(
 
 
 def _read_picture(path: str) -> np.ndarray[Any, Any]:
-    with Image.open(path) as image:
+    with Image.open(path, formats=_FORMATS) as image:
         upright = ImageOps.exif_transpose(image)
         if upright.mode.startswith("I;16"):
             # Pillow would clip 16-bit grey at 255 instead of scaling it.

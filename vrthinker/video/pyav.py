@@ -29,7 +29,7 @@ from vrthinker.video.images import ImageFolderReader
 from vrthinker.video.index import ClipIndex, Keyframe, build_index, decoded, frames_in_order
 from vrthinker.video.reader import VideoInfo, VideoPath, broken_error, checked_indices
 
-_MAX_INDEXES = 1024
+_MAX_INDEXES = 256
 _SEEK_WORTH_FRAMES = 2
 """Decoding on is cheaper than a seek that skips no more frames than this."""
 
