@@ -329,3 +329,14 @@ def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m vrthinker judge --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
+
+
+def test_the_demo_is_the_same_every_time(tmp_path: Path) -> None:
+    for name in ("one", "two"):
+        done = vrthinker("demo", "--out", tmp_path / name)
+        assert done.returncode == 0, done.stderr
+    for name in ("video_1.mp4", "video_2.mp4"):
+        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
+    (one,) = load_trajectories(tmp_path / "one" / "trajectories.jsonl")
+    (two,) = load_trajectories(tmp_path / "two" / "trajectories.jsonl")
+    assert [r.token_ids for r in one.rounds] == [r.token_ids for r in two.rounds]
