@@ -30,7 +30,6 @@ _FORMATS = (
     "h264,hevc,m4v,mjpeg,nut,mxf,yuv4mpegpipe,mp3,wav,flac,aac,ac3"
 )
 _OPEN_TIMEOUT_SECONDS = 60.0
-_MAX_THREADS = 4
 _EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
@@ -169,12 +168,13 @@ class OpenClip:
 
 
 @contextlib.contextmanager
-def open_clip(path: str, *, threads: int | None = None) -> Iterator[OpenClip]:
+def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
     """Opens a file's video stream; closes everything on the way out.
 
     Args:
         path: A file that `check_file` let pass.
-        threads: 1 where errors must be met exactly where they are; None for speed.
+        threads: Decoder threads. With more than one, a decoder may hand a damaged picture out before it
+            has marked it, so everything here uses one; clips are decoded side by side instead.
 
     Raises:
         VideoError: The file holds no video that can be decoded here.
@@ -223,7 +223,7 @@ def check_size(path: str, width: int, height: int) -> None:
         )
 
 
-def _prepare_stream(path: str, container: Any, threads: int | None) -> Any:
+def _prepare_stream(path: str, container: Any, threads: int) -> Any:
     covers = av.stream.Disposition.attached_pic | av.stream.Disposition.timed_thumbnails
     videos = [stream for stream in container.streams.video if not stream.disposition & covers]
     if not videos:
@@ -248,7 +248,7 @@ def _prepare_stream(path: str, container: Any, threads: int | None) -> Any:
             other.discard = av.stream.Discard.all
     check_size(path, stream.width, stream.height)
     stream.thread_type = "SLICE" if threads == 1 else "AUTO"
-    stream.thread_count = threads or min(_MAX_THREADS, len(os.sched_getaffinity(0)))
+    stream.thread_count = threads
     context.options = {
         # Errors instead of guessed pixels wherever the decoder can tell.
         "err_detect": "crccheck+explode",

@@ -202,7 +202,7 @@ def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
 
 def _list_packets(path: str) -> _Listing:
     """Reads every packet, and decodes until the first frame comes out."""
-    with open_clip(path, threads=1) as clip:
+    with open_clip(path) as clip:
         stream = clip.stream
         listing = _Listing(
             clip.format_name,
@@ -281,7 +281,7 @@ def _count_by_decoding(
     ticks: list[int | None] = []
     stored_size = (0, 0)
     try:
-        with open_clip(path, threads=1) as clip:
+        with open_clip(path) as clip:
             for frame in frames_in_order(clip, expected, None, flush=flush):
                 ticks.append(frame.pts)
                 stored_size = (frame.height, frame.width)

@@ -127,7 +127,7 @@ def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
     last = max(slots)
     n_decoded = 0
     try:
-        with open_clip(path, threads=1) as clip:
+        with open_clip(path) as clip:
             for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
                 if frame_index in slots:
                     data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
