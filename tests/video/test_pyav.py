@@ -19,7 +19,6 @@ from vrthinker.errors import VideoError
 from vrthinker.video import index as index_module
 from vrthinker.video import open_reader
 from vrthinker.video import pyav as pyav_module
-from vrthinker.video.clip import open_clip
 from vrthinker.video.pyav import PyAVReader
 
 N_FRAMES = 24
