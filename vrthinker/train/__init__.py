@@ -1,0 +1,1 @@
+"""Training: trajectories as batches, losses, and the loop that the three stages share."""

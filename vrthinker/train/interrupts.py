@@ -1,0 +1,52 @@
+"""SIGTERM and Ctrl-C as a wish that the loop reads between two steps."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from types import FrameType, TracebackType
+from typing import Any, Self
+
+_SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_NOTICE = b"\nfinishing this step, then writing a checkpoint; once more to stop at once\n"
+
+
+class Interrupts:
+    """Catches the first SIGTERM or SIGINT while it is entered; the second one does what it did before.
+
+    A signal that the process was told to ignore (`nohup`, a shell's background job) stays ignored. Only a
+    process's main thread gets signals: entered in another thread, this catches none.
+
+    Attributes:
+        seen: The name of the signal that came, or None.
+    """
+
+    def __init__(self) -> None:
+        self.seen: str | None = None
+        self._before: dict[signal.Signals, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in _SIGNALS:
+                before = signal.getsignal(number)
+                # None: a handler that Python did not install and could not put back.
+                if before is not None and before != signal.SIG_IGN:
+                    self._before[number] = before
+                    signal.signal(number, self._note)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._restore()
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        self.seen = signal.Signals(number).name
+        self._restore()
+        os.write(2, _NOTICE)  # not through sys.stderr, which may be in the middle of a write
+
+    def _restore(self) -> None:
+        while self._before:
+            number, before = self._before.popitem()
+            signal.signal(number, before)

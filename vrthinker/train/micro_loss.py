@@ -1,0 +1,73 @@
+"""The losses and metrics of a step's micro-batches, and their sums over the step."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+import torch
+
+LOOP_METRICS = (
+    "optim/learning_rate",
+    "optim/grad_norm",
+    "optim/skipped_steps",
+    "perf/tokens_per_s",
+    "perf/step_seconds",
+)
+"""What the loop measures itself."""
+
+
+@dataclass(frozen=True)
+class MicroLoss:
+    """One micro-batch of a step, after its forward pass.
+
+    Attributes:
+        loss: Scalar with gradient, divided by the whole step's normaliser already: a step's gradient is
+            that of the sum.
+        n_tokens: Tokens it cost, for tokens/s.
+        sums: What the step logs the sum of, by slash name; divide shares by the step's normaliser too.
+            Scalar tensors may stay on their device until the step is over.
+        maxima: What the step logs the largest of.
+    """
+
+    loss: torch.Tensor
+    n_tokens: int
+    sums: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
+    maxima: Mapping[str, float | torch.Tensor] = field(default_factory=dict)
+
+
+class StepSums:
+    """One step's metrics, kept on their device until the step is over: reading each one would wait for it.
+
+    Args:
+        loss_name: The metric's name of the summed loss.
+    """
+
+    def __init__(self, loss_name: str) -> None:
+        self._loss_name = loss_name
+        self.count = 0
+        self.n_tokens = 0
+        self._sums: dict[str, float | torch.Tensor] = {}
+        self._maxima: dict[str, list[float | torch.Tensor]] = {}
+
+    def add(self, micro: MicroLoss) -> None:
+        """Adds one micro-batch.
+
+        Raises:
+            ValueError: It names a metric that the loop writes.
+        """
+        if taken := ({*micro.sums, *micro.maxima} & {self._loss_name, *LOOP_METRICS}):
+            raise ValueError(f"metrics: got {min(taken)!r}, which the loop writes; name it otherwise")
+        self.count += 1
+        self.n_tokens += micro.n_tokens
+        for name, value in {self._loss_name: micro.loss, **micro.sums}.items():
+            plain = value.detach() if isinstance(value, torch.Tensor) else value
+            self._sums[name] = self._sums[name] + plain if name in self._sums else plain
+        for name, value in micro.maxima.items():
+            plain = value.detach() if isinstance(value, torch.Tensor) else value
+            self._maxima.setdefault(name, []).append(plain)
+
+    def values(self) -> dict[str, float]:
+        """The sums and maxima."""
+        sums = {name: float(value) for name, value in self._sums.items()}
+        return sums | {name: max(map(float, values)) for name, values in self._maxima.items()}
