@@ -1,0 +1,1 @@
+"""What a judge is worth: measures over labelled pairs, with confidence intervals."""

@@ -1,0 +1,195 @@
+"""Confidence intervals for ratios of sums: the percentile bootstrap, with the pair as its unit.
+
+A measure is the sum of the pairs' numerators over the sum of their denominators. Pairs are drawn with
+replacement, as many as there are, and the ratio is taken again; the interval holds the middle
+`confidence` of those ratios.
+
+Invariants:
+
+- Resample r is a vector of counts that depends only on the number of pairs and the seed. All measures
+  of a call, and both sides of a difference, see the same resamples.
+- Nothing is divided by zero. A resample in which a denominator sums to zero says nothing about that
+  measure and is left out of its interval: such an interval is conditional on at least one pair counting
+  and, where few pairs count, rests on fewer resamples.
+- Terms that are whole numbers are summed exactly, so a measure that is the same in every resample has
+  an interval of no width, not one of rounding.
+
+A percentile interval is too narrow for few pairs (below about thirty), and where every pair agrees it has
+no width: that is a statement about the pairs at hand, not certainty.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TypeAlias
+
+import numpy as np
+import numpy.typing as npt
+
+from vrthinker.errors import InputError
+
+FloatArray: TypeAlias = npt.NDArray[np.float64]
+
+RESAMPLES = 2000
+CONFIDENCE = 0.95
+
+_BLOCK_CELLS = 1 << 21
+"""Counts held at once, resamples x pairs: tens of MiB however many pairs there are."""
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """A measured value and its interval.
+
+    Attributes:
+        value: The measure; None where no pair counts.
+        low: Lower end of the interval; None where there is no value, or no resample had one.
+        high: Upper end.
+        n: Pairs that count: those in the denominator.
+    """
+
+    value: float | None
+    low: float | None
+    high: float | None
+    n: int
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return "-"
+        if self.low is None or self.high is None:
+            return f"{self.value:z.3f}"
+        return f"{self.value:z.3f} [{self.low:z.3f}, {self.high:z.3f}]"
+
+
+def ratio_estimates(
+    numerators: FloatArray,
+    denominators: FloatArray,
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> list[Estimate]:
+    """Several ratios of sums over the same pairs, each with its interval.
+
+    Args:
+        numerators: float64 `[pairs, measures]`, finite.
+        denominators: float64 `[pairs, measures]`, not negative; 0 where a pair does not count.
+        resamples: How many; at least 1.
+        confidence: Share of the resampled ratios that the interval holds, between 0 and 1.
+        seed: Not negative.
+
+    Returns:
+        One estimate per measure.
+
+    Raises:
+        InputError: A setting is out of its range, or the arrays are not what is described above.
+    """
+    _check_settings(resamples, confidence, seed)
+    _check_terms(numerators, denominators)
+    measures = numerators.shape[1]
+    sums = _resampled_sums(np.hstack([numerators, denominators]), resamples, seed)
+    above, below = numerators.sum(axis=0), denominators.sum(axis=0)
+    return [
+        _estimate(
+            _ratios(above[[m]], below[[m]]),
+            _ratios(sums[:, m], sums[:, measures + m]),
+            confidence,
+            int(np.count_nonzero(denominators[:, m])),
+        )
+        for m in range(measures)
+    ]
+
+
+def ratio_difference(
+    a: tuple[FloatArray, FloatArray],
+    b: tuple[FloatArray, FloatArray],
+    *,
+    resamples: int = RESAMPLES,
+    confidence: float = CONFIDENCE,
+    seed: int = 0,
+) -> Estimate:
+    """The ratio of `a` minus that of `b`, row i of both being the same pair (paired bootstrap).
+
+    Args:
+        a: Numerators and denominators, each float64 `[pairs]`.
+        b: The other side's.
+        resamples: As in `ratio_estimates`; each resample draws the same pairs on both sides, and is left
+            out where either denominator sums to zero.
+        confidence: As in `ratio_estimates`.
+        seed: As in `ratio_estimates`.
+
+    Returns:
+        The difference; its `n` is the number of pairs that count on at least one side.
+
+    Raises:
+        InputError: A setting is out of its range, or the arrays are not what is described above.
+    """
+    _check_settings(resamples, confidence, seed)
+    lengths = [len(side) for side in (*a, *b)]
+    if len(set(lengths)) > 1:
+        raise InputError(f"terms: got {lengths} pairs, allowed: equally many in each array")
+    terms = np.stack([*a, *b], axis=1)
+    _check_terms(terms[:, ::2], terms[:, 1::2])
+    return _estimate(
+        _differences(terms.sum(axis=0, keepdims=True)),
+        _differences(_resampled_sums(terms, resamples, seed)),
+        confidence,
+        int(np.count_nonzero(terms[:, 1::2].any(axis=1))),
+    )
+
+
+def _resampled_sums(terms: FloatArray, resamples: int, seed: int) -> FloatArray:
+    """Sums of the terms `[pairs, columns]` over each resample: `[resamples, columns]`."""
+    pairs, columns = terms.shape
+    if pairs == 0:
+        return np.zeros((resamples, columns))
+    rng = np.random.default_rng(seed)
+    block = max(1, _BLOCK_CELLS // pairs)
+    sums = np.empty((resamples, columns))
+    for start in range(0, resamples, block):
+        rows = min(block, resamples - start)
+        drawn = rng.integers(0, pairs, (rows, pairs))
+        drawn += np.arange(rows)[:, None] * pairs
+        counts = np.bincount(drawn.ravel(), minlength=rows * pairs).reshape(rows, pairs)
+        sums[start : start + rows] = counts.astype(np.float64) @ terms
+    return sums
+
+
+def _ratios(above: FloatArray, below: FloatArray) -> FloatArray:
+    """Ratios where there is something to divide by; the others are left out."""
+    counted = below > 0
+    return above[counted] / below[counted]
+
+
+def _differences(sums: FloatArray) -> FloatArray:
+    """Differences of two ratios from sums `[resamples, 4]`; left out where either has no denominator."""
+    above_a, below_a, above_b, below_b = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)].T
+    return np.asarray(above_a / below_a - above_b / below_b)
+
+
+def _estimate(value: FloatArray, resampled: FloatArray, confidence: float, n: int) -> Estimate:
+    """An estimate from the value (`[1]`, or `[0]` where there is none) and its resamples."""
+    if not len(value):
+        return Estimate(None, None, None, n)
+    if not len(resampled):
+        return Estimate(float(value[0]), None, None, n)
+    tail = (1 - confidence) / 2
+    low, high = np.quantile(resampled, [tail, 1 - tail])
+    return Estimate(float(value[0]), float(low), float(high), n)
+
+
+def _check_settings(resamples: int, confidence: float, seed: int) -> None:
+    if resamples < 1:
+        raise InputError(f"resamples: got {resamples}, allowed: 1 and more ({RESAMPLES} is usual)")
+    if not 0 < confidence < 1:
+        raise InputError(f"confidence: got {confidence}, allowed: between 0 and 1, as 0.95")
+    if seed < 0:
+        raise InputError(f"seed: got {seed}, allowed: 0 and more")
+
+
+def _check_terms(numerators: FloatArray, denominators: FloatArray) -> None:
+    if numerators.ndim != 2 or numerators.shape != denominators.shape:
+        shapes = f"{numerators.shape} and {denominators.shape}"
+        raise InputError(f"terms: got shapes {shapes}, allowed: [pairs, measures], the same for both")
+    if not (np.isfinite(numerators).all() and np.isfinite(denominators).all() and (denominators >= 0).all()):
+        raise InputError("terms: got a value that is not finite or a negative denominator, allowed: neither")
