@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
+from vrthinker.data.world import WORLD_COMMENT
 from vrthinker.episode.dimensions import Confidence, Judgments, Preference
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.prompts import PromptTemplates
@@ -28,9 +29,14 @@ from vrthinker.video.workspace import Workspace
 if TYPE_CHECKING:
     from vrthinker.data.pairs import Pair
     from vrthinker.engine.base import Engine
+    from vrthinker.episode.tools import ToolRegistry
 
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
 VideoPath = str | PathLike[str]
+FOREIGN_NOTE = (
+    "this judge was trained on the package's synthetic world only, and these clips are not from it: "
+    "its verdict on them means nothing"
+)
 
 
 @dataclass(frozen=True)
@@ -200,13 +206,23 @@ class Judge:
         item = self._item("pair", prompt, video_1, video_2, dataset, seed)
         return Verdict.of(self._runner.run_one(item), self.settings.note)
 
-    def judge_pairs(self, pairs: Iterable[Pair], *, seed: int = 0) -> Iterator[Finished]:
+    def judge_pairs(
+        self, pairs: Iterable[Pair], *, seed: int = 0, tools: ToolRegistry | None = None
+    ) -> Iterator[Finished]:
         """Judges many pairs, `batch_size` at a time, and yields each as it finishes (not in order).
 
         Each pair samples with a seed of its own, made of `seed` and its id. An item that cannot start comes
         out with its error; it never stops the others.
+
+        Args:
+            pairs: What to judge.
+            seed: For sampling.
+            tools: What rounds may call; `select_frames` by default.
         """
-        yield from self._runner.run(
+        runner = self._runner
+        if tools is not None:
+            runner = EpisodeRunner(self.engine, self.settings.episode, templates=self.templates, tools=tools)
+        yield from runner.run(
             self._item(
                 *(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset), episode_seed(seed, pair.id)
             )
@@ -239,7 +255,7 @@ class Judge:
         episode = self.settings.episode
 
         def open_workspace() -> Workspace:
-            return Workspace.open(
+            workspace = Workspace.open(
                 video_1,
                 video_2,
                 reader=self._reader,
@@ -248,6 +264,11 @@ class Judge:
                 max_fps=episode.max_fps,
                 tolerate_truncation=episode.tolerate_truncation,
             )
+            if self.settings.clips == "synthetic":
+                foreign = [info.path for info in workspace.infos if info.comment != WORLD_COMMENT]
+                if foreign:
+                    workspace.note(FOREIGN_NOTE)
+            return workspace
 
         return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
 

@@ -97,9 +97,11 @@ def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], outpu
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested objects as dotted keys. An empty object is a value."""
+    """Nested objects, and lists of them, as dotted keys. An empty one is a value."""
     flat: dict[str, object] = {}
     for key, inner in value.items():
+        if isinstance(inner, list) and inner and all(isinstance(item, Mapping) for item in inner):
+            inner = {str(number): item for number, item in enumerate(inner)}
         if isinstance(inner, Mapping) and inner:
             flat.update(_flat(inner, f"{prefix}{key}."))
         else:

@@ -43,13 +43,17 @@ from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, 
 
 @dataclass(frozen=True)
 class EpisodeItem:
-    """What to judge: an id, a caption, and how to open its workspace (called once, maybe in a thread)."""
+    """What to judge: an id, a caption, and how to open its workspace (called once, maybe in a thread).
+
+    `first_frames` are shown first instead of `EpisodeSettings.initial_frames` evenly spaced ones.
+    """
 
     id: str
     prompt: str
     open_workspace: Callable[[], Workspace]
     dataset: str | None = None
     seed: int = 0
+    first_frames: tuple[int, ...] | None = None
 
 
 @dataclass
@@ -104,7 +108,7 @@ class Episode:
             VideoError: A first frame does not decode.
             InputError: The caption is too long or a template fails.
         """
-        numbers = self.workspace.initial_frames(self.settings.initial_frames)
+        numbers = self.item.first_frames or self.workspace.initial_frames(self.settings.initial_frames)
         self.workspace.prefetch(numbers)
         shown = self._visibility.show(0, numbers)
         self._first = self.templates.first_input(
@@ -149,7 +153,14 @@ class Episode:
             self._record(())
             return ()
         assert isinstance(received.parsed.ending, ToolRequest)
-        context = ToolContext(self.workspace.n_frames, self.settings.retrieved_frames)
+        context = ToolContext(
+            self.workspace.n_frames,
+            self.settings.retrieved_frames,
+            self.workspace.n_frames_1,
+            frozenset(shown.frame_number for entry in self._visibility.rounds for shown in entry.live),
+            self.item.seed,
+            1 + sum(record.tool is not None for record in self._rounds),
+        )
         outcome = self.tools.execute(received.parsed.ending.call, context)
         received.tool_outcome = outcome
         return outcome.frame_numbers if isinstance(outcome, FramesShown) else ()

@@ -74,6 +74,9 @@ class JudgeSettings(BaseModel):
     """Whose names and explanations of the dimensions the prompt takes when a pair names none."""
     note: str | None = None
     """One line about the checkpoint that every verdict's reader should see."""
+    clips: Literal["any", "synthetic"] = "any"
+    """What it was trained to judge. `synthetic`: the package's synthetic world; a verdict about other clips
+    carries a note that says so."""
 
 
 def load_judge_settings(folder: Path) -> JudgeSettings | None:

@@ -24,10 +24,18 @@ class ToolContext:
     Attributes:
         n_frames: N, frames in the workspace (numbered 1..N).
         max_frames: N_ex, how many frames one call may show.
+        n_frames_1: N1, of which the first ones are video 1's.
+        shown: Frame numbers that were shown in this episode before.
+        seed: The episode's seed.
+        call_number: 1-based count of the episode's calls, this one included.
     """
 
     n_frames: int
     max_frames: int
+    n_frames_1: int = 0
+    shown: frozenset[int] = frozenset()
+    seed: int = 0
+    call_number: int = 1
 
 
 class ToolErrorKind(enum.StrEnum):

@@ -24,6 +24,8 @@ from vrthinker.video.containers import missing_end
 from vrthinker.video.packets import damage
 from vrthinker.video.reader import MAX_SIDE_PIXELS
 
+_MAX_COMMENT_CHARS = 200
+
 # Playlists, subtitles, text and image sequences are demuxers too, and some of them open other files.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,obu,"
@@ -90,6 +92,9 @@ class OpenClip:
         self.container = container
         self.stream = stream
         self.format_name: str = container.format.name
+        # Matroska spells its keys in capitals.
+        comments = (value for key, value in container.metadata.items() if key.lower() == "comment")
+        self.comment = str(next(comments, ""))[:_MAX_COMMENT_CHARS]
         self.codec: str = stream.codec_context.codec.canonical_name
         self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
 

@@ -94,6 +94,7 @@ class _Listing:
     damage: str | None = None
     first_pts: int | None = None
     orientation: Orientation = field(default_factory=Orientation)
+    comment: str = ""
     stored_size: tuple[int, int] = (0, 0)
 
 
@@ -210,6 +211,7 @@ def _list_packets(path: str) -> _Listing:
             clip.is_seekable,
             Fraction(stream.time_base or Fraction(1, 1000)),
             Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS),
+            comment=clip.comment,
         )
         try:
             _fill(listing, clip)
@@ -318,6 +320,7 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
         rotation_degrees=listing.orientation.rotation_degrees,
         pts_seconds=tuple(float(time) for time in times),
         truncated=broken,
+        comment=listing.comment,
     )
     return ClipIndex(
         info,

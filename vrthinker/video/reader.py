@@ -40,6 +40,7 @@ class VideoInfo:
             or 270. Already applied to `width`, `height` and the pixels.
         pts_seconds: When each frame is shown, counted from the first frame, so it starts at 0.
         truncated: Why only the frames before the break are listed, under `tolerate_truncation`.
+        comment: The file's own comment, from its metadata; empty where there is none.
     """
 
     path: str
@@ -53,6 +54,7 @@ class VideoInfo:
     rotation_degrees: int
     pts_seconds: tuple[float, ...] = field(repr=False)
     truncated: str | None = None
+    comment: str = field(default="", repr=False)
 
 
 @runtime_checkable

@@ -69,6 +69,7 @@ class Workspace:
         self._reader = reader
         self._cache = cache
         self._tolerate_truncation = tolerate_truncation
+        self._notes: list[str] = []
 
     @classmethod
     def open(
@@ -131,12 +132,17 @@ class Workspace:
     @property
     def notes(self) -> tuple[str, ...]:
         """What whoever reads the verdict has to know about the files; empty when both are whole."""
-        return tuple(
+        broken = (
             f"video {video} breaks after frame {clip.info.n_frames}: only the frames before are judged "
             f"({clip.info.truncated})"
             for video, clip in enumerate(self._clips, start=1)
             if clip.info.truncated is not None
         )
+        return (*broken, *self._notes)
+
+    def note(self, text: str) -> None:
+        """Adds something that whoever reads the verdict has to know about these files."""
+        self._notes.append(text)
 
     def frame(self, frame_number: int) -> WorkspaceFrame:
         """Says where a numbered frame comes from.
