@@ -18,9 +18,11 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from rich.table import Table
 from rich.text import Text
 
-from vrthinker.episode.dimensions import Dimension, Preference, dimension_texts
+from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimension_texts
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from vrthinker.data.verdict_log import VerdictRecord
     from vrthinker.episode.trajectory import RoundRecord
     from vrthinker.judge import Verdict
@@ -56,6 +58,24 @@ def print_episode(verdict: Verdict) -> None:
         _print_round(console, record)
     console.print()
     _print_table(console, verdict)
+
+
+def print_truth(verdict: Verdict, truth: Judgments, facts: Sequence[str]) -> None:
+    """The verdict beside what is known to be true, and why it is."""
+    console = Console(highlight=False)
+    table = Table(show_edge=False, pad_edge=False)
+    for name in ("", "verdict", "truth", ""):
+        table.add_column(name)
+    for dimension in Dimension:
+        true = getattr(truth, dimension)
+        given = None if verdict.judgments is None else getattr(verdict.judgments, dimension)
+        said = "none" if given is None else _WORDS[given]
+        table.add_row(dimension.value, said, _WORDS[true], "right" if given == true else "wrong")
+    console.print()
+    console.print(table)
+    console.print(Text("planted:"))
+    for fact in facts:
+        console.print(Text(plain(f"  {fact}")))
 
 
 class FileProgress:

@@ -1,0 +1,68 @@
+"""What is known to be right about a pair, for the evidence page: labels, and planted events."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Literal
+
+from vrthinker.episode.dimensions import Dimension
+from vrthinker.errors import InputError
+
+
+@dataclass(frozen=True)
+class PlantedEvent:
+    """Something that was put into a clip on purpose.
+
+    Attributes:
+        video: 1 or 2.
+        first_index: 0-based position in its file of the first frame that shows it.
+        end_index: Position after the last such frame.
+        text: What it is, for a person.
+        hidden: No frame of the first input shows it.
+
+    Raises:
+        InputError: The video or the range is none.
+    """
+
+    video: Literal[1, 2]
+    first_index: int
+    end_index: int
+    text: str
+    hidden: bool
+
+    def __post_init__(self) -> None:
+        if self.video not in (1, 2):
+            raise InputError(f"planted event: got video {self.video!r}, allowed: 1 and 2")
+        if not 0 <= self.first_index < self.end_index:
+            raise InputError(
+                f"planted event: got frames {self.first_index} to {self.end_index} (half-open), "
+                "allowed: 0 and above, ascending"
+            )
+
+    def covers(self, video: int, frame_index: int) -> bool:
+        """Whether the frame at this position of this video shows it."""
+        return video == self.video and self.first_index <= frame_index < self.end_index
+
+
+@dataclass(frozen=True)
+class Truth:
+    """The labels and the planted events of a pair.
+
+    Attributes:
+        judgments: Dimension code to 0 (tie), 1 or 2; dimensions without a label are left out.
+        events: What was planted, if anything was.
+
+    Raises:
+        InputError: A code or a label is unknown.
+    """
+
+    judgments: Mapping[str, int] = field(default_factory=dict)
+    events: tuple[PlantedEvent, ...] = ()
+
+    def __post_init__(self) -> None:
+        for code, label in self.judgments.items():
+            if code not in Dimension.__members__:
+                raise InputError(f"truth: got code {code!r}, allowed: {', '.join(Dimension)}")
+            if label not in (0, 1, 2):
+                raise InputError(f"truth: {code}: got {label!r}, allowed: 0, 1, 2")
