@@ -1,5 +1,5 @@
 # Two commands for a newcomer:
-#   make demo   installs vrthinker into .venv and judges two generated clips
+#   make demo   installs vrthinker into .venv, judges two generated clips and shows how
 #   make test   installs it with the developers' tools and runs the tests
 # Each needs Python 3.11 or newer, a C++ compiler and make, and sets up everything else in .venv.
 
@@ -9,20 +9,30 @@ PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
 TORCH_CPU := 2.13.0
 PYTEST_ARGS ?=
+NANO_SEED ?= 0
+NANO_RUN ?= build/nano-$(NANO_SEED)
 
 NATIVE := CMakeLists.txt $(wildcard cmake/* csrc/* kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
 CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
 
 .DELETE_ON_ERROR:
-.PHONY: help demo test lint format wheel clean distclean install install-dev
+.PHONY: help demo nano test lint format wheel clean distclean install install-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+	@echo "also: make nano, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
 
 demo: install
 	@echo "==> vrthinker demo"
 	@$(VENV)/bin/vrthinker demo
+
+# Retrains the judge that ships with the package, from random weights, and measures it. Stopped or killed, the
+# same command goes on. The result is in $(NANO_RUN)/model; copying it over vrthinker/checkpoints/nano ships it.
+nano: install
+	@echo "==> training the nano judge from nothing (some 25 minutes on 2 cores)"
+	@$(VENV)/bin/vrthinker train cold-start --recipe nano --seed $(NANO_SEED) --out $(NANO_RUN)
+	@echo "==> judging 512 held-out pairs"
+	@$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --seed 77 --out $(NANO_RUN)/eval
 
 test: install-dev
 	@echo "==> pytest (the slow tests: make test PYTEST_ARGS='-m slow')"

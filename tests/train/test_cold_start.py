@@ -1,0 +1,523 @@
+"""Cold start, whole: small runs from nothing and from checkpoints, stopped, resumed, and what they leave."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from safetensors.torch import load_file
+
+from vrthinker.data.oracle import OracleEngine, truths_by_clip
+from vrthinker.data.pairs import load_pairs
+from vrthinker.data.world import PRESETS
+from vrthinker.data.world_files import PAIRS_FILE, load_truths, make_world
+from vrthinker.demo import make_tiny_judge
+from vrthinker.engine.hf.tiny import make_tiny
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.settings import PROMPTS_FOLDER, JudgeSettings, load_judge_settings
+from vrthinker.episode.trajectory import dump_line, load_trajectories
+from vrthinker.errors import InputError, VideoError
+from vrthinker.judge import Judge
+from vrthinker.train.checkpoint import latest_checkpoint
+from vrthinker.train.cold_start import (
+    ColdStartSettings,
+    cold_start_settings,
+    load_recipe,
+    resume_settings,
+    run_cold_start,
+)
+from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.train.nano import nano_templates
+from vrthinker.train.run_lock import lock_run
+from vrthinker.train.schedule import LearningRate
+
+Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
+
+OVERFIT: dict[str, Any] = {
+    "model": "nano-from-nothing",
+    "seed": 1,
+    "note": "knows three pairs",
+    "clips": "synthetic",
+    "optimizer": {"beta2": 0.98},
+    "checkpoint_every": 20,
+    "phases": [
+        {
+            "name": "episodes",
+            "steps": 42,
+            "batch_size": 3,
+            "micro_batch_size": 3,
+            "learning_rate": {"peak": 4e-3, "warmup_ratio": 0.1, "final_ratio": 0.1},
+            "traces": {"kind": "world", "pairs": 3, "calls": 1, "seed": 3, "filter": False},
+        }
+    ],
+}
+SHORT: dict[str, Any] = {
+    "model": "nano-from-nothing",
+    "checkpoint_every": 2,
+    "phases": [
+        {
+            "name": "lessons",
+            "steps": 3,
+            "batch_size": 4,
+            "micro_batch_size": 2,
+            "only_snapshots": True,
+            "learning_rate": {"peak": 1e-3, "shape": "constant"},
+            "traces": {
+                "kind": "world", "pairs": 5, "seed": 11, "lesson_frames": 2, "filter": False,
+                "mix": {"oracle": 0, "immediate": 1},
+            },
+        },
+        {
+            "name": "episodes",
+            "batch_size": 2,
+            "learning_rate": {"peak": 2e-3, "final_ratio": 0.5},
+            "traces": {"kind": "world", "pairs": 5, "seed": 11, "calls": 1, "filter": False},
+        },
+    ],
+}  # fmt: skip
+"""Two phases that share a world; the second makes one pass over its sequences."""
+
+
+def started(values: dict[str, Any], out: Path) -> Path:
+    trained = run_cold_start(cold_start_settings(values), out)
+    assert trained is not None
+    return trained
+
+
+def metrics_of(run: Path) -> list[dict[str, Any]]:
+    return read_metrics(run / METRICS_FILE)
+
+
+def weights_of(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "model.safetensors")
+
+
+@pytest.fixture(scope="module")
+def overfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run that learned three pairs by heart."""
+    out = tmp_path_factory.mktemp("overfit") / "run"
+    assert started(OVERFIT, out) == out / "model"
+    return out
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("world") / "world"
+    make_world(folder, PRESETS["easy"], pairs=4, seed=21, workers=1)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def taught(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A teacher's trajectories, at the package's own frame sizes, in few words."""
+    engine = OracleEngine(truths_by_clip(world, load_truths(world)), calls=2)
+    record = tmp_path_factory.mktemp("taught") / "traces.jsonl"
+    judge = Judge(engine, JudgeSettings(), templates=nano_templates())
+    with judge, record.open("w") as stream:
+        for done in judge.judge_pairs(load_pairs(world / PAIRS_FILE)):
+            assert done.trajectory is not None
+            stream.write(dump_line(done.trajectory))
+    return record
+
+
+# A run from nothing
+
+
+def test_the_loss_falls_and_the_run_has_everything(overfit: Path) -> None:
+    lines = metrics_of(overfit)
+    assert [line["step"] for line in lines] == list(range(1, 43))
+    losses = [line["loss/sft"] for line in lines]
+    assert losses[0] > 4
+    assert losses[-1] < 0.1
+    assert lines[-1]["sft/token_accuracy"] == pytest.approx(1.0, abs=0.01)
+    assert {line["sft/tokens"] for line in lines} == {lines[0]["sft/tokens"]}, "three sequences every step"
+    rate = LearningRate(peak=4e-3, warmup_ratio=0.1, final_ratio=0.1)
+    assert [line["optim/learning_rate"] for line in lines] == [rate.at(step, 42) for step in range(42)]
+
+    config = json.loads((overfit / "config.json").read_text())
+    assert cold_start_settings(config) == cold_start_settings(OVERFIT) == resume_settings(overfit)
+    assert config["phases"][0]["traces"]["world"]["size"] == 112, "resolved: defaults are spelled out"
+    assert {"date", "command", "commit", "machine", "versions"} <= json.loads(
+        (overfit / "provenance.json").read_text()
+    ).keys()
+    checkpoint = latest_checkpoint(overfit)
+    assert checkpoint is not None
+    assert checkpoint.step == 42
+    kept = [path.name for path in sorted((overfit / "checkpoints").iterdir())]
+    assert kept == ["step-00000040", "step-00000042"]
+    assert not [path.name for path in overfit.iterdir() if path.name.startswith(".") and path.name != ".lock"]
+
+
+def test_the_exported_judge_is_a_checkpoint_with_its_prompts_and_settings(overfit: Path) -> None:
+    base, model = overfit / "initial", overfit / "model"
+    assert {path.name for path in model.iterdir()} == {path.name for path in base.iterdir()}
+    stored, before = load_judge_settings(model), load_judge_settings(base)
+    assert stored is not None
+    assert before is not None
+    assert (stored.note, stored.clips) == ("knows three pairs", "synthetic")
+    assert stored == before.model_copy(update={"note": stored.note, "clips": stored.clips})
+    prompts = [PromptTemplates.load(folder / PROMPTS_FOLDER).digest for folder in (base, model)]
+    assert prompts[0] == prompts[1]
+    assert (model / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    assert (model / "model.safetensors").stat().st_mode & 0o777 == 0o644
+    trained, fresh = weights_of(model), weights_of(base)
+    assert trained.keys() == fresh.keys()
+    assert all(trained[name].dtype == torch.float32 for name in trained)
+    changed = {name for name in trained if not torch.equal(trained[name], fresh[name])}
+    assert changed == trained.keys(), "everything is trained"
+
+
+def test_an_overfit_judge_writes_its_teachers_text(overfit: Path) -> None:
+    """Greedily, round by round: masking, positions, frames and turns are those of the engine."""
+    (record,) = (overfit / "data").glob("*/traces/*.jsonl")
+    taught = {trace.id: trace for trace in load_trajectories(record)}
+    assert max(len(trace.rounds) for trace in taught.values()) == 2
+    pairs = load_pairs(record.parents[1] / PAIRS_FILE)
+    with Judge.from_pretrained(overfit / "model", device="cpu") as judge:
+        for done in judge.judge_pairs(pairs):
+            assert done.trajectory is not None
+            trace = taught[done.item.id]
+            assert [r.text for r in done.trajectory.rounds] == [r.text for r in trace.rounds]
+            assert done.trajectory.outcome == trace.outcome
+            assert [r.live for r in done.trajectory.rounds] == [r.live for r in trace.rounds]
+            assert all(r.finish_reason == "stop" for r in done.trajectory.rounds), "it ends its turns itself"
+        verdict = judge(pairs[0].prompt, pairs[0].video_1, pairs[0].video_2)
+        assert "knows three pairs" in verdict.notes
+        assert verdict.judgments == taught[pairs[0].id].outcome.judgments
+
+
+def test_phases_follow_each_other(tmp_path: Path) -> None:
+    started(SHORT, tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    worlds = list((tmp_path / "run" / "data").iterdir())
+    assert len(worlds) == 1, "sources that differ only in what is done share their world"
+    assert len(list((worlds[0] / "traces").iterdir())) == 2
+    rates = [line["optim/learning_rate"] for line in lines]
+    first, second = LearningRate(peak=1e-3, shape="constant"), LearningRate(peak=2e-3, final_ratio=0.5)
+    passes = len(lines) - 3
+    assert rates == [first.at(i, 3) for i in range(3)] + [second.at(i, passes) for i in range(passes)]
+    (episodes,) = (p for p in worlds[0].glob("traces/*") if len(p.read_bytes()) == max(
+        len(other.read_bytes()) for other in worlds[0].glob("traces/*")
+    ))  # fmt: skip
+    # One round of a window of 1 expires nothing, so at one call a trace is one sequence.
+    assert passes == len(list(load_trajectories(episodes))) // 2 == 2
+    lessons, whole = (line["sft/tokens"] for line in (lines[0], lines[-1]))
+    assert lessons / 4 < whole / 2, "lessons learn snapshots only"
+
+
+# Stopped and resumed
+
+
+@pytest.mark.multi_process
+def test_killed_and_resumed_it_ends_in_the_same_bits(run: Path, commands: Outcomes) -> None:
+    recipe = run.parent / "short.yaml"
+    recipe.write_text(yaml.safe_dump(SHORT))
+    straight, broken = run / "straight", run / "broken"
+
+    def job(out: Path, *arguments: object, **signal_at: str) -> dict[str, Any]:
+        given = ["train", "cold-start", *map(str, arguments)]
+        when = {key.removeprefix("at_").replace("_", "."): name for key, name in signal_at.items()}
+        return {"job": "command", "arguments": {"run": str(out), "arguments": given, "signal_at": when}}
+
+    begin = ("--recipe", recipe, "--out", broken)
+    outcomes = commands(
+        [
+            job(straight, "--recipe", recipe, "--out", straight),
+            job(broken, *begin, at_1_1="SIGKILL"),
+            job(broken, "--resume", broken, at_2_0="SIGTERM"),
+            job(broken, "--resume", broken),
+        ]
+    )
+    whole, killed, stopped, resumed = outcomes
+    assert whole["result"] == {"exit": 0}, whole
+    assert whole["stdout"] == f"{straight / 'model'}\n"
+    assert killed["code"] == -9
+    assert stopped["result"] == {"exit": 130}, stopped
+    assert stopped["stdout"] == ""
+    hint = f"vrthinker train cold-start --resume {broken} goes on"
+    assert stopped["stderr"].count(hint) == 1, stopped["stderr"]
+    assert "got SIGTERM, stopped after step 3 of 5; checkpoint" in stopped["stderr"]
+    assert resumed["result"] == {"exit": 0}, resumed
+    assert "resumed from" in resumed["stderr"]
+    models = [folder / "model" / "model.safetensors" for folder in (straight, broken)]
+    assert models[0].read_bytes() == models[1].read_bytes()
+    names = {str(f.relative_to(straight / "model")) for f in (straight / "model").rglob("*")}
+    assert names == {str(f.relative_to(broken / "model")) for f in (broken / "model").rglob("*")}
+    losses = [[line["loss/sft"] for line in metrics_of(folder)] for folder in (straight, broken)]
+    assert losses[0] == losses[1]
+
+
+def test_another_config_in_the_folder_is_refused_and_named(overfit: Path) -> None:
+    before = (overfit / "config.json").read_bytes()
+    for change, words in (
+        ({"seed": 2}, "seed=1; this run has seed=2"),
+        ({"train_vision": False}, "train_vision=true; this run has train_vision=false"),
+        (
+            {"phases": [{**OVERFIT["phases"][0], "steps": 43}]},
+            "phases.0.steps=42; this run has phases.0.steps=43",
+        ),
+    ):
+        with pytest.raises(InputError) as caught:
+            run_cold_start(cold_start_settings({**OVERFIT, **change}), overfit)
+        assert f"{overfit}: was made with {words}" in str(caught.value)
+        assert len(str(caught.value)) < 400
+    assert (overfit / "config.json").read_bytes() == before
+
+
+def test_a_first_try_that_could_not_begin_binds_nothing(tmp_path: Path, taught: Path, world: Path) -> None:
+    out = tmp_path / "run"
+    phase = {"steps": 1, "batch_size": 2, "traces": {"kind": "file", "path": tmp_path / "none.jsonl"}}
+    with pytest.raises(InputError, match=r"none\.jsonl"):
+        run_cold_start(cold_start_settings({"model": "nano-from-nothing", "phases": [phase]}), out)
+    phase["traces"] = {"kind": "file", "path": taught}
+    with pytest.raises(InputError, match="no-such-model"):
+        started({"model": str(tmp_path / "no-such-model"), "phases": [phase]}, out)
+    started({"model": "nano-from-nothing", "phases": [phase]}, out)
+
+
+def test_a_half_written_start_is_written_again(tmp_path: Path) -> None:
+    """What a process that was killed while it wrote the initial weights leaves behind."""
+    out = tmp_path / "run"
+    (out / ".initial.new").mkdir(parents=True)
+    (out / ".initial.new" / "config.json").write_text("{")
+    (out / ".model.0123").mkdir()
+    values = {**SHORT, "phases": [{**SHORT["phases"][0], "steps": 1}]}
+    started(values, out)
+    left = [path.name for path in out.iterdir() if path.name.startswith((".initial", ".model"))]
+    assert left == []
+
+
+def test_one_process_trains_into_a_folder(tmp_path: Path, commands: Outcomes) -> None:
+    recipe = tmp_path / "short.yaml"
+    recipe.write_text(yaml.safe_dump(SHORT))
+    out = tmp_path / "run"
+    given = ["train", "cold-start", "--recipe", str(recipe), "--out", str(out)]
+    with lock_run(out):
+        job = {"run": str(out), "arguments": given, "signal_at": {}}
+        (refused,) = commands([{"job": "command", "arguments": job}])
+    assert refused["result"] == {"exit": 1}
+    assert "another process trains into it" in refused["stderr"]
+    assert not (out / "config.json").exists()
+
+
+def test_resuming_what_is_no_run(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="no run to resume"):
+        resume_settings(tmp_path)
+    (tmp_path / "config.json").write_text("{")
+    with pytest.raises(InputError, match="no run to resume"):
+        resume_settings(tmp_path)
+    (tmp_path / "config.json").write_text('{"model": "x", "grpo": 1}')
+    with pytest.raises(InputError, match="cold start: phases"):
+        resume_settings(tmp_path)
+
+
+# From a checkpoint
+
+
+def fine_tuned(base: Path, taught: Path, out: Path, **more: Any) -> Path:
+    traces = {"kind": "file", "path": taught}
+    phase = {"steps": 2, "batch_size": 3, "learning_rate": {"peak": 1e-3}, "traces": traces}
+    return started({"model": str(base), "phases": [phase], **more}, out)
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_fine_tuning_keeps_prompts_and_settings_and_the_judge_judges(
+    family: Any, taught: Path, world: Path, tmp_path: Path
+) -> None:
+    base = make_tiny_judge(tmp_path / "base", family)
+    (base / PROMPTS_FOLDER / "system.jinja").write_text("You judge {{ n_frames }} frames.", "utf-8")
+    (base / "pytorch_model.bin").touch()
+    (base / "LICENSE").write_text("a license")
+    model = fine_tuned(base, taught, tmp_path / "run")
+    lines = metrics_of(tmp_path / "run")
+    assert lines[-1]["loss/sft"] < lines[0]["loss/sft"]
+    assert load_judge_settings(model) == load_judge_settings(base)
+    assert (model / PROMPTS_FOLDER / "system.jinja").read_text("utf-8") == "You judge {{ n_frames }} frames."
+    assert (model / "LICENSE").read_text() == "a license"
+    assert not (model / "pytorch_model.bin").exists()
+    pair = load_pairs(world / PAIRS_FILE)[0]
+    with Judge.from_pretrained(model, device="cpu", max_round_tokens=200) as judge:
+        verdict = judge(pair.prompt, pair.video_1, pair.video_2)
+    assert verdict.judgments is not None, "the base is guided, and so is what was made of it"
+
+
+@pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
+def test_a_base_without_settings_gets_the_defaults_on_its_own_grid(
+    family: Any, taught: Path, tmp_path: Path
+) -> None:
+    """Exported settings must be those of the model, or it could not be loaded."""
+    base = make_tiny(tmp_path / "base", family)
+    model = fine_tuned(base, taught, tmp_path / "run", note="x")
+    with (
+        Judge.from_pretrained(model, device="cpu") as judge,
+        Judge.from_pretrained(base, device="cpu") as plain,
+    ):
+        assert judge.settings == plain.settings.model_copy(update={"note": "x"})
+        assert judge.settings.resize.patch_size == (16 if family == "qwen3-vl" else 14)
+
+
+def test_settings_of_another_grid_are_refused(taught: Path, tmp_path: Path) -> None:
+    base = make_tiny_judge(tmp_path / "base", "qwen3-vl")
+    stored = json.loads((base / "vrthinker.json").read_text())
+    stored["resize"]["patch_size"] = 14
+    (base / "vrthinker.json").write_text(json.dumps(stored))
+    with pytest.raises(InputError, match=r"resize\.patch_size: got 14, the model has 16"):
+        fine_tuned(base, taught, tmp_path / "run")
+
+
+def test_a_frozen_tower_stays_as_it_was_bit_by_bit(taught: Path, tmp_path: Path) -> None:
+    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    before = weights_of(base)
+    for train_vision in (False, True):
+        out = tmp_path / f"run-{train_vision}"
+        model = fine_tuned(base, taught, out, train_vision=train_vision)
+        after = weights_of(model)
+        assert after.keys() == before.keys()
+        changed = {name for name in before if not torch.equal(after[name], before[name])}
+        tower = {name for name in before if name.startswith("visual.") or ".visual." in name}
+        assert 10 < len(tower) < len(before)
+        assert changed & tower == (tower if train_vision else set())
+        assert before.keys() - tower == changed - tower
+
+
+def test_runs_that_cannot_be(taught: Path, world: Path, tmp_path: Path) -> None:
+    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    config = json.loads((base / "config.json").read_text())
+    config["text_config"]["max_position_embeddings"] = 300
+    (base / "config.json").write_text(json.dumps(config))
+    with pytest.raises(InputError, match=r"phase cold-start: a trace has \d+ tokens, the model allows 300"):
+        fine_tuned(base, taught, tmp_path / "a")
+    wrong = tmp_path / "wrong.jsonl"
+    rows = [json.loads(line) for line in (world / PAIRS_FILE).read_text().splitlines()]
+    for row in rows:
+        row["labels"] = {code: (label + 1) % 3 for code, label in row["labels"].items()}
+    wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    phase = {"traces": {"kind": "file", "path": taught, "pairs": wrong}}
+    with pytest.raises(InputError, match="none of its 4 traces"):
+        started({"model": "nano-from-nothing", "phases": [phase]}, tmp_path / "b")
+    guess = {"kind": "world", "pairs": 2, "seed": 3, "mix": {"oracle": 0, "immediate": 1}}
+    with pytest.raises(InputError, match="phase cold-start: no trace passes the filters"):
+        started({"model": "nano-from-nothing", "phases": [{"traces": guess}]}, tmp_path / "c")
+    with pytest.raises(InputError, match="cannot be used as a run folder"):
+        started(SHORT, wrong)
+
+
+def test_a_clip_that_is_gone_ends_the_run_with_one_line(taught: Path, world: Path, tmp_path: Path) -> None:
+    there = tmp_path / "world"
+    shutil.copytree(world, there)
+    moved = tmp_path / "traces.jsonl"
+    moved.write_text(taught.read_text().replace(str(world), str(there)))
+    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    victim = sorted((there / "clips").iterdir())[2]
+    victim.unlink()
+    with pytest.raises(VideoError, match=victim.name) as caught:
+        fine_tuned(base, moved, tmp_path / "run")
+    assert "\n" not in str(caught.value)
+    shutil.copyfile(world / "clips" / victim.name, victim)
+    fine_tuned(base, moved, tmp_path / "run")
+
+
+def test_a_run_can_be_resumed_from_another_folder(
+    taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    monkeypatch.chdir(taught.parent)
+    shutil.copytree(tmp_path / "base", "base", dirs_exist_ok=True)
+    phase = {"steps": 1, "batch_size": 1, "traces": {"kind": "file", "path": "traces.jsonl"}}
+    settings = cold_start_settings({"model": "base", "phases": [phase]})
+    assert run_cold_start(settings, tmp_path / "run") is not None
+    monkeypatch.chdir(tmp_path)
+    resumed = resume_settings(tmp_path / "run")
+    assert resumed == settings
+    assert run_cold_start(resumed, tmp_path / "run") == tmp_path / "run" / "model"
+    assert (
+        cold_start_settings({"model": "Qwen/Qwen2.5-VL-7B", "phases": [phase]}).model == "Qwen/Qwen2.5-VL-7B"
+    )
+
+
+# Recipes and settings
+
+
+def refused(values: dict[str, Any]) -> Iterator[str]:
+    with pytest.raises(InputError) as caught:
+        cold_start_settings(values)
+    message = str(caught.value)
+    assert "\n" not in message
+    yield message
+
+
+WORLD = {"kind": "world", "pairs": 2}
+
+
+@pytest.mark.parametrize(
+    ("values", "key"),
+    [
+        ({}, "model"),
+        ({"model": "m"}, "phases"),
+        ({"model": "m", "phases": []}, "phases"),
+        ({"model": "m", "phases": [{"traces": WORLD}], "sed": 3}, "sed"),
+        ({"model": "m", "phases": [{"traces": WORLD}], "seed": -1}, "seed"),
+        ({"model": "m", "phases": [{"traces": {}}]}, "phases.0.traces"),
+        ({"model": "m", "phases": [{"traces": {"kind": "web"}}]}, "phases.0.traces"),
+        ({"model": "m", "phases": [{"traces": {"kind": "world"}}]}, "phases.0.traces.world.pairs"),
+        ({"model": "m", "phases": [{"traces": {"kind": "file"}}]}, "phases.0.traces.file.path"),
+        ({"model": "m", "phases": [{"traces": WORLD, "step": 3}]}, "phases.0.step"),
+        ({"model": "m", "phases": [{"traces": WORLD}, {"traces": WORLD, "steps": 0}]}, "phases.1.steps"),
+        ({"model": "m", "phases": [{"traces": WORLD, "batch_size": 0}]}, "phases.0.batch_size"),
+        ({"model": "m", "phases": [{"traces": WORLD, "name": "A b"}]}, "phases.0.name"),
+        (
+            {"model": "m", "phases": [{"traces": WORLD, "learning_rate": {"peak": "fast"}}]},
+            "phases.0.learning_rate.peak",
+        ),
+        (
+            {"model": "m", "phases": [{"traces": {**WORLD, "world": {"size": 3}}}]},
+            "phases.0.traces.world.world.size",
+        ),
+        ({"model": "m", "phases": [{"traces": WORLD}], "optimizer": {"beta1": 1}}, "optimizer.beta1"),
+        ({"model": "m", "phases": [{"traces": WORLD}], "clips": "all"}, "clips"),
+    ],
+)
+def test_settings_errors_name_the_key(values: dict[str, Any], key: str) -> None:
+    (message,) = refused(values)
+    assert message.startswith(f"cold start: {key}: ")
+
+
+def test_recipes_that_are_none(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"recipe 'nanno': No such file or directory; there is nano"):
+        load_recipe("nanno")
+    for name, content in (
+        ("list.yaml", b"- 1\n"),
+        ("torn.yaml", b"model: [\n"),
+        ("bytes.yml", b"model: \xff\n"),
+        ("empty.yaml", b""),
+        ("code.yaml", b"model: !!python/object/apply:os.system ['true']\n"),
+    ):
+        (tmp_path / name).write_bytes(content)
+        with pytest.raises(InputError, match=name) as caught:
+            load_recipe(str(tmp_path / name))
+        assert "\n" not in str(caught.value)
+    (tmp_path / "folder.yaml").mkdir()
+    with pytest.raises(InputError, match="directory"):
+        load_recipe(str(tmp_path / "folder.yaml"))
+
+
+def test_the_papers_settings_are_the_defaults(taught: Path) -> None:
+    values = {"model": "m", "phases": [{"traces": {"kind": "file", "path": taught}}]}
+    (phase,) = cold_start_settings(values).phases
+    assert (phase.batch_size, phase.micro_batch_size, phase.steps) == (32, 1, None)
+    assert (phase.learning_rate.peak, phase.learning_rate.warmup_ratio) == (1.5e-6, 0.2)
+
+
+def test_the_shipped_recipe_is_valid_and_keeps_its_worlds_apart_from_evaluations() -> None:
+    settings = cold_start_settings(load_recipe("nano"))
+    assert isinstance(settings, ColdStartSettings)
+    assert (settings.model, settings.clips) == ("nano-from-nothing", "synthetic")
+    for phase in settings.phases:
+        assert phase.traces.kind == "world"
+        assert phase.traces.seed >= 1000, "small seeds are for evaluations"

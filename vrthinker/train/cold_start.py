@@ -1,0 +1,389 @@
+"""Stage 1, cold start: supervised fine-tuning on a teacher's traces (method section 5, eq. 1).
+
+What it does: reads or makes traces, keeps those that are well formed and right in all four judgments, and
+trains on the rounds' tokens; tool outcomes, prompts and frames carry no loss.
+How it differs from the paper: a curriculum of phases is possible (the paper has one phase), and a judge can
+be trained from nothing on the synthetic world (`--recipe nano`).
+
+    vrthinker train cold-start --model M --traces traces.jsonl --pairs pairs.jsonl --out RUN
+    vrthinker train cold-start --recipe nano --out RUN
+    vrthinker train cold-start --resume RUN
+"""
+
+from __future__ import annotations
+
+import json
+import shlex
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import torch
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vrthinker.data.run_file import adopt_run, replace_file
+from vrthinker.engine.hf.markup import Markup
+from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
+from vrthinker.episode.trajectory import Trajectory
+from vrthinker.errors import InputError
+from vrthinker.provenance import provenance
+from vrthinker.train.batches import Batch, BatchSource, FrameLoader
+from vrthinker.train.forward import learned_hidden
+from vrthinker.train.loop import LoopSettings, MicroLoss, run_loop
+from vrthinker.train.losses import sft_loss_from_hidden
+from vrthinker.train.nano import write_judge_settings, write_nano
+from vrthinker.train.optimizer import OptimizerSettings
+from vrthinker.train.run_lock import lock_run
+from vrthinker.train.schedule import LearningRate
+from vrthinker.train.sequences import TrainingSequence, training_sequences
+from vrthinker.train.traces import FileTraces, TraceSource, WorldTraces, make_traces, read_traces
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.reader import open_reader
+from vrthinker.video.resize import ResizeSettings
+
+RECIPES = Path(__file__).parent / "recipes"
+CONFIG_FILE, PROVENANCE_FILE = "config.json", "provenance.json"
+NANO = "nano-from-nothing"
+"""As `model`: start from the nano judge's random weights."""
+_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
+"""Files of a base that its trained judge does not take over."""
+
+
+# Settings
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class Phase(_Settings):
+    """One part of the curriculum: some traces, for some steps. Defaults are the paper's."""
+
+    name: str = Field("cold-start", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    traces: Annotated[TraceSource, Field(discriminator="kind")]
+    steps: int | None = Field(None, ge=1)
+    """Optimizer steps; one pass over the traces by default."""
+    batch_size: int = Field(32, ge=1)
+    """Sequences per step; 32 is the paper's (1 x 32 accumulation)."""
+    micro_batch_size: int = Field(1, ge=1)
+    """Sequences per forward; gradients are added up to `batch_size`."""
+    learning_rate: LearningRate = LearningRate(peak=1.5e-6)
+    only_snapshots: bool = False
+    """Learn only the snapshots (reading lessons): what each frame shows, not yet what follows from it."""
+
+
+class ColdStartSettings(_Settings):
+    """A cold start, whole. Every run writes the one that it resolved to."""
+
+    model: str
+    """A checkpoint folder, a hub id, or `nano-from-nothing`."""
+
+    @field_validator("model")
+    @classmethod
+    def _from_anywhere(cls, model: str) -> str:
+        """Whoever goes on with a run may stand in another folder."""
+        folder = Path(model).expanduser()
+        return str(folder.absolute()) if model != NANO and folder.exists() else model
+
+    phases: tuple[Phase, ...] = Field(min_length=1)
+    seed: int = Field(0, ge=0)
+    """Of made traces, of the order of the batches, and of weights that start from nothing."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    train_vision: bool = True
+    """Train the vision tower too."""
+    frame_cache_bytes: int = Field(4 << 30, ge=0)
+    """Limit on decoded frames kept in memory."""
+    checkpoint_every: int = Field(100, ge=1)
+    note: str | None = None
+    """One line that every verdict of the trained judge carries."""
+    clips: Literal["any", "synthetic"] | None = None
+    """What the trained judge is for (`JudgeSettings.clips`); as its base by default."""
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe: a YAML file, or the name of one that ships with the package.
+
+    Raises:
+        InputError: There is no such recipe, or it is not a YAML mapping.
+    """
+    path = RECIPES / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
+    try:
+        loaded = yaml.safe_load(path.read_text("utf-8"))
+    except OSError as error:
+        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
+        raise InputError(
+            f"recipe {name!r}: {error.strerror}; there is {known}, or give a .yaml file"
+        ) from None
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: got {type(loaded).__name__}, wanted a mapping of settings")
+    return loaded
+
+
+def cold_start_settings(values: Mapping[str, Any]) -> ColdStartSettings:
+    """Validates settings; the message names the first wrong key.
+
+    Raises:
+        InputError: A key is unknown, missing or out of range.
+    """
+    try:
+        return ColdStartSettings.model_validate(values)
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        where = ".".join(map(str, first["loc"])) or "(settings)"
+        raise InputError(f"cold start: {where}: {first['msg']}") from None
+
+
+# The run
+
+
+def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
+    """Trains, or goes on with a run that was stopped.
+
+    Args:
+        settings: What to do; for a folder that holds a run, the same settings.
+        out: The run's folder: `config.json`, `data/`, `checkpoints/`, `metrics.jsonl`, `model/`.
+
+    Returns:
+        The trained judge's checkpoint folder, `out/model`; None when a signal ended the run early.
+
+    Raises:
+        InputError: Settings, traces or the folder cannot be used.
+        VRThinkerError: Training failed; the last checkpoint is kept.
+    """
+    with lock_run(out):
+        return _run(settings, out)
+
+
+def _run(settings: ColdStartSettings, out: Path) -> Path | None:
+    # First what can be missing: the folder belongs to the settings that it was given once.
+    read = [read_traces(p.traces) if isinstance(p.traces, FileTraces) else None for p in settings.phases]
+    if settings.model != NANO:
+        resolve_checkpoint(settings.model)
+    adopt_run(out / CONFIG_FILE, settings.model_dump(mode="json"), (), out)
+    if not (out / PROVENANCE_FILE).exists():
+        replace_file(out / PROVENANCE_FILE, (json.dumps(provenance(), indent=2) + "\n").encode())
+    base = _base_model(settings, out)
+    templates = PromptTemplates.load(base / PROMPTS_FOLDER)
+    policy = _load_policy(base, train_vision=settings.train_vision)
+    judge_settings = _judge_settings(base, policy)
+    markup = Markup(policy.tokenizer, policy.vocabulary_size)
+    loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
+    phases = []
+    for number, (phase, traces) in enumerate(zip(settings.phases, read, strict=True)):
+        if traces is None:
+            traces = _made_traces(phase, out / "data", judge_settings, templates, settings.seed)
+        sequences = _sequences(phase, traces, markup, policy, judge_settings.resize)
+        phases.append(_PhaseRun(phase, sequences, loader, seed=settings.seed * 1000 + number))
+    curriculum = _Curriculum(phases)
+    try:
+        result = run_loop(
+            policy.model,
+            settings=LoopSettings(
+                steps=curriculum.steps,
+                checkpoint_every=settings.checkpoint_every,
+                seed=settings.seed,
+                optimizer=settings.optimizer,
+            ),
+            learning_rate=curriculum.learning_rate,
+            micro_losses=lambda step: curriculum.micro_losses(policy, step),
+            run=out,
+            name="cold start",
+            resume_hint=f"vrthinker train cold-start --resume {shlex.quote(str(out))} goes on",
+        )
+    finally:
+        curriculum.close()
+        loader.close()
+    if result.outcome != "finished":
+        return None
+    return export(policy, base, out / "model", judge_settings, templates, settings)
+
+
+def resume_settings(run: Path) -> ColdStartSettings:
+    """The settings that a run was started with.
+
+    Raises:
+        InputError: The folder holds no run of this stage.
+    """
+    try:
+        return cold_start_settings(json.loads((run / CONFIG_FILE).read_text("utf-8")))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{run}: no run to resume ({error})") from None
+
+
+# Data
+
+
+def _made_traces(
+    phase: Phase, folder: Path, settings: JudgeSettings, templates: PromptTemplates, seed: int
+) -> list[Trajectory]:
+    assert isinstance(phase.traces, WorldTraces)
+    folder.mkdir(parents=True, exist_ok=True)
+    return make_traces(phase.traces, folder, settings, templates, seed=seed)
+
+
+def _sequences(
+    phase: Phase,
+    traces: list[Trajectory],
+    markup: Markup,
+    policy: VisionLanguageModel,
+    resize: ResizeSettings,
+) -> list[TrainingSequence]:
+    factor = policy.patch_size * policy.merge_size
+    sequences = [
+        sequence
+        for trace in traces
+        for sequence in training_sequences(
+            trace, markup, (factor, factor), only_snapshots=phase.only_snapshots, resize=resize
+        )
+    ]
+    longest = max(map(len, sequences), default=0)
+    if longest > policy.max_positions:
+        raise InputError(
+            f"phase {phase.name}: a trace has {longest} tokens, the model allows {policy.max_positions}"
+        )
+    if not sequences:
+        raise InputError(f"phase {phase.name}: no trace passes the filters; nothing to learn from")
+    return sequences
+
+
+class _PhaseRun:
+    """A phase with its data."""
+
+    def __init__(
+        self, phase: Phase, sequences: list[TrainingSequence], loader: FrameLoader, *, seed: int
+    ) -> None:
+        self.phase = phase
+        self.steps = phase.steps or max(1, len(sequences) // phase.batch_size)
+        self.source = BatchSource(
+            sequences,
+            loader,
+            batch_size=phase.batch_size,
+            micro_batch_size=phase.micro_batch_size,
+            seed=seed,
+        )
+
+
+class _Curriculum:
+    """The phases one after the other: everything a step needs, by its number."""
+
+    def __init__(self, phases: list[_PhaseRun]) -> None:
+        self._phases = phases
+        self.steps = sum(phase.steps for phase in phases)
+
+    def learning_rate(self, step: int) -> float:
+        """The rate of a 0-based step."""
+        run, local = self._locate(step)
+        return run.phase.learning_rate.at(local, run.steps)
+
+    def micro_losses(self, policy: VisionLanguageModel, step: int) -> Iterator[MicroLoss]:
+        """The step's losses, each divided by the tokens of the whole step."""
+        run, local = self._locate(step)
+        batches = run.source.batches(local)
+        total = sum(batch.n_learned for batch in batches)
+        for batch in batches:
+            yield _micro_loss(policy, batch, total)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        for phase in self._phases:
+            phase.source.close()
+
+    def _locate(self, step: int) -> tuple[_PhaseRun, int]:
+        for phase in self._phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise ValueError(f"step {step} lies behind the last phase")
+
+
+# Loss
+
+
+def _micro_loss(policy: VisionLanguageModel, batch: Batch, learned_in_step: int) -> MicroLoss:
+    hidden, labels = learned_hidden(policy, batch)
+    summed, correct = sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
+    loss = summed / learned_in_step
+    sums: dict[str, float | torch.Tensor] = {
+        "sft/token_accuracy": correct / learned_in_step,
+        "sft/tokens": float(batch.n_learned),
+    }
+    return MicroLoss(loss, batch.n_tokens, sums)
+
+
+# Model
+
+
+def _base_model(settings: ColdStartSettings, out: Path) -> Path:
+    if settings.model != NANO:
+        return resolve_checkpoint(settings.model)
+    folder = out / "initial"
+    if not folder.is_dir():
+        spare = out / ".initial.new"
+        shutil.rmtree(spare, ignore_errors=True)
+        write_nano(spare, seed=settings.seed).rename(folder)
+    return folder
+
+
+def _judge_settings(base: Path, policy: VisionLanguageModel) -> JudgeSettings:
+    """The base's settings; without any, the defaults on its own patch grid, as `Judge` takes them."""
+    grid = {"patch_size": policy.patch_size, "merge_size": policy.merge_size}
+    stored = load_judge_settings(base)
+    if stored is None:
+        return JudgeSettings(resize=ResizeSettings(**grid))
+    for name, wanted in grid.items():
+        if (got := getattr(stored.resize, name)) != wanted:
+            raise InputError(f"{base}: {SETTINGS_FILE}: resize.{name}: got {got}, the model has {wanted}")
+    return stored
+
+
+def _load_policy(folder: Path, *, train_vision: bool) -> VisionLanguageModel:
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    policy = VisionLanguageModel(folder, device=device, dtype=torch.float32)
+    policy.model.requires_grad_(True).train()
+    if not train_vision:
+        policy.model.model.visual.requires_grad_(False)
+    return policy
+
+
+def export(
+    policy: VisionLanguageModel,
+    base: Path,
+    target: Path,
+    judge_settings: JudgeSettings,
+    templates: PromptTemplates,
+    settings: ColdStartSettings,
+) -> Path:
+    """Writes the trained judge as a checkpoint folder, whole or not at all; an older one is replaced."""
+    from transformers.utils import logging as transformers_logging
+
+    transformers_logging.disable_progress_bar()
+    for left in target.parent.glob(f".{target.name}.*"):  # by an export that was killed
+        shutil.rmtree(left)
+    spare = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+    try:
+        policy.model.eval().save_pretrained(spare)
+        for file in base.iterdir():
+            if file.is_file() and not file.name.endswith(_WEIGHTS) and not (spare / file.name).exists():
+                shutil.copyfile(file, spare / file.name)
+        for weights in spare.glob("*.safetensors"):
+            weights.chmod(0o644)
+        changes = {k: v for k, v in (("note", settings.note), ("clips", settings.clips)) if v is not None}
+        write_judge_settings(spare, judge_settings.model_copy(update=changes), templates)
+        if target.exists():
+            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
+            target.rename(old)
+            spare.rename(target)
+            shutil.rmtree(old)
+        else:
+            spare.rename(target)
+    except BaseException:
+        shutil.rmtree(spare, ignore_errors=True)
+        raise
+    return target

@@ -1,0 +1,284 @@
+"""Traces to train on: made from the synthetic world by its oracle, or read from a file.
+
+Cold start (method section 5) keeps a trace only if every round has the right form and all four judgments are
+right. Making traces is resumable: what a killed run has recorded is not made again. Invariant: equal sources
+make equal files, in the same folder, whatever the number of processes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import os
+import signal
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context, parent_process
+from pathlib import Path
+from typing import Literal, Self
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+
+from vrthinker.data.lessons import lesson_frames
+from vrthinker.data.oracle import Behavior, BehaviorMix, OracleEngine, truths_by_clip
+from vrthinker.data.pairs import load_pairs
+from vrthinker.data.run_file import replace_file
+from vrthinker.data.world import FIRST_FRAMES, PairTruth, WorldConfig
+from vrthinker.data.world_files import PAIRS_FILE, load_truths, make_world
+from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.runner import EpisodeRunner
+from vrthinker.episode.settings import JudgeSettings
+from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
+from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.reader import open_reader
+from vrthinker.video.workspace import Workspace
+
+_SHARD_PAIRS = 250
+_CACHE_BYTES = 64 << 20
+
+
+class _Settings(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class WorldTraces(_Settings):
+    """Traces that the oracle makes in a synthetic world of its own."""
+
+    kind: Literal["world"] = "world"
+    world: WorldConfig = WorldConfig()
+    pairs: int = Field(ge=1)
+    """How many pairs, one trace each, before filtering."""
+    seed: int = Field(0, ge=0)
+    """Of the pairs, added to the run's own seed. Keep it away from the seeds that are evaluated on."""
+    mix: BehaviorMix = BehaviorMix()
+    """What the oracle does."""
+    calls: int = Field(2, ge=0)
+    """Most tool calls of a trace."""
+    lesson_frames: int | None = Field(None, ge=1, le=FIRST_FRAMES)
+    """Make reading lessons instead: one round about so many chosen frames of each clip."""
+    filter: bool = True
+    """Keep only traces whose four judgments are all right."""
+
+    @model_validator(mode="after")
+    def _behaves(self) -> Self:
+        drawn = {name for name, weight in self.mix.model_dump().items() if weight}
+        if not drawn:
+            raise ValueError("mix: got only zeros, wanted at least one behavior above")
+        if self.lesson_frames is not None and self.most_calls:
+            got = ", ".join(sorted(drawn))
+            raise ValueError(f"mix: got {got}, allowed in a lesson: immediate alone, or calls: 0")
+        return self
+
+    @property
+    def most_calls(self) -> int:
+        """Most tool calls that what the oracle does can lead to."""
+        looks = any(weight for name, weight in self.mix.model_dump().items() if name != Behavior.IMMEDIATE)
+        return self.calls if looks else 0
+
+
+class FileTraces(_Settings):
+    """Traces from a trajectories file, written by a teacher (`vrthinker judge --trajectories`)."""
+
+    kind: Literal["file"] = "file"
+    path: Path
+    pairs: Path | None = None
+    """The pairs file with the labels; without it, traces are kept for their form alone."""
+
+    @field_validator("path", "pairs")
+    @classmethod
+    def _from_anywhere(cls, path: Path | None) -> Path | None:
+        """Whoever goes on with a run may stand in another folder."""
+        return None if path is None else path.absolute()
+
+
+TraceSource = WorldTraces | FileTraces
+
+
+def keep_trace(trajectory: Trajectory, labels: Mapping[str, int] | None) -> bool:
+    """Cold start's two filters: every round well formed, all four judgments right (if `labels` are given)."""
+    judgments = trajectory.outcome.judgments
+    if judgments is None or not trajectory.well_formed:
+        return False
+    return labels is None or all(judgments.as_dict()[code] == label for code, label in labels.items())
+
+
+def read_traces(source: FileTraces) -> list[Trajectory]:
+    """The traces of a file that pass the filters.
+
+    Of an episode that is there more than once (a teacher that was killed and went on), the last one counts.
+
+    Raises:
+        InputError: A file cannot be read, a trace's pair is unknown or lacks labels, or nothing is kept.
+    """
+    labels: dict[str, Mapping[str, int]] | None = None
+    if source.pairs is not None:
+        labels = {pair.id: pair.labels or {} for pair in load_pairs(source.pairs)}
+    found: dict[tuple[object, ...], Trajectory | None] = {}
+    for trajectory in load_trajectories(source.path):
+        if labels is not None and len(labels.get(trajectory.id, ())) < 4:
+            raise InputError(
+                f"{source.pairs}: pair {trajectory.id!r} is not there or lacks one of four labels"
+            )
+        kept = keep_trace(trajectory, labels[trajectory.id] if labels is not None else None)
+        clips = tuple(video.path for video in trajectory.videos)
+        found[trajectory.id, trajectory.seed, trajectory.prompt, clips] = trajectory if kept else None
+    traces = [trajectory for trajectory in found.values() if trajectory is not None]
+    if not traces:
+        raise InputError(
+            f"{source.path}: none of its {len(found)} traces is well formed and right; nothing to learn"
+        )
+    return traces
+
+
+def make_traces(
+    source: WorldTraces,
+    folder: Path,
+    settings: JudgeSettings,
+    templates: PromptTemplates,
+    *,
+    seed: int,
+    workers: int | None = None,
+) -> list[Trajectory]:
+    """Makes a world and lets the oracle judge it, in a folder; what is there already is kept.
+
+    Args:
+        source: What to make.
+        folder: Where worlds and their traces go.
+        settings: How the judge to be trained is asked.
+        templates: In which words.
+        seed: The run's; equal seeds make equal traces.
+        workers: Processes; as many as there are cores by default.
+
+    Returns:
+        The traces that pass the filters, in the order of the pairs.
+
+    Raises:
+        InputError: The folder holds other traces, or the judge's settings do not fit the world.
+        VRThinkerError: An episode failed.
+    """
+    rounds = settings.episode.max_rounds
+    if source.most_calls >= rounds:
+        allowed = f"up to {rounds - 1}, one less than the judge's rounds"
+        raise InputError(f"calls: got {source.calls}, allowed: {allowed}")
+    if settings.episode.max_fps is not None:
+        raise InputError(
+            f"max_fps: got {settings.episode.max_fps}, allowed for traces of the synthetic world: none, its "
+            "truth numbers every frame"
+        )
+    workers = workers or len(os.sched_getaffinity(0))
+    world_seed = source.seed + 1_000_003 * seed
+    # Sources that differ only in what is done in their world share it.
+    run = f"{source.world.model_dump_json()}:{source.pairs}:{world_seed}"
+    folder = folder / hashlib.sha256(run.encode()).hexdigest()[:12]
+    make_world(folder, source.world, pairs=source.pairs, seed=world_seed, workers=workers)
+    parts = folder / "traces"
+    parts.mkdir(exist_ok=True)
+    shards = [
+        _Shard(folder, source, settings, templates.sources, seed, start, start + _SHARD_PAIRS)
+        for start in range(0, source.pairs, _SHARD_PAIRS)
+    ]
+    todo = [shard for shard in shards if not shard.path.is_file()]
+    if workers == 1 or len(todo) < 2:
+        for shard in todo:
+            _run_shard(shard)
+    else:
+        # Not fork: the caller has torch's threads.
+        context, number = get_context("spawn"), min(workers, len(todo))
+        with ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
+            for _ in pool.map(_run_shard, todo):
+                pass
+    return [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Shard:
+    """Some of a source's pairs, made by one process into one file."""
+
+    folder: Path
+    source: WorldTraces
+    settings: JudgeSettings
+    templates: Mapping[str, str]
+    seed: int
+    start: int
+    stop: int
+
+    @property
+    def path(self) -> Path:
+        """Named by everything that its content depends on."""
+        what = [
+            self.source.model_dump_json(),
+            self.settings.model_dump_json(),
+            json.dumps(dict(self.templates), sort_keys=True),
+            str(self.seed),
+        ]
+        digest = hashlib.sha256("\0".join(what).encode()).hexdigest()[:12]
+        return self.folder / "traces" / f"{digest}-{self.start:06d}.jsonl"
+
+
+def _end_with_parent() -> None:
+    """Lets no worker outlive the process that started it: its successor would write the same files."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too; they have nothing to say
+    parent = parent_process()
+    assert parent is not None
+
+    def wait() -> None:
+        parent.join()
+        os._exit(1)
+
+    threading.Thread(target=wait, daemon=True).start()
+
+
+def _run_shard(shard: _Shard) -> None:
+    truths = load_truths(shard.folder)[shard.start : shard.stop]
+    by_id = {truth.id: truth for truth in truths}
+    engine = OracleEngine(
+        truths_by_clip(shard.folder, truths),
+        shard.source.mix,
+        calls=shard.source.calls,
+        span=shard.source.world.span[0],
+    )
+    # The oracle holds the form by itself.
+    episode = shard.settings.episode.model_copy(update={"guided": False})
+    if shard.source.lesson_frames is not None:
+        episode = episode.model_copy(update={"max_rounds": 1})
+    runner = EpisodeRunner(engine, episode, templates=PromptTemplates(shard.templates))
+    finished = {}
+    for done in runner.run(_items(shard, truths)):
+        if done.trajectory is None or done.trajectory.outcome.judgments is None:
+            reason = done.error or (done.trajectory and done.trajectory.outcome.reason)
+            raise VRThinkerError(f"traces: pair {done.item.id}: {reason}")
+        # What it took says nothing here, and equal sources should make equal files.
+        finished[done.item.id] = done.trajectory.model_copy(update={"latency_seconds": 0.0})
+    kept = []
+    for truth_id, truth in by_id.items():
+        labels = truth.judgments.as_dict() if shard.source.filter else None
+        if keep_trace(finished[truth_id], labels):
+            kept.append(finished[truth_id])
+    replace_file(shard.path, "".join(map(dump_line, kept)).encode())
+
+
+def _items(shard: _Shard, truths: Iterable[PairTruth]) -> Iterator[EpisodeItem]:
+    """The shard's episodes."""
+    from vrthinker.judge import episode_seed
+
+    reader, cache = open_reader(), FrameCache(_CACHE_BYTES)
+    pairs = {pair.id: pair for pair in load_pairs(shard.folder / PAIRS_FILE)}
+    for truth in truths:
+        pair = pairs[truth.id]
+        item_seed = episode_seed(shard.seed, f"{shard.source.seed}:{truth.id}")
+        first_frames = None
+        if shard.source.lesson_frames is not None:
+            rng = np.random.default_rng([item_seed, shard.source.lesson_frames])
+            first_frames = lesson_frames(truth, shard.source.lesson_frames, rng)
+
+        def open_workspace(first: Path = pair.video_1, second: Path = pair.video_2) -> Workspace:
+            return Workspace.open(first, second, reader=reader, resize=shard.settings.resize, cache=cache)
+
+        yield EpisodeItem(
+            truth.id, pair.prompt, open_workspace, shard.settings.dataset, item_seed, first_frames
+        )
