@@ -316,27 +316,64 @@ def test_make_tiny_writes_a_judge_of_either_family(tmp_path: Path) -> None:
         }
 
 
-def test_demo_says_that_its_verdict_is_random(tmp_path: Path) -> None:
-    done = vrthinker("demo", cwd=tmp_path)
-    assert done.returncode == 0, done.stderr
-    assert "random" in done.stdout
-    assert "round 1, sees frames 1, 13, 25, 37, 49, 59, 69, 79" in done.stdout
-    assert "Overall" in done.stdout
-    assert list(tmp_path.iterdir()) == [], "the demo leaves nothing behind"
-
-
 def test_a_closed_pipe_is_no_traceback(tmp_path: Path) -> None:
     command = f"{sys.executable} -m vrthinker judge --help | head -1"
     done = subprocess.run(["bash", "-c", command], capture_output=True, text=True, timeout=60, check=False)
     assert "Traceback" not in done.stderr
 
 
-def test_the_demo_is_the_same_every_time(tmp_path: Path) -> None:
-    for name in ("one", "two"):
-        done = vrthinker("demo", "--out", tmp_path / name)
-        assert done.returncode == 0, done.stderr
-    for name in ("video_1.mp4", "video_2.mp4"):
-        assert (tmp_path / "one" / name).read_bytes() == (tmp_path / "two" / name).read_bytes()
-    (one,) = load_trajectories(tmp_path / "one" / "trajectories.jsonl")
-    (two,) = load_trajectories(tmp_path / "two" / "trajectories.jsonl")
-    assert [r.token_ids for r in one.rounds] == [r.token_ids for r in two.rounds]
+def test_world_make_writes_two_hundred_pairs_in_no_time(tmp_path: Path) -> None:
+    from vrthinker.data.pairs import load_pairs
+    from vrthinker.data.world_files import load_truths
+
+    begun = time.perf_counter()
+    done = vrthinker("world", "make", "--out", tmp_path / "w")
+    assert done.returncode == 0, done.stderr
+    assert time.perf_counter() - begun < 60
+    assert done.stdout == f"{tmp_path / 'w' / 'pairs.jsonl'}\n"
+    assert done.stderr == ""
+    pairs, truths = load_pairs(tmp_path / "w" / "pairs.jsonl"), load_truths(tmp_path / "w")
+    assert [pair.id for pair in pairs] == [f"easy-0-{index:06d}" for index in range(200)]
+    assert [pair.labels for pair in pairs] == [truth.judgments.as_dict() for truth in truths]
+    assert all(pair.video_1.is_file() and pair.video_2.is_file() for pair in pairs)
+
+    again = vrthinker("world", "make", "--out", tmp_path / "w")
+    assert again.returncode == 0, again.stderr
+    refused = vrthinker("world", "make", "--out", tmp_path / "w", "--difficulty", "hard")
+    assert (refused.returncode, refused.stdout) == (2, "")
+    assert "was made with" in refused.stderr
+    assert len(refused.stderr.splitlines()) == 1
+
+
+@pytest.mark.parametrize(
+    ("args", "words"),
+    [
+        (["make", "--out", "NEW", "--pairs", "0"], "got 0 pairs, allowed: 1 to 1000000"),
+        (["make", "--out", "NEW", "--seed", "-1"], "got seed -1"),
+        (["make", "--out", "NEW", "--workers", "0"], "--workers: got 0"),
+        (["ceilings", "--pairs", "0"], "got 0 pairs"),
+    ],
+)
+def test_world_refuses_bad_input_in_one_line(args: list[str], words: str, tmp_path: Path) -> None:
+    done = vrthinker("world", *[tmp_path / "new" if arg == "NEW" else arg for arg in args])
+    assert (done.returncode, done.stdout) == (2, ""), done.stderr
+    assert words in done.stderr
+    assert len(done.stderr.splitlines()) == 1
+    assert not (tmp_path / "new").exists()
+
+
+def test_world_ceilings_are_printed_as_a_table_and_as_json() -> None:
+    done = vrthinker("world", "ceilings", "--pairs", "30", "--seed", "2")
+    assert done.returncode == 0, done.stderr
+    assert "perfect readers of the easy world, 30 pairs" in done.stdout
+    (marked,) = (line for line in done.stdout.splitlines() if line.startswith("marked gaps  "))
+    assert marked.count("1.000") == 4
+
+    def refuse(constant: str) -> None:
+        raise AssertionError(f"{constant} is no JSON")
+
+    done = vrthinker("world", "ceilings", "--pairs", "30", "--seed", "2", "--json")
+    rows = json.loads(done.stdout, parse_constant=refuse)
+    assert [row["calls"] for row in rows] == [0, 2, 2, 6, 0, 0, 0]
+    assert rows[2]["oa_tau"] == rows[2]["oa_tau_best_guess"] == 1.0
+    assert rows[4]["oa_tau_best_guess"] is None

@@ -13,6 +13,9 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.evaluate import EvalCommand
+from vrthinker.commands.train import TrainCommand
+from vrthinker.commands.world import WorldCommand
 from vrthinker.errors import InputError, VRThinkerError
 
 if TYPE_CHECKING:
@@ -44,7 +47,8 @@ class JudgeCommand:
     prompt: Annotated[str | None, _option("TEXT")] = None
     """The caption that both clips were made from."""
     model: Annotated[str | None, _option("M")] = None
-    """A Qwen2.5-VL or Qwen3-VL checkpoint, a folder or a hub id. With --endpoint, the server's name of it."""
+    """A Qwen2.5-VL or Qwen3-VL checkpoint, a folder or a hub id; nano judges the synthetic world. With
+    --endpoint, the server's name of it."""
     pairs: Annotated[Path | None, _option("FILE")] = None
     """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
     out: Annotated[Path | None, _option("FILE")] = None
@@ -53,6 +57,8 @@ class JudgeCommand:
     """Judge the pairs again that --out holds without a judgment."""
     trajectories: Annotated[Path | None, _option("FILE")] = None
     """Append the full record of each episode to this JSONL file."""
+    report: Annotated[Path | None, _option("FILE")] = None
+    """Show the episode of a single pair on one HTML page: both clips, and what each round saw and said."""
     json: Flag = False
     """Print JSON instead of a table."""
     window: Annotated[int | Literal["all"] | None, _option("ROUNDS")] = None
@@ -94,7 +100,7 @@ class JudgeCommand:
         """Judges; see the class."""
         if self.model is None:
             raise InputError(
-                "--model: missing; give a checkpoint folder or hub id (`vrthinker make-tiny` writes one)"
+                "--model: missing; give a checkpoint folder or hub id (nano: for the synthetic world only)"
             )
         if self.pairs is not None:
             return self._judge_file()
@@ -108,6 +114,10 @@ class JudgeCommand:
 
         for video in self.videos:
             open_reader().probe(video, tolerate_truncation=self.tolerate_truncation)
+        if self.report is not None:
+            from vrthinker.report.page import check_page_path
+
+            check_page_path(self.report, *self.videos, *([self.trajectories] if self.trajectories else []))
         if self.trajectories is not None:
             from vrthinker.judge_file import check_trajectories_file
 
@@ -119,11 +129,25 @@ class JudgeCommand:
 
             append_trajectory(self.trajectories, verdict.trajectory)
         _print(verdict, as_json=self.json)
+        if self.report is not None:
+            self._write_page(self.report, verdict)
         return 0 if verdict.judgments is not None else 1
+
+    def _write_page(self, path: Path, verdict: Verdict) -> None:
+        from vrthinker.evals.world_truth import find_truth
+        from vrthinker.report.page import write_page
+        from vrthinker.report.terminal import plain
+
+        sys.stdout.flush()  # the verdict stands, whatever becomes of the page
+        truth = find_truth(*self.videos)
+        write_page(path, verdict.trajectory, notes=verdict.notes, truth=truth)
+        sys.stderr.write(f"the episode as a page: {plain(str(path))}\n")
 
     def _judge_file(self) -> int:
         if self.videos or self.prompt is not None or self.dataset is not None:
             raise InputError("--pairs: goes without clips, --prompt and --dataset; the file holds them")
+        if self.report is not None:
+            raise InputError("--report: goes with a single pair; with --pairs, keep --trajectories")
         if self.out is None or self.pairs is None:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
@@ -191,35 +215,45 @@ class JudgeCommand:
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Judge two generated clips with a tiny random checkpoint: shows the machinery, not a good verdict."""
+    """Judge a generated pair whose first frames mislead; show the truth, write the evidence page."""
 
     out: Annotated[Path | None, _option("FOLDER")] = None
-    """Keep the checkpoint, the clips and the record in this folder. They are removed by default."""
+    """Keep clips, truth, record and page in this folder. Only the page is kept by default."""
+    page: Annotated[Path | None, _option("FILE")] = None
+    """Where the page goes. vrthinker-demo.html by default, in the current folder or in --out."""
     seed: int = 0
-    """Of the sampling: another one, another random verdict."""
+    """Another seed, another pair."""
     json: Flag = False
     """Print JSON instead of a table."""
 
     def run(self) -> int:
-        """Runs the demo; see the class."""
+        """Runs the demo; 1 if the overall verdict is not right."""
         import tempfile
 
+        if self.seed < 0:
+            raise InputError(f"--seed: got {self.seed}, allowed: 0 and above")
+        page = self.page or (self.out or Path()) / "vrthinker-demo.html"
         if self.out is not None:
-            return self._run(self.out)
+            return self._run(page, self.out)
         with tempfile.TemporaryDirectory(prefix="vrthinker-demo-") as folder:
-            return self._run(Path(folder))
+            return self._run(page, Path(folder))
 
-    def _run(self, folder: Path) -> int:
-        from vrthinker.demo import DEMO_CAPTION, prepare_demo
+    def _run(self, page: Path, clips: Path) -> int:
+        from vrthinker.demo import run_demo
         from vrthinker.judge_file import append_trajectory
+        from vrthinker.report.terminal import plain, print_truth
 
-        judge, video_1, video_2 = prepare_demo(folder)
-        verdict = judge(DEMO_CAPTION, video_1, video_2, seed=self.seed)
-        _print(verdict, as_json=self.json, whole_episode=True)
+        demo = run_demo(page, clips, self.seed)
+        if self.json:
+            sys.stdout.write(demo.as_json() + "\n")
+        else:
+            _print(demo.verdict, as_json=False, whole_episode=True)
+            print_truth(demo.verdict, demo.truth.judgments, demo.facts)
         if self.out is not None:
-            append_trajectory(folder / "trajectories.jsonl", verdict.trajectory)
-            sys.stderr.write(f"kept in {folder}: the checkpoint, both clips, trajectories.jsonl\n")
-        return 0 if verdict.judgments is not None else 1
+            append_trajectory(clips / "trajectories.jsonl", demo.verdict.trajectory)
+            sys.stderr.write(f"kept in {plain(str(clips))}: both clips, truth.jsonl, trajectories.jsonl\n")
+        sys.stderr.write(f"the episode as a page, open it in a browser: {plain(str(page))}\n")
+        return 0 if demo.right else 1
 
 
 @dataclass(frozen=True)
@@ -268,9 +302,17 @@ def _print(verdict: Verdict, *, as_json: bool, whole_episode: bool = False) -> N
         print_verdict(verdict)
 
 
+def _group(name: str, description: str) -> Any:
+    """A command that has commands of its own."""
+    return tyro.conf.subcommand(name, description=description, prefix_name=False)
+
+
 Command = (
     Annotated[JudgeCommand, tyro.conf.subcommand("judge", prefix_name=False)]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo", prefix_name=False)]
+    | Annotated[WorldCommand, _group("world", "The synthetic world: clips with planted defects.")]
+    | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]
+    | Annotated[TrainCommand, _group("train", "Train a judge.")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor", prefix_name=False)]
     | Annotated[MakeTinyCommand, tyro.conf.subcommand("make-tiny", prefix_name=False)]
 )

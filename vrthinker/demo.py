@@ -1,12 +1,14 @@
-"""The demo: a tiny random checkpoint judges two generated clips, to show the machinery at work.
+"""The demo: the nano judge on a pair of the synthetic world that cannot be judged from its first frames.
 
-Nothing is downloaded. The checkpoint's weights are random, so its verdict is random, and everything that
-prints it says so.
+Nothing is downloaded: the clips are generated, the judge ships with the package. The truth is known because
+it was planted. Also here: `make_tiny_judge`, a checkpoint with random weights for tests and for trying the
+machinery; its verdicts are random, and everything that prints them says so.
 """
 
 from __future__ import annotations
 
-from fractions import Fraction
+import itertools
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
@@ -15,14 +17,14 @@ from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, EpisodeSet
 from vrthinker.video.resize import ResizeSettings
 
 if TYPE_CHECKING:
-    import numpy as np
-
-    from vrthinker.judge import Judge
+    from vrthinker.data.world import PairTruth
+    from vrthinker.judge import Verdict
 
 Family = Literal["qwen2.5-vl", "qwen3-vl"]
 
 RANDOM_NOTE = "random weights: the verdict is random"
-DEMO_CAPTION = "A red ball rolls from left to right across a wooden floor."
+_DEMO_SEED = 900_000
+"""Apart from the seeds that nano was trained on, and from those of evaluations."""
 _PATCH_SIZES = {"qwen2.5-vl": 14, "qwen3-vl": 16}
 
 
@@ -55,59 +57,100 @@ def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
     return folder
 
 
-def make_clips(folder: Path) -> tuple[Path, Path]:
-    """Writes two H.264 clips of one caption; in the second one the ball jumps and loses its colour.
+@dataclass(frozen=True)
+class Demo:
+    """What the demo did.
 
-    Returns:
-        Their paths.
+    Attributes:
+        truth: The pair, as planted.
+        verdict: The judge's.
+        page: The evidence page.
+        right: The overall judgment is right.
+        by_looking: A tool call showed a planted defect that none of the first frames shows.
     """
-    import numpy as np
 
-    folder.mkdir(parents=True, exist_ok=True)
-    paths = (folder / "video_1.mp4", folder / "video_2.mp4")
-    for index, (path, n_frames, fps) in enumerate(zip(paths, (48, 40), (24, 20), strict=True)):
-        rng = np.random.default_rng(index)
-        _encode(path, [_picture(t / n_frames, index == 1, rng) for t in range(n_frames)], fps)
-    return paths
+    truth: PairTruth
+    verdict: Verdict
+    page: Path
+    right: bool
+    by_looking: bool
+
+    @property
+    def facts(self) -> tuple[str, ...]:
+        """What was planted, a line each."""
+        from vrthinker.data.world_words import DEFECT_WORDS
+
+        offsets = (1, 1 + self.truth.clips[0].n_frames)
+        lines = []
+        for video, (clip, offset) in enumerate(zip(self.truth.clips, offsets, strict=True), start=1):
+            for event in clip.events:
+                if event.defects:
+                    what = ", ".join(DEFECT_WORDS[defect].strip() for defect in event.defects)
+                    first, last = offset + event.first_index, offset + event.end_index - 1
+                    seen = "none of the first frames shows it" if event.hidden else "a first frame shows it"
+                    lines.append(f"video {video}, frames {first} to {last}: {what} ({seen})")
+        return tuple(lines)
+
+    def as_json(self) -> str:
+        """The verdict's record, the truth, and where the page is."""
+        import json
+
+        from vrthinker.judge_file import verdict_record
+
+        record = verdict_record(self.verdict, self.truth.id)
+        values = {
+            "verdict": record.model_dump(mode="json"),
+            "truth": self.truth.judgments.as_dict(),
+            "right": self.right,
+            "by_looking": self.by_looking,
+            "page": str(self.page),
+        }
+        return json.dumps(values, indent=2)
 
 
-def prepare_demo(out: Path) -> tuple[Judge, Path, Path]:
-    """Prepares the demo in a folder: the judge and the two clips."""
+def demo_pair(seed: int) -> PairTruth:
+    """The first pair of a seed whose first frames mislead: what they show gives another overall judgment."""
+    from vrthinker.data.world import PRESETS, sample_pair
+    from vrthinker.data.world_reader import count, first_seen
+    from vrthinker.episode.dimensions import Preference
+
+    for index in itertools.count():
+        pair = sample_pair(PRESETS["easy"], _DEMO_SEED + seed, index, "demo")
+        overall = pair.judgments.OA
+        if overall is not Preference.TIE and overall != count(pair, first_seen(pair)).OA:
+            return pair
+    raise AssertionError("unreachable")
+
+
+def run_demo(page: Path, clips: Path, seed: int = 0, model: str = "nano") -> Demo:
+    """Makes the pair of a seed, judges it, and writes the evidence page.
+
+    Args:
+        page: The HTML file to write.
+        clips: A folder for the two clips.
+        seed: Which pair.
+        model: The judge.
+
+    Raises:
+        InputError: A path cannot be written to.
+    """
+    from vrthinker.data.world_files import load_pairs_of, write_pairs
+    from vrthinker.data.world_reader import hidden_events_seen
+    from vrthinker.evals.world_truth import page_truth
     from vrthinker.judge import Judge
+    from vrthinker.report.page import check_page_path, write_page
 
-    model = out / "tiny-random-judge"
-    if not (model / SETTINGS_FILE).is_file():
-        make_tiny_judge(model, "qwen2.5-vl")
-    video_1, video_2 = make_clips(out)
-    return Judge.from_pretrained(model, device="cpu", temperature=1.0), video_1, video_2
-
-
-def _picture(progress: float, flawed: bool, rng: np.random.Generator) -> np.ndarray:
-    """One frame, uint8 `[160, 240, 3]`: a floor, and a ball on its way."""
-    import numpy as np
-
-    height, width, radius = 160, 240, 18
-    rows, columns = np.mgrid[:height, :width]
-    floor = np.where((rows // 20 + columns // 60) % 2 == 0, 168, 150)
-    image = np.stack([floor, floor * 0.75, floor * 0.5], axis=-1)
-    in_event = flawed and 0.55 < progress < 0.7
-    centre = (110 - (40 if in_event else 0), 20 + progress * (width - 40))
-    ball = (rows - centre[0]) ** 2 + (columns - centre[1]) ** 2 < radius**2
-    image[ball] = (70, 90, 200) if in_event else (205, 40, 35)
-    image += rng.normal(0, 30 if in_event else 3, image.shape)
-    return image.clip(0, 255).astype(np.uint8)
-
-
-def _encode(path: Path, pictures: list[np.ndarray], fps: int) -> None:
-    import av
-
-    with av.open(str(path), "w") as container:
-        stream = container.add_stream("libx264", rate=Fraction(fps))
-        stream.height, stream.width = pictures[0].shape[:2]
-        stream.pix_fmt = "yuv420p"
-        # The same file every time: x264's look-ahead and its choice of threads are not reproducible.
-        stream.options = {"crf": "18", "preset": "ultrafast"}
-        stream.codec_context.thread_count = 1
-        for picture in pictures:
-            container.mux(stream.encode(av.VideoFrame.from_ndarray(picture, format="rgb24")))
-        container.mux(stream.encode())
+    truth = demo_pair(seed)
+    write_pairs(clips, [truth])
+    check_page_path(page)
+    (pair,) = load_pairs_of(clips)
+    with Judge.from_pretrained(model, device="cpu", batch_size=1) as judge:
+        verdict = judge(pair.prompt, pair.video_1, pair.video_2, seed=seed)
+    write_page(page, verdict.trajectory, notes=verdict.notes, truth=page_truth(truth))
+    return Demo(
+        truth=truth,
+        verdict=verdict,
+        page=page,
+        right=verdict.overall == truth.judgments.OA,
+        by_looking=hidden_events_seen(truth, verdict.frames_seen) > 0,
+    )

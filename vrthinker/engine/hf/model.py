@@ -6,6 +6,7 @@ the cache are ours. Weights come from safetensors only, and no code from a check
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Sequence
@@ -21,8 +22,14 @@ from vrthinker.errors import EngineError, InputError
 
 FAMILIES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
 _MAX_CONFIG_BYTES = 4 << 20
+_HASHED_BYTES = 64 << 20
 _PLAIN = (None, "eager", "sdpa", "flash_attention_2")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "vrthinker_prompts/*"]
+
+
+NANO = "nano"
+"""The name of the judge that ships with the package."""
+NANO_FOLDER = Path(__file__).parents[2] / "checkpoints" / "nano"
 
 
 @dataclass(frozen=True)
@@ -44,12 +51,14 @@ class FrameFeatures:
 
 
 def resolve_checkpoint(model: str | Path) -> Path:
-    """A local folder as it is; anything else is taken as a hub id and fetched into the hub's cache.
+    """A local folder as it is, `nano` as the judge that ships; anything else is a hub id and is fetched.
 
     Raises:
         InputError: Neither a folder with safetensors weights nor a hub id that can be fetched.
     """
     folder = Path(model).expanduser()
+    if str(model) == NANO and not folder.exists():
+        folder = NANO_FOLDER
     if folder.exists() or str(model).startswith((".", "/", "~")):
         if not folder.is_dir():
             raise InputError(f"{model}: not a checkpoint folder; give a folder or a hub id")
@@ -106,6 +115,19 @@ def _fetch(name: str) -> Path:
     except Exception as error:
         cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise InputError(f"{name}: not a folder here, and the hub did not give it ({cause})") from None
+
+
+def weights_fingerprint(folder: Path) -> str:
+    """Tells checkpoints of one name apart: SHA-256 of the weights; of size and time where they are large."""
+    digest = hashlib.sha256()
+    for path in sorted(folder.glob("*.safetensors")):
+        status = path.stat()
+        digest.update(f"{path.name}:{status.st_size}:".encode())
+        if status.st_size <= _HASHED_BYTES:
+            digest.update(path.read_bytes())
+        else:
+            digest.update(str(status.st_mtime_ns).encode())
+    return digest.hexdigest()[:16]
 
 
 class VisionLanguageModel:

@@ -1,0 +1,138 @@
+"""`vrthinker eval`: how good a judge is, with intervals."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Literal
+
+import tyro
+
+from vrthinker.commands.options import Flag, option
+from vrthinker.errors import InputError
+
+if TYPE_CHECKING:
+    from vrthinker.evals.world import WorldReport
+
+
+@dataclass(frozen=True)
+class EvalWorldCommand:
+    """Judge held-out pairs of the synthetic world, and measure what choosing frames is worth.
+
+    vrthinker eval world --model M --difficulty easy --limit 512 --seed 1 --out RUN
+    """
+
+    model: Annotated[str, option("M")]
+    """A checkpoint folder, a hub id, or nano."""
+    out: Annotated[Path, option("RUN")]
+    """The run's folder: the world, every episode, table.json. A killed run goes on by the same command."""
+    difficulty: Literal["easy", "medium", "hard"] = "easy"
+    """A preset of the world."""
+    limit: Annotated[int, option("N")] = 512
+    """How many pairs. 512 by default."""
+    seed: int = 0
+    """Of the world's pairs, and of sampling."""
+    retrieval: tuple[Literal["own", "random", "uniform"], ...] = ("own", "random", "uniform")
+    """Who picks the retrieved frames; own is always among them. None (the first round) is read off own."""
+    temperature: Annotated[float | None, option("T")] = None
+    """0 is greedy. The checkpoint's own by default."""
+    batch_size: int = 64
+    """Episodes that advance together."""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """cpu, cuda, cuda:1. A GPU where there is one by default."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+    row: Annotated[Path | None, option("FILE")] = None
+    """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
+
+    def run(self) -> int:
+        """Evaluates and prints; 1 if an episode has no verdict."""
+        from vrthinker.evals.retrieval import Retrieval
+        from vrthinker.evals.world import evaluate_world
+        from vrthinker.evals.world_table import EvalProgress
+        from vrthinker.judge import Judge
+
+        if self.limit < 1:
+            raise InputError(f"--limit: got {self.limit}, allowed: at least 1")
+        if "own" not in self.retrieval:
+            raise InputError(
+                f"--retrieval: got {' '.join(self.retrieval) or 'nothing'}, wanted own among them"
+            )
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
+        if self.row is not None:
+            _check_row_file(self.row)
+        overrides: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        with (
+            Judge.from_pretrained(
+                self.model, device=self.device, batch_size=self.batch_size, **overrides
+            ) as judge,
+            EvalProgress() as progress,
+        ):
+            report = evaluate_world(
+                judge,
+                self.out,
+                difficulty=self.difficulty,
+                limit=self.limit,
+                seed=self.seed,
+                retrievals=[Retrieval(way) for way in self.retrieval],
+                on_episode=progress.episode,
+            )
+        if self.row is not None:
+            from vrthinker.provenance import append_row
+
+            about = {
+                "evaluation": "synthetic world",
+                "model": self.model,
+                "difficulty": self.difficulty,
+                "pairs": self.limit,
+                "seed": self.seed,
+                "temperature": judge.settings.episode.temperature,
+            }
+            append_row(self.row, {**about, **report.as_json()})
+        return _print(report, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)
+
+
+@dataclass(frozen=True)
+class EvalShowCommand:
+    """Print the tables of a run again, from the episodes that it recorded."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
+    """The folder that `vrthinker eval world` wrote."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> int:
+        """Prints; 1 if an episode has no verdict, or is still missing."""
+        from vrthinker.evals.world import load_report
+
+        report, run = load_report(self.run_folder)
+        return _print(report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
+
+
+def _check_row_file(path: Path) -> None:
+    """Hours of judging should not end in a row that cannot be written."""
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.open("ab").close()
+    except OSError as error:
+        raise InputError(f"--row: {path}: cannot be written ({error.strerror}); give another file") from None
+
+
+def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> int:
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
+    else:
+        from vrthinker.evals.world_table import print_report
+
+        print_report(report, difficulty=difficulty, model=model)
+    return 1 if report.failures else 0
+
+
+EvalCommand = (
+    Annotated[EvalWorldCommand, tyro.conf.subcommand("world", prefix_name=False)]
+    | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
+)

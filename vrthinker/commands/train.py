@@ -1,0 +1,133 @@
+"""`vrthinker train`: the stages that train a judge."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Any
+
+import tyro
+
+from vrthinker.commands.options import Flag, option
+from vrthinker.errors import InputError
+
+
+@dataclass(frozen=True)
+class ColdStartCommand:
+    """Stage 1: supervised fine-tuning on a teacher's traces.
+
+    From traces: vrthinker train cold-start --model M --traces traces.jsonl --pairs pairs.jsonl --out RUN
+
+    The nano judge from nothing: vrthinker train cold-start --recipe nano --out RUN
+
+    Going on with a run that was stopped: vrthinker train cold-start --resume RUN
+    """
+
+    out: Annotated[Path | None, option("RUN")] = None
+    """The run's folder: settings, data, checkpoints, metrics; the trained judge in RUN/model."""
+    resume: Annotated[Path | None, option("RUN")] = None
+    """Go on with this run; needs nothing else."""
+    recipe: Annotated[str | None, option("NAME|FILE")] = None
+    """Settings from a YAML file, or a recipe that ships with the package: nano."""
+    model: Annotated[str | None, option("M")] = None
+    """What to start from: a checkpoint folder or a hub id. The recipe's by default."""
+    traces: Annotated[Path | None, option("FILE")] = None
+    """Train on these trajectories (`vrthinker judge --trajectories` writes them)."""
+    pairs: Annotated[Path | None, option("FILE")] = None
+    """The pairs file with the labels of --traces: only traces with four right judgments are kept."""
+    steps: Annotated[int | None, option("N")] = None
+    """Optimizer steps on --traces. One pass over them by default."""
+    batch_size: Annotated[int | None, option("N")] = None
+    """Sequences per step on --traces. 32 by default, the paper's."""
+    learning_rate: Annotated[float | None, option("LR")] = None
+    """Peak learning rate on --traces. 1.5e-6 by default, the paper's."""
+    seed: Annotated[int | None, option("N")] = None
+    """Of data, order and fresh weights. The recipe's, or 0, by default."""
+
+    def run(self) -> int:
+        """Trains; 130 when a signal ended the run early (its last step is kept)."""
+        from vrthinker.train.cold_start import cold_start_settings, resume_settings, run_cold_start
+
+        if self.resume is not None:
+            given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
+            if given != ["--resume"]:
+                raise InputError(f"--resume: got {', '.join(given)}; it goes alone, the run has its settings")
+            out, settings = self.resume, resume_settings(self.resume)
+        else:
+            if self.out is None:
+                raise InputError("--out: missing; name the run's folder, or --resume one")
+            out, settings = self.out, cold_start_settings(self._values())
+        trained = run_cold_start(settings, out)
+        if trained is None:  # the loop has said how to go on
+            return 130
+        sys.stdout.write(f"{trained}\n")
+        return 0
+
+    def _values(self) -> dict[str, Any]:
+        from vrthinker.train.cold_start import load_recipe
+
+        values: dict[str, Any] = {} if self.recipe is None else load_recipe(self.recipe)
+        if self.model is not None:
+            values["model"] = self.model
+        if self.seed is not None:
+            values["seed"] = self.seed
+        if self.traces is not None:
+            source = {"kind": "file", "path": self.traces, "pairs": self.pairs}
+            phase: dict[str, Any] = {"name": "traces", "traces": source}
+            if self.steps is not None:
+                phase["steps"] = self.steps
+            if self.batch_size is not None:
+                phase["batch_size"] = self.batch_size
+            if self.learning_rate is not None:
+                phase["learning_rate"] = {"peak": self.learning_rate}
+            values["phases"] = [phase]
+        elif extra := [
+            n for n in ("pairs", "steps", "batch_size", "learning_rate") if getattr(self, n) is not None
+        ]:
+            raise InputError(f"--{extra[0].replace('_', '-')}: goes with --traces; a recipe has its own")
+        if "phases" not in values:
+            raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
+        return values
+
+
+@dataclass(frozen=True)
+class TrainShowCommand:
+    """Print how far a training run is, and its last metrics."""
+
+    run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
+    """The run's folder."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        """Prints the mean of the last ten steps."""
+        from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
+
+        path = self.run_folder / METRICS_FILE
+        lines = read_metrics(path) if path.is_file() else []
+        if not lines:
+            raise InputError(f"{self.run_folder}: no run that has finished a step")
+        last = lines[-10:]
+        names = [name for name in last[-1] if name not in ("step", "time_seconds")]
+        means = {}
+        for name in names:
+            values = [line[name] for line in last if line.get(name) is not None]
+            means[name] = sum(values) / len(values) if values else None
+        hours = (lines[-1]["time_seconds"] - lines[0]["time_seconds"]) / 3600
+        summary = {"step": lines[-1]["step"], "hours_since_step_1": hours, **means}
+        if self.json:
+            import json
+
+            sys.stdout.write(json.dumps(summary, indent=2) + "\n")
+        else:
+            for name, value in summary.items():
+                spelled = "-" if value is None else f"{value:.6g}"
+                sys.stdout.write(f"{name:24} {spelled}\n")
+        return 0
+
+
+TrainCommand = (
+    Annotated[ColdStartCommand, tyro.conf.subcommand("cold-start", prefix_name=False)]
+    | Annotated[TrainShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
+)

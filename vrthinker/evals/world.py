@@ -1,0 +1,267 @@
+"""Evaluation on the synthetic world: how well a judge judges, and what choosing its frames is worth.
+
+The same pairs are judged with the frames that the model asks for, with random ones and with a uniform grid
+of the same budget, and without any (the first round's judgment); beside each stands a perfect reader who
+counts what the same frames show. Numbers are about the synthetic world, never about real video.
+
+Resumable: every episode is recorded as it ends, and episodes on record are not run again.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+from vrthinker.data.pairs import load_pairs
+from vrthinker.data.run_file import adopt_run, replace_file
+from vrthinker.data.world import PRESETS, ClipTruth, Difficulty, Event, PairTruth, WorldConfig
+from vrthinker.data.world_files import PAIRS_FILE, make_world, sample_world
+from vrthinker.data.world_reader import count, seen_indices
+from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
+from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.evals.intervals import Estimate
+from vrthinker.evals.metrics import ScoredPair, by_group, difference, from_trajectory, measure
+from vrthinker.evals.retrieval import Retrieval, tools_for
+from vrthinker.judge import Judge
+
+RUN_FILE = "run.json"
+
+
+@dataclass(frozen=True)
+class WorldReport:
+    """What an evaluation found.
+
+    Attributes:
+        judged: Retrieval to its measures with intervals.
+        perfect: The same for a perfect reader of the very frames that those episodes showed.
+        gains: Own minus each other retrieval: OA tau, paired over pairs.
+        calls: Hidden events in the pair's clips (the larger number of the two) to mean tool calls, own.
+        failures: `id: reason` of every episode that has no verdict.
+    """
+
+    judged: Mapping[str, Mapping[str, Estimate]]
+    perfect: Mapping[str, Mapping[str, Estimate]]
+    gains: Mapping[str, Estimate]
+    calls: Mapping[str, Estimate]
+    failures: tuple[str, ...]
+
+    def as_json(self) -> dict[str, Any]:
+        """Everything as JSON values."""
+
+        def spell(columns: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
+            return {c: {m: vars(e) for m, e in measures.items()} for c, measures in columns.items()}
+
+        return {
+            "judged": spell(self.judged),
+            "perfect_reader": spell(self.perfect),
+            "oa_tau_gain_of_own_over": {name: vars(e) for name, e in self.gains.items()},
+            "tool_calls_by_hidden_events": {name: vars(e) for name, e in self.calls.items()},
+            "failures": list(self.failures),
+        }
+
+
+def evaluate_world(
+    judge: Judge,
+    out: Path,
+    *,
+    difficulty: Difficulty = "easy",
+    limit: int = 512,
+    seed: int = 0,
+    retrievals: Sequence[Retrieval] = (Retrieval.OWN, Retrieval.RANDOM, Retrieval.UNIFORM),
+    on_episode: Callable[[str, int, int], None] = lambda retrieval, done, total: None,
+) -> WorldReport:
+    """Judges `limit` pairs of a world once per retrieval, and measures.
+
+    Args:
+        judge: The judge.
+        out: The run's folder; a run that was killed is continued by the same call.
+        difficulty: A preset.
+        limit: How many pairs.
+        seed: Of the world and of the sampling.
+        retrievals: Which to run; `NONE` needs no run, it is read off `OWN`.
+        on_episode: Called with (retrieval, episodes done, episodes in all) as they end.
+
+    Raises:
+        InputError: The folder holds another run, or a number is out of range.
+    """
+    ways = [way for way in dict.fromkeys(retrievals) if way is not Retrieval.NONE]
+    if Retrieval.OWN not in ways:
+        raise InputError(f"retrieval: got {', '.join(retrievals) or 'none'}, wanted own among them")
+    if limit < 1 or seed < 0:
+        raise InputError(f"world: got {limit} pairs and seed {seed}, allowed: at least 1 pair, seed from 0")
+    if judge.settings.episode.max_fps is not None:
+        raise InputError(
+            f"max_fps: got {judge.settings.episode.max_fps}, allowed on the synthetic world: none, its truth "
+            "numbers every frame"
+        )
+    run = {
+        "model": judge.engine.name,
+        "weights": _weights(judge),
+        "difficulty": difficulty,
+        "world": PRESETS[difficulty].model_dump(mode="json"),
+        "limit": limit,
+        "seed": seed,
+        "prompts": judge.templates.digest,
+        "settings": judge.settings.model_dump(mode="json"),
+    }
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"{out}: the folder cannot be made ({error.strerror}); name another") from None
+    adopt_run(out / RUN_FILE, run, (), out)
+    truths = make_world(out / "world", PRESETS[difficulty], pairs=limit, seed=seed, prefix=difficulty)
+    found: dict[Retrieval, dict[str, Trajectory]] = {}
+    failures: dict[str, str] = {}
+    for way in ways:
+        path = out / f"{way.value}.jsonl"
+        found[way] = _run(judge, out, path, way, seed, on_episode, failures)
+    report = report_of(truths, found, failures)
+    replace_file(out / "table.json", (json.dumps(report.as_json(), indent=2) + "\n").encode())
+    return report
+
+
+def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
+    """The measures of a run's recorded episodes, and the run's settings; nothing is judged.
+
+    Raises:
+        InputError: The folder holds no run.
+    """
+    try:
+        run = json.loads((out / RUN_FILE).read_text("utf-8"))
+        config = WorldConfig.model_validate(run["world"])
+        truths = sample_world(config, int(run["limit"]), int(run["seed"]), str(run["difficulty"]))
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out}: no run of `vrthinker eval world` ({error})") from None
+    ways = [way for way in Retrieval if (out / f"{way.value}.jsonl").is_file()]
+    if Retrieval.OWN not in ways:
+        raise InputError(f"{out}: has no episode yet; `vrthinker eval world` goes on with it")
+    return report_of(truths, {way: _recorded(out / f"{way.value}.jsonl") for way in ways}), run
+
+
+def report_of(
+    truths: Sequence[PairTruth],
+    found: Mapping[Retrieval, Mapping[str, Trajectory]],
+    failures: Mapping[str, str] | None = None,
+) -> WorldReport:
+    """The measures of recorded episodes. An episode that is missing counts as one without a verdict."""
+    scored: dict[str, list[ScoredPair]] = {}
+    perfect: dict[str, list[ScoredPair]] = {}
+    reasons = dict(failures or {})
+    views = [(way, False) for way in found]
+    if Retrieval.OWN in found:
+        views.append((Retrieval.OWN, True))
+    for way, first_round in views:
+        name = Retrieval.NONE.value if first_round else way.value
+        scored[name], perfect[name] = [], []
+        for truth in truths:
+            trajectory = found[way].get(truth.id)
+            score, reader = _score(truth, trajectory, first_round=first_round)
+            scored[name].append(score)
+            perfect[name].append(reader)
+            if trajectory is None:
+                reasons.setdefault(f"{way.value}/{truth.id}", "not judged yet")
+            elif trajectory.outcome.judgments is None:
+                reasons[f"{way.value}/{truth.id}"] = str(trajectory.outcome.reason)
+    own = scored[Retrieval.OWN.value]
+    return WorldReport(
+        judged={name: measure(pairs) for name, pairs in scored.items()},
+        perfect={name: measure(pairs) for name, pairs in perfect.items()},
+        gains={
+            name: difference(own, pairs, "oa/tau")
+            for name, pairs in scored.items()
+            if name != Retrieval.OWN.value
+        },
+        calls={group: measure(pairs)["tool_calls/mean"] for group, pairs in by_group(own).items()},
+        failures=tuple(f"{name}: {reason}" for name, reason in sorted(reasons.items())),
+    )
+
+
+def _weights(judge: Judge) -> str | None:
+    """Tells the judge's weights apart where they are files here."""
+    from vrthinker.engine.hf.engine import HFEngine
+    from vrthinker.engine.hf.model import weights_fingerprint
+
+    return weights_fingerprint(judge.engine.model.folder) if isinstance(judge.engine, HFEngine) else None
+
+
+def _run(
+    judge: Judge,
+    out: Path,
+    path: Path,
+    way: Retrieval,
+    seed: int,
+    on_episode: Callable[[str, int, int], None],
+    failures: dict[str, str],
+) -> dict[str, Trajectory]:
+    """Runs the episodes that are not on record, and returns all of them."""
+    _cut_unfinished(path)
+    found = _recorded(path)
+    pairs = load_pairs(out / "world" / PAIRS_FILE)
+    todo = [pair for pair in pairs if pair.id not in found]
+    done = len(pairs) - len(todo)
+    on_episode(way.value, done, len(pairs))
+    if not todo:
+        return found
+    with path.open("ab") as stream:
+        for finished in judge.judge_pairs(todo, seed=seed, tools=tools_for(way)):
+            done += 1
+            on_episode(way.value, done, len(pairs))
+            if finished.trajectory is None:
+                failures[f"{way.value}/{finished.item.id}"] = str(finished.error)
+                continue
+            found[finished.item.id] = finished.trajectory
+            try:
+                stream.write(dump_line(finished.trajectory).encode())
+                stream.flush()
+            except OSError as error:
+                raise VRThinkerError(
+                    f"{path}: cannot be written ({error.strerror}); make room, run again"
+                ) from None
+        os.fsync(stream.fileno())
+    return found
+
+
+def _cut_unfinished(path: Path) -> None:
+    """Cuts off a last line that a killed run left unfinished."""
+    if path.is_file():
+        content = path.read_bytes()
+        # In place: whoever has the file open for appending goes on appending to it.
+        os.truncate(path, content.rfind(b"\n") + 1)
+
+
+def _recorded(path: Path) -> dict[str, Trajectory]:
+    """Episodes on record; a last line that is not whole (yet) does not count."""
+    if not path.is_file():
+        return {}
+    whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
+    return {trajectory.id: trajectory for trajectory in islice(load_trajectories(path), len(whole))}
+
+
+def _score(
+    truth: PairTruth, trajectory: Trajectory | None, *, first_round: bool
+) -> tuple[ScoredPair, ScoredPair]:
+    """The judge's score, and that of a perfect reader of the same frames."""
+    label = truth.judgments.as_dict()
+    group = str(max(sum(event.hidden for event in clip.events) for clip in truth.clips))
+    hidden = [range(offset + event.first_index, offset + event.end_index) for offset, event in _hidden(truth)]
+    if trajectory is None:
+        missing = ScoredPair(
+            id=truth.id, label=label, prediction=None, hidden_events=len(hidden), group=group
+        )
+        return missing, missing
+    score = from_trajectory(trajectory, label, first_round=first_round, hidden_frames=hidden, group=group)
+    rounds = trajectory.rounds[:1] if first_round else trajectory.rounds
+    numbers = {shown.frame_number for record in rounds for shown in record.live}
+    reader = count(truth, seen_indices(truth, numbers))
+    return score, replace(score, prediction=reader.as_dict(), well_formed=None)
+
+
+def _hidden(truth: PairTruth) -> list[tuple[int, Event]]:
+    """Hidden events that show a defect, each with the frame number of its clip's first frame."""
+    clips: list[tuple[int, ClipTruth]] = [(1, truth.clips[0]), (1 + truth.clips[0].n_frames, truth.clips[1])]
+    return [(offset, e) for offset, clip in clips for e in clip.events if e.hidden and e.defects]

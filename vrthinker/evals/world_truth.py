@@ -1,0 +1,49 @@
+"""A pair's planted truth in the words of the evidence page; found beside the clips where it is stored."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Literal
+
+from vrthinker.data.world import PairTruth
+from vrthinker.data.world_files import TRUTH_FILE, clip_paths, load_truths
+from vrthinker.data.world_words import DEFECT_WORDS
+from vrthinker.errors import InputError
+from vrthinker.report.page_truth import PlantedEvent, Truth
+
+
+def page_truth(pair: PairTruth, *, swapped: bool = False) -> Truth:
+    """A pair's truth for `write_page`.
+
+    Args:
+        pair: The pair.
+        swapped: Its second clip was judged as video 1.
+    """
+    events = []
+    for number, clip in enumerate(pair.clips):
+        video: Literal[1, 2] = 2 if (number == 0) == swapped else 1
+        for event in clip.events:
+            what = ", ".join(DEFECT_WORDS[defect].strip() for defect in event.defects)
+            if what:
+                events.append(
+                    PlantedEvent(video, event.first_index, event.end_index, what, hidden=event.hidden)
+                )
+    judgments = pair.judgments.swapped() if swapped else pair.judgments
+    return Truth(judgments.as_dict(), tuple(events))
+
+
+def find_truth(video_1: Path, video_2: Path) -> Truth | None:
+    """The truth of two clips of one pair of a world folder; None for any other clips."""
+    folder = video_1.absolute().parent.parent
+    if not (folder / TRUTH_FILE).is_file():
+        return None
+    given = [os.path.realpath(video_1), os.path.realpath(video_2)]
+    try:
+        for pair in load_truths(folder):
+            clips = [os.path.realpath(path) for path in clip_paths(folder, pair)]
+            if given in (clips, clips[::-1]):
+                return page_truth(pair, swapped=given != clips)
+    except InputError:
+        return None  # some other file of that name
+    return None
