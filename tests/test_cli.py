@@ -368,6 +368,8 @@ def test_world_ceilings_are_printed_as_a_table_and_as_json() -> None:
     assert "perfect readers of the easy world, 30 pairs" in done.stdout
     (marked,) = (line for line in done.stdout.splitlines() if line.startswith("marked gaps  "))
     assert marked.count("1.000") == 4
+    (even,) = (line for line in done.stdout.splitlines() if line.startswith("16 frames, even"))
+    assert even.split()[-1] == "-"
 
     def refuse(constant: str) -> None:
         raise AssertionError(f"{constant} is no JSON")

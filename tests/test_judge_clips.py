@@ -52,6 +52,19 @@ def images(folder: Path, clip: Path) -> Path:
     return folder
 
 
+def gray_clip(path: Path, comment: str | None, codec: str = "libx264") -> Path:
+    with av.open(str(path), "w") as container:
+        if comment is not None:
+            container.metadata["comment"] = comment
+        stream: Any = container.add_stream(codec, rate=8, options={"deadline": "realtime", "cpu-used": "8"})
+        stream.width = stream.height = 64
+        stream.pix_fmt = "yuv420p"
+        for _ in range(8):
+            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
+        container.mux(stream.encode())
+    return path
+
+
 def notes_of(judge: Judge, first: Path, second: Path) -> list[str]:
     """A pair's notes; the same through every way in and out."""
     verdict = judge("a red ball", first, second)
@@ -72,7 +85,14 @@ def test_a_judge_of_the_world_says_when_clips_are_foreign(
     world: tuple[Path, Path], foreign: tuple[Path, Path], tmp_path: Path
 ) -> None:
     pictures = images(tmp_path / "pictures", world[0])
-    for first, second in (foreign, (world[0], foreign[1]), (foreign[0], world[1]), (pictures, world[1])):
+    other = gray_clip(tmp_path / "other.mp4", WORLD_COMMENT + " of somebody else")
+    for first, second in (
+        foreign,
+        (world[0], foreign[1]),
+        (foreign[0], world[1]),
+        (pictures, world[1]),
+        (world[0], other),
+    ):
         assert notes_of(judge(), first, second) == [FOREIGN_NOTE]
     assert "means nothing" in FOREIGN_NOTE
 
@@ -111,17 +131,8 @@ def test_what_it_judges_is_read_from_the_checkpoint(tmp_path: Path) -> None:
     ],
 )
 def test_a_files_comment_is_read(comment: str | None, read: str, ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"clip.{ending}"
     codec = "libvpx-vp9" if ending == "webm" else "libx264"
-    with av.open(str(path), "w") as container:
-        if comment is not None:
-            container.metadata["comment"] = comment
-        stream: Any = container.add_stream(codec, rate=8, options={"deadline": "realtime", "cpu-used": "8"})
-        stream.width = stream.height = 64
-        stream.pix_fmt = "yuv420p"
-        for _ in range(3):
-            container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
-        container.mux(stream.encode())
+    path = gray_clip(tmp_path / f"clip.{ending}", comment, codec)
     info = open_reader().probe(path)
     assert info.comment == read
     assert "comment=" not in repr(info)
@@ -129,13 +140,7 @@ def test_a_files_comment_is_read(comment: str | None, read: str, ending: str, tm
 
 @pytest.mark.parametrize("ending", ["mp4", "mkv"])
 def test_a_comment_that_is_no_text_harms_nobody(ending: str, tmp_path: Path) -> None:
-    path = tmp_path / f"clip.{ending}"
-    with av.open(str(path), "w") as container:
-        container.metadata["comment"] = "hello"
-        stream: Any = container.add_stream("libx264", rate=8)
-        stream.width = stream.height = 64
-        container.mux(stream.encode(av.VideoFrame(64, 64, "yuv420p")))
-        container.mux(stream.encode())
+    path = gray_clip(tmp_path / f"clip.{ending}", "hello")
     content = path.read_bytes()
     assert content.count(b"hello") == 1
     path.write_bytes(content.replace(b"hello", b"h\xff\xfe\x1bo"))

@@ -56,7 +56,7 @@ def test_a_lesson_takes_at_most_one_frame_of_each_quarter(
 
 
 def test_lessons_show_something_often_and_every_quarter() -> None:
-    hits = chances = 0
+    hits = chances = hint_hits = hint_chances = 0
     quarters = Counter[int]()
     for i in range(400):
         pair = sample_pair(PRESETS["easy"], 3, i)
@@ -69,8 +69,13 @@ def test_lessons_show_something_often_and_every_quarter() -> None:
             if own:
                 chances += 1
                 hits += index in own
+            if [j for j in own if not clip.defects_at(j)] == own != []:
+                hint_chances += 1
+                hint_hits += index in own
     # 0.6 by choice, and often enough by chance otherwise: some 2 to 4 frames of 8 show something.
     assert 0.66 < hits / chances < 0.86, (hits, chances)
+    # One frame of 8 where there is but a hint.
+    assert 0.45 < hint_hits / hint_chances < 0.85, (hint_hits, hint_chances)
     assert all(150 < quarters[part] < 250 for part in range(4)), quarters
 
 

@@ -387,14 +387,14 @@ def test_random_frames_end_when_there_are_none_left(tmp_path: Path) -> None:
     world = World(tmp_path, config, [pair])
     engine = world.engine(mix=ONLY[Behavior.RANDOM_FRAMES], calls=20)
     whole = 0
-    for seed in range(40):
+    for seed in range(24):
         (trajectory,) = run(engine, [world.item(pair, seed)], settings={"max_rounds": 30}).values()
         assert trajectory.outcome.judgments is not None
         assert trajectory.tool_calls <= 3
         assert all("look around" in text for text in texts(trajectory)[:-1])
         assert texts(trajectory)[-1].count("done</think>") == 1
         whole += trajectory.frames_seen == tuple(range(1, 33))
-    assert whole > 4
+    assert whole > 2
 
 
 def test_a_random_segment_is_one_gap_of_each_clip_picked_blindly(easy: World) -> None:
@@ -412,12 +412,21 @@ def test_a_random_segment_is_one_gap_of_each_clip_picked_blindly(easy: World) ->
     assert set(gaps) == set(range(8))
 
 
-def test_a_random_segment_is_a_call_that_is_answered_in_the_hard_world_too(
+def test_a_random_segment_is_one_gap_where_a_gap_takes_a_whole_call(
     worlds: Mapping[Difficulty, World],
 ) -> None:
-    engine = worlds["hard"].engine(mix=ONLY[Behavior.RANDOM_SEGMENT])
-    (trajectory,) = run(engine, [worlds["hard"].item(worlds["hard"].truths[0])]).values()
-    assert trajectory.tool_calls == 1
+    world, videos = worlds["hard"], set()
+    for seed in range(4):
+        items = [world.item(pair, seed) for pair in world.truths]
+        for trajectory in run(world.engine(mix=ONLY[Behavior.RANDOM_SEGMENT]), items).values():
+            assert (len(trajectory.rounds), trajectory.tool_calls) == (2, 1)
+            tool = trajectory.rounds[0].tool
+            assert tool is not None
+            assert len(tool.frame_numbers) == 8
+            own = {number <= trajectory.n_frames_1 for number in tool.frame_numbers}
+            assert len(own) == 1
+            videos |= own
+    assert videos == {True, False}
 
 
 def test_the_oracle_asks_into_marked_gaps_only(worlds: Mapping[Difficulty, World]) -> None:

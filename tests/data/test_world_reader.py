@@ -75,7 +75,7 @@ def some_seen(pair: PairTruth, seed: int, share: float) -> Seen:
 
 
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.floats(0, 1))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_counting_is_what_a_naive_loop_counts(config: WorldConfig, seed: int, share: float) -> None:
     pair = sample_pair(config, seed, 0)
     rng = np.random.default_rng(seed)
@@ -163,7 +163,7 @@ def posterior(pair: PairTruth, seen: Seen, config: WorldConfig) -> list[dict[int
 
 
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.floats(0, 0.5))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_the_best_guess_is_the_most_probable_one(config: WorldConfig, seed: int, share: float) -> None:
     pair = sample_pair(config, seed, 1)
     seen = some_seen(pair, seed, share)
@@ -222,7 +222,7 @@ def test_probes_hit_whatever_a_preset_can_hide() -> None:
 
 
 @given(st.integers(0, 3000), st.integers(4, 1025), st.floats(1e-6, 0.5))
-@settings(max_examples=400, deadline=None)
+@settings(max_examples=200, deadline=None)
 def test_probes_lie_inside_their_gap_and_are_as_few_as_are_enough(start: int, size: int, span: float) -> None:
     gap = (start, start + size)
     found = probes(gap, span)
@@ -242,7 +242,7 @@ gap_lists = st.lists(
 
 
 @given(gap_lists, gap_lists, st.sampled_from([0.05, 0.125, 0.25, 0.5]))
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=150, deadline=None)
 def test_a_call_looks_into_one_or_two_gaps_with_at_most_eight_frames(
     first: list[tuple[int, int]], second: list[tuple[int, int]], span: float
 ) -> None:

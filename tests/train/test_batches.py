@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import os
 import shutil
-import sys
-import threading
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -139,8 +137,13 @@ def test_similar_lengths_come_together_in_an_order_that_is_not_by_length() -> No
     padding = sum(max(lengths[i] for i in batch) * len(batch) for batch in batches) / sum(lengths) - 1
     assert np.median(spread) < 200
     assert padding < 0.1, "unsorted batches of 20 would be 85% padding"
-    means = [np.mean([lengths[i] for i in batch]) for batch in batches]
-    assert abs(np.corrcoef(means, np.arange(len(means)))[0, 1]) < 0.35
+    trends = []
+    for epoch in range(20):  # 16 batches: one window
+        means = [
+            np.mean([lengths[i] for i in batch]) for batch in batch_order(lengths[:320], 20, SEED, epoch)
+        ]
+        trends.append(np.corrcoef(means, np.arange(16))[0, 1])
+    assert abs(np.mean(trends)) < 0.25, "in order of length it would be 1"
     members = {tuple(sorted(batch)) for batch in batches}
     assert not members & {tuple(sorted(batch)) for batch in batch_order(lengths, 20, SEED, 1)}
 
@@ -166,33 +169,6 @@ def test_a_step_is_a_pure_function_of_its_number(source: Callable[..., BatchSour
     assert len({str(ids) for ids in shown[:5]}) == 5
     assert shown[:5] != shown[5:10]
     assert ids_of(source(sequences, seed=SEED + 1).batches(0)) != shown[0]
-
-
-def test_steps_can_be_asked_for_from_several_threads(source: Callable[..., BatchSource]) -> None:
-    """The thread that reads ahead asks for indices too, an epoch or two ahead where epochs are short."""
-    interval = sys.getswitchinterval()
-    failed: list[BaseException] = []
-
-    def ask(made: BatchSource, chance: np.random.Generator) -> None:
-        try:
-            for step in chance.integers(0, 6, 400).tolist():
-                assert sorted(made.indices(step)) == [0, 1, 2]
-        except BaseException as error:
-            failed.append(error)
-
-    sys.setswitchinterval(1e-6)
-    try:
-        made = source([sequence(4)] * 3, size=3)
-        threads = [
-            threading.Thread(target=ask, args=(made, np.random.default_rng(number))) for number in range(4)
-        ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
-    finally:
-        sys.setswitchinterval(interval)
-    assert not failed
 
 
 def test_micro_batches_are_the_batch_in_parts(source: Callable[..., BatchSource]) -> None:

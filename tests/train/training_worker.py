@@ -199,6 +199,8 @@ def run_job(job: dict[str, Any]) -> dict[str, Any]:
     with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
         pid = os.fork()
         if pid == 0:
+            # Whoever runs the tests in the background may have left SIGINT ignored.
+            signal.signal(signal.SIGINT, signal.default_int_handler)
             os.dup2(out.fileno(), 1)
             os.dup2(err.fileno(), 2)
             try:

@@ -18,6 +18,7 @@ import numpy as np
 import torch
 
 from vrthinker.engine.hf.cache import KVCache
+from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
 
 FAMILIES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
@@ -170,6 +171,7 @@ class VisionLanguageModel:
             model, loading = loaded
             self._check_complete(loading)
             self.model: Any = model.to(device).eval().requires_grad_(False)
+            use_batched_attention(self.model.model.visual)
             text, vision = self.model.config.text_config, self.model.config.vision_config
             self.hidden_size = int(text.hidden_size)
             self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
