@@ -76,7 +76,7 @@ SHORT: dict[str, Any] = {
         {
             "name": "episodes",
             "batch_size": 2,
-            "learning_rate": {"peak": 2e-3, "final_ratio": 0.5},
+            "learning_rate": {"peak": 2e-3, "warmup_ratio": 1.0},
             "traces": {"kind": "world", "pairs": 5, "seed": 11, "calls": 1, "filter": False},
         },
     ],
@@ -199,7 +199,7 @@ def test_phases_follow_each_other(tmp_path: Path) -> None:
     assert len(worlds) == 1, "sources that differ only in what is done share their world"
     assert len(list((worlds[0] / "traces").iterdir())) == 2
     rates = [line["optim/learning_rate"] for line in lines]
-    first, second = LearningRate(peak=1e-3, shape="constant"), LearningRate(peak=2e-3, final_ratio=0.5)
+    first, second = LearningRate(peak=1e-3, shape="constant"), LearningRate(peak=2e-3, warmup_ratio=1.0)
     passes = len(lines) - 3
     assert rates == [first.at(i, 3) for i in range(3)] + [second.at(i, passes) for i in range(passes)]
     (episodes,) = (p for p in worlds[0].glob("traces/*") if len(p.read_bytes()) == max(
@@ -209,6 +209,23 @@ def test_phases_follow_each_other(tmp_path: Path) -> None:
     assert passes == len(list(load_trajectories(episodes))) // 2 == 2
     lessons, whole = (line["sft/tokens"] for line in (lines[0], lines[-1]))
     assert lessons / 4 < whole / 2, "lessons learn snapshots only"
+
+
+def test_micro_batches_are_one_step(tmp_path: Path) -> None:
+    """A token weighs the same, whatever its sequence's length and its micro-batch's size."""
+    found = []
+    for size in (1, 3, 4):
+        phase = {**SHORT["phases"][1], "steps": 1, "batch_size": 4, "micro_batch_size": size}
+        values = {**SHORT, "phases": [phase]}
+        started(values, tmp_path / str(size))
+        found += metrics_of(tmp_path / str(size))
+    for name in ("loss/sft", "optim/grad_norm", "sft/token_accuracy", "sft/tokens"):
+        assert (
+            found[0][name]
+            == pytest.approx(found[1][name], rel=1e-4)
+            == pytest.approx(found[2][name], rel=1e-4)
+        )
+    assert 4 < found[0]["loss/sft"] < 9, "a mean over tokens, of which nothing is known yet"
 
 
 # Stopped and resumed
@@ -286,11 +303,13 @@ def test_a_half_written_start_is_written_again(tmp_path: Path) -> None:
     out = tmp_path / "run"
     (out / ".initial.new").mkdir(parents=True)
     (out / ".initial.new" / "config.json").write_text("{")
+    (out / ".initial.new" / "junk.json").write_text("{")
     (out / ".model.0123").mkdir()
     values = {**SHORT, "phases": [{**SHORT["phases"][0], "steps": 1}]}
     started(values, out)
     left = [path.name for path in out.iterdir() if path.name.startswith((".initial", ".model"))]
     assert left == []
+    assert not (out / "model" / "junk.json").exists()
 
 
 def test_one_process_trains_into_a_folder(tmp_path: Path, commands: Outcomes) -> None:
