@@ -8,6 +8,7 @@ frames as were asked for; only which ones differs.
 from __future__ import annotations
 
 import enum
+from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 import numpy as np
@@ -35,7 +36,7 @@ class Retrieval(enum.StrEnum):
     """Nobody: the judgment of the first round counts."""
 
 
-class _OtherFrames(SelectFrames):
+class _OtherFrames(SelectFrames, ABC):
     """`select_frames` that shows other frames than those asked for; bad calls fail as they always do."""
 
     def run(self, arguments: SelectFramesArguments, context: ToolContext) -> ToolOutcome:
@@ -59,9 +60,9 @@ class _OtherFrames(SelectFrames):
         """Those frames of one video that are to be shown before the others."""
         return numbers
 
+    @abstractmethod
     def pick(self, numbers: Sequence[int], count: int, context: ToolContext) -> list[int]:
         """Picks so many distinct frames of one video, which has as many."""
-        raise NotImplementedError
 
 
 class RandomFrames(_OtherFrames):
