@@ -13,7 +13,7 @@ import pytest
 from vrthinker.data.oracle import BehaviorMix, OracleEngine, truths_by_clip
 from vrthinker.data.world import PRESETS, Difficulty, PairTruth
 from vrthinker.data.world_files import sample_world
-from vrthinker.data.world_reader import count, first_seen
+from vrthinker.data.world_reader import count, first_seen, hidden_events_seen
 from vrthinker.demo import make_tiny_judge
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
@@ -117,6 +117,19 @@ def test_other_frames_of_the_same_budget_are_worth_less(run: tuple[Path, WorldRe
                 if way != "own" and len(tool.frame_numbers) == 8:
                     assert sum(n <= trajectory.n_frames_1 for n in tool.frame_numbers) == 4
     assert len(budgets["uniform"]) < len(budgets["random"])
+
+
+def test_hidden_events_that_a_frame_fell_into(run: tuple[Path, WorldReport]) -> None:
+    out, report = run
+    truths = {truth.id: truth for truth in truths_of()}
+    hidden = sum(truth.hidden_events for truth in truths.values())
+    for way in WAYS:
+        seen = sum(
+            hidden_events_seen(truths[trajectory.id], trajectory.frames_seen)
+            for trajectory in load_trajectories(out / f"{way}.jsonl")
+        )
+        assert report.judged[way]["hidden_events/seen"].value == seen / hidden
+        assert (seen < hidden) == (way != "own")
 
 
 def test_calls_by_hidden_events(run: tuple[Path, WorldReport]) -> None:

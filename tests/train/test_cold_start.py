@@ -164,7 +164,15 @@ def test_the_exported_judge_is_a_checkpoint_with_its_prompts_and_settings(overfi
     assert stored == before.model_copy(update={"note": stored.note, "clips": stored.clips})
     prompts = [PromptTemplates.load(folder / PROMPTS_FOLDER).digest for folder in (base, model)]
     assert prompts[0] == prompts[1]
-    assert (model / "tokenizer.json").read_bytes() == (base / "tokenizer.json").read_bytes()
+    for name in ("config.json", "generation_config.json"):
+        assert json.loads((model / name).read_text()) == json.loads((base / name).read_text()), name
+    for name in (
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "preprocessor_config.json",
+        "chat_template.jinja",
+    ):
+        assert (model / name).read_bytes() == (base / name).read_bytes(), name
     assert (model / "model.safetensors").stat().st_mode & 0o777 == 0o644
     trained, fresh = weights_of(model), weights_of(base)
     assert trained.keys() == fresh.keys()

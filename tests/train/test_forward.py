@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from sampled import RoundContext, Sampled, Stage, round_contexts
+from transformers import AutoModelForImageTextToText
 
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
@@ -192,10 +193,10 @@ def test_encoded_frames_are_the_engines(policies: Policies) -> None:
 # Gradients
 
 
-def gradients(policy: VisionLanguageModel) -> dict[str, torch.Tensor]:
+def gradients(model: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {
         name: torch.zeros_like(p) if p.grad is None else p.grad.detach().clone()
-        for name, p in policy.model.named_parameters()
+        for name, p in model.named_parameters()
     }
 
 
@@ -225,17 +226,16 @@ def learn(policy: VisionLanguageModel, batches: Sequence[Batch], total: int) -> 
     return found
 
 
-def stock_loss(policy: VisionLanguageModel, round_: RoundContext, load: Load) -> torch.Tensor:
+def stock_loss(model: Any, folder: Path, round_: RoundContext, load: Load) -> torch.Tensor:
     """A round's summed loss by the stock model: its own processor, its own positions, nothing padded."""
     from transformers.models.auto.image_processing_auto import AutoImageProcessor
 
-    processor = AutoImageProcessor.from_pretrained(policy.folder)
+    processor = AutoImageProcessor.from_pretrained(folder)
     images = [frame.transpose(2, 0, 1) for frame in load(round_.frames)]
     pixels = processor(
         images=images, do_resize=False, return_tensors="pt", input_data_format="channels_first"
     )
     ids = torch.tensor([round_.prompt + round_.written])
-    model: Any = policy.model
     output = model(
         input_ids=ids,
         attention_mask=torch.ones_like(ids),
@@ -254,20 +254,22 @@ def test_gradients_are_those_of_stock_forwards_of_each_rounds_context(
     kind: str, window: int | None, policies: Policies, episodes_of: MakeEpisodes, load: Load
 ) -> None:
     policy = policies(kind)
+    stock: Any = AutoModelForImageTextToText.from_pretrained(policy.folder, dtype=torch.float32)
+    assert stock.model.visual.config._attn_implementation == "sdpa", "nothing of ours in it"
     trajectories = [trajectory for trajectory, _ in episodes_of(kind, window)[1:4]]
     rounds = [r for t in trajectories for r in round_contexts(t, markup_of(policy), factor_of(policy))]
     total = sum(len(round_.written) for round_ in rounds)
     loss = 0.0
     for round_ in rounds:
-        part = stock_loss(policy, round_, load) / total
+        part = stock_loss(stock, policy.folder, round_, load) / total
         part.backward()  # type: ignore[no-untyped-call]
         loss += float(part.detach())
-    wanted = gradients(policy)
+    wanted = gradients(stock)
     sequences = [s for t in trajectories for s in sequences_of(policy, t)]
     batch = collate(sequences, load)
     assert batch.n_learned == total
     assert learn(policy, [batch], total) == pytest.approx(loss, rel=1e-5)
-    compare_gradients(gradients(policy), wanted)
+    compare_gradients(gradients(policy.model), wanted)
 
 
 def test_rounds_that_share_a_sequence_learn_what_each_would_alone(
@@ -281,9 +283,9 @@ def test_rounds_that_share_a_sequence_learn_what_each_would_alone(
         assert (len(merged), len(apart)) == (1, len(sampled)) == (1, 6)
         total = sum(len(round_.logits) for round_ in sampled if round_.logits is not None)
         loss = learn(policy, [collate([sequence], load) for sequence in apart], total)
-        wanted = gradients(policy)
+        wanted = gradients(policy.model)
         assert learn(policy, [collate(merged, load)], total) == pytest.approx(loss, rel=1e-5)
-        compare_gradients(gradients(policy), wanted)
+        compare_gradients(gradients(policy.model), wanted)
 
 
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(
@@ -294,13 +296,13 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
         sequences = [s for trajectory, _ in episodes_of(kind, 1) for s in sequences_of(policy, trajectory)]
         total = sum(int(sequence.loss_mask.sum()) for sequence in sequences)
         loss = learn(policy, [collate(sequences, load)], total)
-        wanted = gradients(policy)
+        wanted = gradients(policy.model)
         for size in (1, 3):
             parts = [sequences[i : i + size] for i in range(0, len(sequences), size)]
             assert learn(policy, [collate(part, load) for part in parts], total) == pytest.approx(
                 loss, rel=1e-5
             )
-            compare_gradients(gradients(policy), wanted)
+            compare_gradients(gradients(policy.model), wanted)
 
 
 def test_a_frozen_tower_gets_no_gradient_and_changes_no_other(
@@ -310,7 +312,7 @@ def test_a_frozen_tower_gets_no_gradient_and_changes_no_other(
     sequences = sequences_of(policy, episodes_of("qwen3-vl", 1)[1][0])
     batch = collate(sequences, load)
     learn(policy, [batch], batch.n_learned)
-    wanted = gradients(policy)
+    wanted = gradients(policy.model)
     policy.model.model.visual.requires_grad_(False)
     learn(policy, [batch], batch.n_learned)
     tower = {name for name, _ in policy.model.named_parameters() if "visual" in name}
