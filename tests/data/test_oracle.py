@@ -175,6 +175,7 @@ def test_its_words() -> None:
         "video 2: 33 red faint noise; 41 red; 49 red too far; 57 red</snapshot>"
         "<think>video 1: TA 0 VQ 0 MQ 0 + 25 wrong color off lane = TA 1 VQ 0 MQ 1 sum 2\n"
         "video 2: TA 0 VQ 0 MQ 0 + nothing = TA 0 VQ 0 MQ 0 sum 0\n"
+        "sums 2 to 0\n"
         "check 9 and 33</think>"
         "<recommend answer>TA=2, VQ=0, MQ=2, OA=2, CF=3</recommend answer>"
         '<tool_call>{"name": "select_frames", "arguments": '
@@ -187,6 +188,7 @@ def test_its_words() -> None:
         "video 2: 34 red; 36 red; 38 red; 40 red</snapshot>"
         "<think>video 1: TA 1 VQ 0 MQ 1 + 12 noise = TA 1 VQ 1 MQ 1 sum 3\n"
         "video 2: TA 0 VQ 0 MQ 0 + nothing = TA 0 VQ 0 MQ 0 sum 0\n"
+        "sums 3 to 0\n"
         "check 41</think>"
         "<recommend answer>TA=2, VQ=2, MQ=2, OA=2, CF=2</recommend answer>"
         '<tool_call>{"name": "select_frames", "arguments": {"target_frames": [42, 44, 46, 48]}}</tool_call>'
@@ -197,6 +199,7 @@ def test_its_words() -> None:
         "<snapshot>video 2: 42 red; 44 red; 46 red off lane; 48 red</snapshot>"
         "<think>video 1: TA 1 VQ 1 MQ 1 + nothing = TA 1 VQ 1 MQ 1 sum 3\n"
         "video 2: TA 0 VQ 0 MQ 0 + 46 off lane = TA 0 VQ 0 MQ 1 sum 1\n"
+        "sums 3 to 1\n"
         "done</think>"
         "<answer>TA=2, VQ=2, MQ=0, OA=2, CF=1</answer>"
     )

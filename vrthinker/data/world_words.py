@@ -51,17 +51,19 @@ def defect_counts(events: Sequence[Found]) -> list[int]:
 
 
 def findings(before: Sequence[Sequence[Found]], new: Sequence[Sequence[Found]]) -> str:
-    """For each video what was counted before, what the new frames add, and the sum that is judged by.
+    """For each video what was counted before, what the new frames add, and the sum; then both sums, side by side.
 
-    `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`
+    `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`, and at the end `sums 2 to 0`: a small
+    model compares two numbers more surely when they stand together.
     """
-    lines = []
+    lines, sums = [], []
     for video, (earlier, added) in enumerate(zip(before, new, strict=True), start=1):
         listed = "; ".join(f"{number}{defect_words(defects)}" for number, defects in added) or "nothing"
         counts = defect_counts([*earlier, *added])
-        total = f"{_tally(counts)} sum {sum(counts)}"
+        sums.append(sum(counts))
+        total = f"{_tally(counts)} sum {sums[-1]}"
         lines.append(f"video {video}: {_tally(defect_counts(earlier))} + {listed} = {total}")
-    return "\n".join(lines)
+    return "\n".join([*lines, "sums " + " to ".join(map(str, sums))])
 
 
 def _tally(counts: Sequence[int]) -> str:
@@ -112,6 +114,7 @@ PHRASES = (
     " VQ ",
     " MQ ",
     " sum ",
+    "\nsums ",
     "\ncheck ",
     "\nlook around",
     "\ndone",

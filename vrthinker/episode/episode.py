@@ -101,15 +101,16 @@ class Episode:
         """What was live, round by round."""
         return self._visibility
 
-    def first_input(self) -> tuple[Message, ...]:
-        """X: the messages that open the session. Decodes the first frames.
+    def first_input(self, *, decode: bool = True) -> tuple[Message, ...]:
+        """X: the messages that open the session. Decodes the first frames, unless told not to.
 
         Raises:
             VideoError: A first frame does not decode.
             InputError: The caption is too long or a template fails.
         """
         numbers = self.item.first_frames or self.workspace.initial_frames(self.settings.initial_frames)
-        self.workspace.prefetch(numbers)
+        if decode:
+            self.workspace.prefetch(numbers)
         shown = self._visibility.show(0, numbers)
         self._first = self.templates.first_input(
             self._context,

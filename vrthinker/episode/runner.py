@@ -43,6 +43,8 @@ class EpisodeRunner:
         templates: Prompts; the package's by default.
         tools: The tool registry; `select_frames` by default.
         concurrency: Most episodes under way at once; the engine's `max_sessions` by default.
+        decode_ahead: Decode frames before the engine is shown them. False for an engine that reads no pixels:
+            nothing is decoded then, and a damaged frame is not noticed.
     """
 
     def __init__(
@@ -53,8 +55,10 @@ class EpisodeRunner:
         templates: PromptTemplates | None = None,
         tools: ToolRegistry | None = None,
         concurrency: int | None = None,
+        decode_ahead: bool = True,
     ) -> None:
         self.engine = engine
+        self.decode_ahead = decode_ahead
         self.settings = settings or EpisodeSettings()
         self.templates = templates or PromptTemplates.load()
         self.tools = tools or ToolRegistry()
@@ -143,7 +147,7 @@ class _Loop:
             runner.engine.name,
             runner.engine.policy_version,
         )
-        return episode, episode.first_input()
+        return episode, episode.first_input(decode=runner.decode_ahead)
 
     def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
         """Moves what has been decoded on to the engine; with `block`, waits until something has."""
@@ -176,7 +180,7 @@ class _Loop:
         numbers = episode.receive(result)
         if episode.outcome is not None:
             yield self._finish(session, episode)
-        elif numbers:
+        elif numbers and self.runner.decode_ahead:
             self.decoding[self.pool.submit(episode.workspace.prefetch, numbers)] = (session, episode)
         else:
             yield from self._next_round(session, episode)

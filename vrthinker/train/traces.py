@@ -246,7 +246,8 @@ def _run_shard(shard: _Shard) -> None:
     episode = shard.settings.episode.model_copy(update={"guided": False})
     if shard.source.lesson_frames is not None:
         episode = episode.model_copy(update={"max_rounds": 1})
-    runner = EpisodeRunner(engine, episode, templates=PromptTemplates(shard.templates))
+    # The oracle reads the truth: pixels are first needed in training.
+    runner = EpisodeRunner(engine, episode, templates=PromptTemplates(shard.templates), decode_ahead=False)
     finished = {}
     for done in runner.run(_items(shard, truths)):
         if done.trajectory is None or done.trajectory.outcome.judgments is None:
