@@ -51,7 +51,7 @@ def defect_counts(events: Sequence[Found]) -> list[int]:
 
 
 def findings(before: Sequence[Sequence[Found]], new: Sequence[Sequence[Found]]) -> str:
-    """For each video what was counted before, what the new frames add, and the sum; then both sums, side by side.
+    """For each video what was counted before, what the new frames add, and the sum; then both sums.
 
     `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`, and at the end `sums 2 to 0`: a small
     model compares two numbers more surely when they stand together.
