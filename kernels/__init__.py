@@ -11,11 +11,15 @@ module loads no tensor library.
 
 from __future__ import annotations
 
+import importlib.util
 import os
 from collections.abc import Mapping
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from vrthinker.errors import InputError
+
+if TYPE_CHECKING:
+    import torch
 
 Version = Literal["reference", "cpu", "cuda", "triton"]
 ENVIRONMENT_VARIABLE = "VRTHINKER_KERNELS"
@@ -68,3 +72,40 @@ def choose_version(op: str, obstacles: Mapping[Version, str | None]) -> Version:
         if version in obstacles and obstacles[version] is None:
             return version
     raise InputError(f"{op}: no version can run: " + "; ".join(f"{k}: {v}" for k, v in obstacles.items()))
+
+
+def native_obstacles(device: torch.device) -> dict[Version, str | None]:
+    """What keeps the reference, the C++ and the CUDA version of an op from running on tensors on `device`.
+
+    Args:
+        device: Where the op's tensors lie.
+
+    Returns:
+        For `choose_version`: None for a version that can run, or why it cannot.
+    """
+    try:
+        from vrthinker import _core
+    except ImportError as error:
+        missing = f"the native module vrthinker._core cannot be imported ({error}); reinstall the package"
+        return {"reference": None, "cpu": missing, "cuda": missing}
+    cpu = cuda = None
+    if device.type != "cpu":
+        cpu = f"the tensors are on {device}, it takes tensors on cpu"
+    if _core.build_info()["cuda_version"] is None:
+        cuda = "this build has no CUDA; reinstall with nvcc on the PATH"
+    elif device.type != "cuda":
+        cuda = f"the tensors are on {device}, it takes tensors on cuda"
+    return {"reference": None, "cpu": cpu, "cuda": cuda}
+
+
+def triton_obstacle(device: torch.device) -> str | None:
+    """What keeps a Triton version from running on tensors on `device`; None where nothing does.
+
+    On a CPU it runs under Triton's interpreter, which `TRITON_INTERPRET=1` turns on before Triton is first
+    imported. The interpreter is for tests: it is slow.
+    """
+    if importlib.util.find_spec("triton") is None:
+        return "triton is not installed: pip install triton"
+    if device.type == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"the tensors are on {device}; on a cpu it needs TRITON_INTERPRET=1 (slow, for tests)"

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 import torch
 
 from vrthinker.errors import InputError
-from vrthinker.kernels import Version, choose_version
+from vrthinker.kernels import choose_version, native_obstacles
 from vrthinker.kernels.patchify.reference import patchify_reference
 
 OUT_DTYPES = (torch.float32, torch.bfloat16)
@@ -107,23 +107,6 @@ def _check(
         )
 
 
-def _obstacles(device: torch.device) -> dict[Version, str | None]:
-    """What keeps each version from running on frames that lie on `device`; None where nothing does."""
-    try:
-        from vrthinker import _core
-    except ImportError as error:
-        missing = f"the native module vrthinker._core cannot be imported ({error}); reinstall the package"
-        return {"reference": None, "cpu": missing, "cuda": missing}
-    cpu = cuda = None
-    if device.type != "cpu":
-        cpu = f"the frames are on {device}, it takes frames on cpu"
-    if _core.build_info()["cuda_version"] is None:
-        cuda = "this build has no CUDA; reinstall with nvcc on the PATH"
-    elif device.type != "cuda":
-        cuda = f"the frames are on {device}, it takes frames on cuda"
-    return {"reference": None, "cpu": cpu, "cuda": cuda}
-
-
 def _out_shape(frames: torch.Tensor, patch_size: int, temporal_patch_size: int) -> tuple[int, int]:
     n, height, width = frames.shape[0], frames.shape[1], frames.shape[2]
     rows = n * (height // patch_size) * (width // patch_size)
@@ -141,7 +124,7 @@ def _patchify_op(
     out_dtype: torch.dtype,
     num_threads: int,
 ) -> torch.Tensor:
-    version = choose_version("patchify", _obstacles(frames.device))
+    version = choose_version("patchify", native_obstacles(frames.device))
     if version == "reference":
         return patchify_reference(
             frames,

@@ -1,9 +1,8 @@
 // `patchify` on a GPU. One block takes output rows (patches) in turn; its threads share a row. The table
 // of normalised values travels with the launch and is copied to shared memory once per block.
-#include <cuda_runtime.h>
-
 #include <algorithm>
 
+#include "launch.h"
 #include "patchify/patchify.h"
 
 namespace vrthinker {
@@ -31,31 +30,6 @@ __global__ void __launch_bounds__(kThreads)
     }
 }
 
-// Works on `device` and puts back whichever device was current.
-class DeviceGuard {
-  public:
-    explicit DeviceGuard(int device) {
-        status_ = cudaGetDevice(&previous_);
-        if (status_ == cudaSuccess && previous_ != device) {
-            status_ = cudaSetDevice(device);
-            changed_ = status_ == cudaSuccess;
-        }
-    }
-    ~DeviceGuard() {
-        if (changed_) {
-            cudaSetDevice(previous_);
-        }
-    }
-    DeviceGuard(const DeviceGuard&) = delete;
-    DeviceGuard& operator=(const DeviceGuard&) = delete;
-    cudaError_t status() const { return status_; }
-
-  private:
-    int previous_ = 0;
-    bool changed_ = false;
-    cudaError_t status_ = cudaSuccess;
-};
-
 }  // namespace
 
 template <typename Value>
@@ -66,25 +40,19 @@ const char* patchify_cuda(const PatchifyShape& shape, const std::uint8_t* frames
     }
     const DeviceGuard guard(device);
     if (guard.status() != cudaSuccess) {
-        return cudaGetErrorString(guard.status());
-    }
-    int processors = 0;
-    const cudaError_t status = cudaDeviceGetAttribute(&processors, cudaDevAttrMultiProcessorCount, device);
-    if (status != cudaSuccess) {
-        return cudaGetErrorString(status);
+        return describe(guard.status());
     }
     DeviceTable<Value> values;
     std::copy(table.begin(), table.end(), values.values);
-    const auto blocks = static_cast<unsigned>(
-        std::min<std::int64_t>(shape.rows(), static_cast<std::int64_t>(processors) * kBlocksPerProcessor));
-    auto* const cuda_stream = reinterpret_cast<cudaStream_t>(stream);
+    const auto blocks = static_cast<unsigned>(std::min<std::int64_t>(
+        shape.rows(), static_cast<std::int64_t>(processor_count(device)) * kBlocksPerProcessor));
+    auto* const cuda_stream = as_stream(stream);
     if (shape.area() % 4 == 0) {
         patchify_kernel<Value, 4><<<blocks, kThreads, 0, cuda_stream>>>(shape, frames, values, out);
     } else {
         patchify_kernel<Value, 1><<<blocks, kThreads, 0, cuda_stream>>>(shape, frames, values, out);
     }
-    const cudaError_t launched = cudaGetLastError();
-    return launched == cudaSuccess ? nullptr : cudaGetErrorString(launched);
+    return describe(cudaGetLastError());
 }
 
 template const char* patchify_cuda(const PatchifyShape&, const std::uint8_t*, const PatchifyTable<float>&,

@@ -2,45 +2,17 @@
 // first-level cache) and written `temporal` times. What takes the time is the page faults of a fresh output,
 // so a large one asks for huge pages. Stores past the caches were tried: faster into memory that was touched
 // before, but slower into the fresh memory that every call gets.
-#include <sys/mman.h>
-
 #include <algorithm>
-#include <bit>
 #include <cstring>
-#include <thread>
-#include <vector>
 
+#include "host.h"
 #include "patchify/patchify.h"
 
 namespace vrthinker {
 namespace {
 
-// Below this many output bytes a further thread costs more than it brings: starting one can take a
-// millisecond where another pool's idle threads (torch's) still spin on the cores.
+// What a further thread must have to write to be worth starting.
 constexpr std::int64_t kBytesPerThread = 8 * 1024 * 1024;
-
-// From here on an output is worth huge pages.
-constexpr std::int64_t kLargeBytes = 8 * 1024 * 1024;
-
-// Asks for huge pages under a large output: the page faults of 4 kB pages take longer than filling them.
-// Advice only: where the system has no huge pages to give, nothing changes.
-void advise_huge_pages(void* data, std::int64_t bytes) {
-    constexpr std::uintptr_t kHugePage = 2 * 1024 * 1024;
-    const auto begin = (reinterpret_cast<std::uintptr_t>(data) + kHugePage - 1) / kHugePage * kHugePage;
-    const auto end =
-        (reinterpret_cast<std::uintptr_t>(data) + static_cast<std::uintptr_t>(bytes)) / kHugePage * kHugePage;
-    if (begin < end) {
-        (void)madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-    }
-}
-
-std::uint16_t to_bfloat16(float value) {
-    const auto bits = std::bit_cast<std::uint32_t>(value);
-    if ((bits & 0x7fffffffU) > 0x7f800000U) {
-        return static_cast<std::uint16_t>((bits >> 16) | 0x40U);  // NaN stays NaN
-    }
-    return static_cast<std::uint16_t>((bits + 0x7fffU + ((bits >> 16) & 1U)) >> 16);
-}
 
 // kPatch and kPixelStride are compile-time copies of the shape's values, or 0 to read them from it.
 template <typename Value, int kPatch, int kPixelStride>
@@ -107,7 +79,7 @@ PatchifyTable<std::uint16_t> make_bfloat16_table(const std::array<double, kChann
                                                  const std::array<double, kChannels>& std) {
     const PatchifyTable<float> exact = make_float_table(mean, std);
     PatchifyTable<std::uint16_t> table;
-    std::transform(exact.begin(), exact.end(), table.begin(), to_bfloat16);
+    std::transform(exact.begin(), exact.end(), table.begin(), BFloat16::narrow);
     return table;
 }
 
@@ -115,19 +87,11 @@ template <typename Value>
 void patchify_cpu(const PatchifyShape& shape, const std::uint8_t* frames, const PatchifyTable<Value>& table,
                   Value* out, int threads) {
     const std::int64_t rows = shape.rows();
-    const auto bytes = static_cast<std::int64_t>(sizeof(Value)) * rows * shape.row_length();
-    if (bytes >= kLargeBytes) {
-        advise_huge_pages(out, bytes);
-    }
-    const std::int64_t workers = std::clamp<std::int64_t>(bytes / kBytesPerThread, 1, threads);
+    const std::int64_t row_bytes = static_cast<std::int64_t>(sizeof(Value)) * shape.row_length();
+    advise_huge_pages(out, rows * row_bytes);
     const RowsFunction<Value> run = choose_rows<Value>(shape);
-    std::vector<std::jthread> others;
-    others.reserve(static_cast<std::size_t>(workers - 1));
-    for (std::int64_t i = 1; i < workers; ++i) {
-        others.emplace_back(
-            [&, i] { run(shape, frames, table, out, rows * i / workers, rows * (i + 1) / workers); });
-    }
-    run(shape, frames, table, out, 0, rows / workers);
+    parallel_for(rows, kBytesPerThread / row_bytes, threads,
+                 [&](std::int64_t begin, std::int64_t end) { run(shape, frames, table, out, begin, end); });
 }
 
 template <typename Value>

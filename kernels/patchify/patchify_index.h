@@ -8,11 +8,7 @@
 
 #include <cstdint>
 
-#if defined(__CUDACC__)
-#define VRTHINKER_HOST_DEVICE __host__ __device__
-#else
-#define VRTHINKER_HOST_DEVICE
-#endif
+#include "device.h"
 
 namespace vrthinker {
 

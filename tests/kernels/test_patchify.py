@@ -299,5 +299,5 @@ def test_cuda_runs_on_the_current_stream_and_takes_odd_layouts(monkeypatch: pyte
 @pytest.mark.gpu
 def test_cuda_refuses_frames_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VRTHINKER_KERNELS", "cuda")
-    with pytest.raises(InputError, match="the frames are on cpu, it takes frames on cuda"):
+    with pytest.raises(InputError, match="the tensors are on cpu, it takes tensors on cuda"):
         patchify(random_frames(1, 28, 28), **QWEN25)

@@ -1,0 +1,179 @@
+"""What the microbenchmarks share: equality first, then timings side by side in one run.
+
+An op's `bench.py` gives comparisons: one case with fresh random data, and what competes on it. Before
+anything is timed, every competitor's result is compared with the reference's. Then all are timed in turn,
+round after round, so that a slow moment of the machine hits all of them; the row has p20, p50 and p80, the
+peak of additional memory, the bytes that have to move, and the speed as a fraction of torch's `copy_` of as
+many bytes (half read, half written, into memory that was touched before), measured in the same run.
+"""
+
+from __future__ import annotations
+
+import gc
+import statistics
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+
+COPY = "copy_"
+_WARM_UP = 2
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One case of an op, ready to be timed.
+
+    Attributes:
+        op: The op.
+        case: What is measured, in words that name its sizes.
+        bytes_moved: Bytes that have to be read plus those that have to be written, whoever does it.
+        competitors: What to time, by name; each call does the whole job once. `reference` is one of them.
+        facts: Further numbers for the row: shapes, dtypes.
+        check: Compares all competitors' results; raises `RuntimeError` when one differs.
+    """
+
+    op: str
+    case: str
+    bytes_moved: int
+    competitors: Mapping[str, Callable[[], object]]
+    check: Callable[[], None]
+    facts: Mapping[str, Any] = field(default_factory=dict)
+
+
+Cases = Callable[[str, int], Iterator[Callable[[], Comparison]]]
+"""An op's `comparisons(device, seed)`: one function per case, which makes its data when it is called."""
+
+
+def measure(comparison: Comparison, device: str, *, rounds: int, seed: int) -> dict[str, Any]:
+    """Checks that all competitors agree, then times them.
+
+    Args:
+        comparison: What to time.
+        device: `cpu` or `cuda`.
+        rounds: Timings of each, at least 5.
+        seed: That the data were made with, for the row.
+
+    Returns:
+        The result row, without provenance.
+
+    Raises:
+        RuntimeError: A result differs from the reference's.
+    """
+    if rounds < 5:
+        raise ValueError(f"rounds: got {rounds}, allowed: 5 or more (percentiles need them)")
+    comparison.check()
+    source = torch.randint(0, 256, (max(1, comparison.bytes_moved // 2),), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source).copy_(source)
+    runs = {**comparison.competitors, COPY: lambda: target.copy_(source)}
+    peaks = {name: peak_bytes(run, device) for name, run in comparison.competitors.items()}
+    timings = _time(runs, device, rounds)
+    copy = timings[COPY]["p50"]
+    return {
+        "benchmark": comparison.op,
+        "case": comparison.case,
+        "device": device,
+        "threads": torch.get_num_threads(),
+        "rounds": rounds,
+        "seed": seed,
+        **comparison.facts,
+        "bytes_moved": comparison.bytes_moved,
+        "milliseconds": timings,
+        "peak_bytes": peaks,
+        "fraction_of_copy": {name: round(copy / timings[name]["p50"], 4) for name in comparison.competitors},
+        "equal_to_reference": True,
+    }
+
+
+def peak_bytes(run: Callable[[], object], device: str) -> int | None:
+    """Memory that one call takes at its peak, on top of what is there before it; None when unknown.
+
+    On a CPU it is the process's resident memory, so memory that was touched before and is used again does
+    not count.
+    """
+    gc.collect()
+    if device == "cuda":
+        torch.cuda.synchronize()
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        result = run()
+        torch.cuda.synchronize()
+        del result
+        return int(torch.cuda.max_memory_allocated() - before)
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+        before = _resident("VmRSS")
+        result = run()
+        peak = _resident("VmHWM")
+    except (OSError, ValueError):
+        return None
+    del result
+    return max(0, peak - before)
+
+
+def _resident(key: str) -> int:
+    for line in Path("/proc/self/status").read_text().splitlines():
+        if line.startswith(key + ":"):
+            return int(line.split()[1]) * 1024
+    raise ValueError(key)
+
+
+def _time(runs: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, dict[str, float]]:
+    """Milliseconds of each, interleaved."""
+    clock = _cuda_seconds if device == "cuda" else _cpu_seconds
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for turn in range(rounds + _WARM_UP):
+        for name, run in runs.items():
+            elapsed = clock(run)
+            if turn >= _WARM_UP:
+                seconds[name].append(elapsed)
+    percentiles = {}
+    for name, samples in seconds.items():
+        cuts = statistics.quantiles(samples, n=10, method="inclusive")
+        percentiles[name] = {
+            "p20": round(cuts[1] * 1e3, 5),
+            "p50": round(cuts[4] * 1e3, 5),
+            "p80": round(cuts[7] * 1e3, 5),
+        }
+    return percentiles
+
+
+def _cpu_seconds(run: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    result = run()
+    elapsed = time.perf_counter() - start
+    del result
+    return elapsed
+
+
+def _cuda_seconds(run: Callable[[], object]) -> float:
+    """Time on the device, by events: what is queued before has ended, and the queue itself is not counted.
+
+    A short spin before the first event lets the host queue everything up before the device starts.
+    """
+    make: Callable[..., torch.cuda.Event] = torch.cuda.Event
+    start, end = make(enable_timing=True), make(enable_timing=True)
+    torch.cuda.synchronize()
+    torch.cuda._sleep(200_000)  # type: ignore[no-untyped-call]
+    start.record()
+    result = run()
+    end.record()
+    torch.cuda.synchronize()
+    del result
+    return float(start.elapsed_time(end)) / 1e3
+
+
+def format_row(row: Mapping[str, Any]) -> str:
+    """A row as lines for a person."""
+    lines = [f"{row['benchmark']}: {row['case']} ({row['device']}, {row['threads']} threads)"]
+    copy = row["milliseconds"][COPY]["p50"]
+    lines.append(f"  {'':28} {'p20':>10} {'p50':>10} {'p80':>10} ms   of copy_   peak memory")
+    for name, timing in row["milliseconds"].items():
+        numbers = " ".join(f"{timing[key]:10.4f}" for key in ("p20", "p50", "p80"))
+        peak = row["peak_bytes"].get(name)
+        memory = "" if peak is None else f"{peak / 1e6:10.1f} MB"
+        lines.append(f"  {name:28} {numbers}      {copy / timing['p50']:6.3f}   {memory}")
+    return "\n".join(lines)
