@@ -10,6 +10,12 @@
 #include <cstring>
 
 #if defined(__CUDACC__)
+#define VRTHINKER_UNROLL _Pragma("unroll")
+#else
+#define VRTHINKER_UNROLL
+#endif
+
+#if defined(__CUDACC__)
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
 #define VRTHINKER_HOST_DEVICE __host__ __device__

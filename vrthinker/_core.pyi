@@ -61,3 +61,34 @@ def patchify_cuda(
     std: tuple[float, ...],
     stream: int,
 ) -> None: ...
+
+# Tensors are anything that exports DLPack. `targets` is empty in place.
+def evict_cpu(
+    sources: list[Any],
+    targets: list[Any],
+    batch_dims: list[int],
+    token_dims: list[int],
+    runs: Any,
+    rotations: Any | None,
+    n_rotated: int,
+    block_tables: Any | None,
+    block_size: int,
+    out_tokens: int,
+    num_threads: int,
+) -> None: ...
+
+# Only in builds with CUDA.
+def evict_pack(
+    sources: list[Any],
+    targets: list[Any],
+    batch_dims: list[int],
+    token_dims: list[int],
+    runs: Any,
+    rotations: Any | None,
+    n_rotated: int,
+    block_tables: Any | None,
+    block_size: int,
+    out_tokens: int,
+    processors: int,
+) -> bytearray: ...
+def evict_cuda(packed: bytearray, on_device: Any, stream: int) -> None: ...

@@ -1,0 +1,543 @@
+"""`evict`, the op: tokens leave the middle of KV caches and of the sequences beside them, in one call.
+
+All layers' keys and values, and whatever else has a token dimension, are compacted together: one launch on a
+GPU. `plan.py` decides on the host what goes where; `reference.py` is the specification of the move.
+
+- `gaps` (no `inv_freq`): only bytes move. What later tokens attended to, and their positions, stay.
+- `renumber` (`inv_freq` given): survivors' keys are turned by their shift while they move, so that
+  positions are contiguous again. Inference only; each turn rounds once more (docs/kernels.md: drift).
+- In place only what lies behind a sequence's first hole moves, and nothing is allocated that grows with the
+  cache. Rows past a sequence's new length keep stale bytes. Out of place, they are 0.
+
+Registered as `vrthinker::evict`, `vrthinker::evict_` and `vrthinker::evict_paged_` with fakes, so that
+`torch.compile(fullgraph=True)` and `opcheck` see them; `evict` has a gradient. Every argument is checked
+before anything is allocated or written.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, Literal, overload
+
+import torch
+
+from vrthinker.errors import InputError
+from vrthinker.kernels import Version, choose_version, native_obstacles, triton_obstacle
+from vrthinker.kernels.evict.paged import PagedPlan
+from vrthinker.kernels.evict.plan import EvictionPlan
+from vrthinker.kernels.evict.reference import (
+    evict_backward_reference,
+    evict_paged_reference_,
+    evict_reference,
+    evict_reference_,
+    rotation_table,
+)
+
+Layout = Literal["bhtd", "bthd"]
+"""`[batch, kv_heads, tokens, head_dim]` or `[batch, tokens, kv_heads, head_dim]`."""
+
+_TOKEN_DIM = {"bhtd": -2, "bthd": -3}
+_ROTATED = (torch.float32, torch.bfloat16, torch.float16)
+
+
+@overload
+def evict_cache(
+    keys: torch.Tensor,
+    values: torch.Tensor,
+    plan: EvictionPlan,
+    *,
+    layout: Layout = ...,
+    in_place: bool = ...,
+    inv_freq: torch.Tensor | None = ...,
+) -> tuple[torch.Tensor, torch.Tensor]: ...
+@overload
+def evict_cache(
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    plan: EvictionPlan,
+    *,
+    layout: Layout = ...,
+    in_place: bool = ...,
+    inv_freq: torch.Tensor | None = ...,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]: ...
+def evict_cache(
+    keys: torch.Tensor | Sequence[torch.Tensor],
+    values: torch.Tensor | Sequence[torch.Tensor],
+    plan: EvictionPlan,
+    *,
+    layout: Layout = "bhtd",
+    in_place: bool = True,
+    inv_freq: torch.Tensor | None = None,
+) -> tuple[torch.Tensor | list[torch.Tensor], torch.Tensor | list[torch.Tensor]]:
+    """Evicts tokens from a KV cache, all layers in one call.
+
+    Args:
+        keys: One tensor per layer in `layout`, or one tensor `[layers, ...]` of all. Any strides; dtypes
+            float32, bfloat16, float16 (any dtype without `inv_freq`). Tokens past a sequence's length are
+            not read.
+        values: Likewise.
+        plan: As `plan_eviction` gives it; its lengths are those of the cache.
+        layout: Order of the dimensions.
+        in_place: Compact the given tensors; else return new ones of `plan.out_tokens` tokens.
+        inv_freq: `[head_dim / 2]`: renumber, turning keys by their shift. None keeps gaps.
+
+    Returns:
+        Keys and values in the form they were given: the same tensors in place, or new contiguous ones.
+
+    Raises:
+        InputError: An argument is not as described; nothing was written.
+
+    Source: method section 3.
+    """
+    if layout not in _TOKEN_DIM:
+        raise InputError(f"evict: layout: got {layout!r}, wanted bhtd or bthd")
+    all_keys = _layers("keys", keys)
+    all_values = _layers("values", values)
+    tensors = [*all_keys, *all_values]
+    for place, tensor in enumerate(tensors):
+        if tensor.ndim not in (4, 5):
+            name = _name(place, len(all_keys))
+            raise InputError(f"evict: {name}: got shape {list(tensor.shape)}, wanted {_wanted(layout)}")
+    token_dims = [tensor.ndim + _TOKEN_DIM[layout] for tensor in tensors]
+    out = _evict(
+        tensors,
+        plan,
+        batch_dims=[tensor.ndim - 4 for tensor in tensors],
+        token_dims=token_dims,
+        in_place=in_place,
+        inv_freq=inv_freq,
+        n_rotated=len(all_keys),
+        names=[_name(place, len(all_keys)) for place in range(len(tensors))],
+    )
+    new_keys, new_values = (
+        (all_keys, all_values) if in_place else (out[: len(all_keys)], out[len(all_keys) :])
+    )
+    if isinstance(keys, torch.Tensor):
+        return new_keys[0], new_values[0]
+    return new_keys, new_values
+
+
+def evict_sequence(
+    tensors: Sequence[torch.Tensor],
+    plan: EvictionPlan,
+    *,
+    batch_dims: Sequence[int] | None = None,
+    token_dims: Sequence[int] | None = None,
+    in_place: bool = False,
+) -> list[torch.Tensor]:
+    """Compacts what lies beside a cache: token ids, embeddings, position ids, labels, masks.
+
+    Positions are only moved: subtract `plan.position_shifts()` where a cache was renumbered.
+
+    Args:
+        tensors: Any dtypes and strides, each with a batch and a token dimension.
+        plan: As `plan_eviction` gives it.
+        batch_dims: Per tensor; 0 for all by default (position ids `[3, batch, tokens]` have 1).
+        token_dims: Per tensor; the dimension after the batch by default.
+        in_place: Compact the given tensors; else return new ones, padded with 0.
+
+    Returns:
+        The given tensors in place, or new contiguous ones. Gradients flow through new ones.
+
+    Raises:
+        InputError: An argument is not as described; nothing was written.
+    """
+    batch = [0] * len(tensors) if batch_dims is None else list(batch_dims)
+    token = [dim + 1 for dim in batch] if token_dims is None else list(token_dims)
+    if not len(batch) == len(token) == len(tensors):
+        raise InputError(
+            f"evict: got {len(tensors)} tensors, {len(batch)} batch_dims and {len(token)} token_dims, wanted "
+            "as many of each"
+        )
+    names = [f"tensors[{place}]" for place in range(len(tensors))]
+    out = _evict(tensors, plan, batch_dims=batch, token_dims=token, in_place=in_place, names=names)
+    return list(tensors) if in_place else out
+
+
+def evict_paged(
+    keys: Sequence[torch.Tensor],
+    values: Sequence[torch.Tensor],
+    plan: PagedPlan,
+    *,
+    inv_freq: torch.Tensor | None = None,
+) -> None:
+    """Evicts tokens from a paged cache, in place, all layers in one call.
+
+    Afterwards `plan.block_tables` are the sequences' tables, and `plan.freed_blocks` are free. Whole free
+    blocks cost nothing: they are only unlinked.
+
+    Args:
+        keys: One tensor `[blocks, block_size, kv_heads, head_dim]` per layer, any strides.
+        values: Likewise.
+        plan: As `plan_paged_eviction` gives it (with `renumber=True` where `inv_freq` is given).
+        inv_freq: `[head_dim / 2]`: turn keys by their shift. None keeps gaps.
+
+    Raises:
+        InputError: An argument is not as described; nothing was written.
+    """
+    tensors = [*keys, *values]
+    names = [_name(place, len(keys)) for place in range(len(tensors))]
+    n_blocks = int(plan.working_tables.max()) + 1 if plan.working_tables.numel() else 0
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.ndim != 4 or tensor.shape[1] != plan.block_size or tensor.shape[0] < n_blocks:
+            raise InputError(
+                f"evict: {name}: got shape {list(tensor.shape)}, wanted [{n_blocks} blocks or more, "
+                f"{plan.block_size}, kv_heads, head_dim]"
+            )
+    rotations = _rotations(tensors[: len(keys)], names, plan.plan, inv_freq)
+    _check_tensors(tensors, names, in_place=True)
+    runs = plan.table(renumber=inv_freq is not None)
+    if runs.shape[0]:
+        torch.ops.vrthinker.evict_paged_(
+            tensors, runs, plan.working_tables, rotations, len(keys) if rotations is not None else 0
+        )
+
+
+def _evict(
+    tensors: Sequence[torch.Tensor],
+    plan: EvictionPlan,
+    *,
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    in_place: bool,
+    names: Sequence[str],
+    inv_freq: torch.Tensor | None = None,
+    n_rotated: int = 0,
+) -> list[torch.Tensor]:
+    longest = max(plan.lengths, default=0)
+    batch_dims = [dim % max(1, tensor.ndim) for dim, tensor in zip(batch_dims, tensors, strict=True)]
+    token_dims = [dim % max(1, tensor.ndim) for dim, tensor in zip(token_dims, tensors, strict=True)]
+    for name, tensor, batch_dim, token_dim in zip(names, tensors, batch_dims, token_dims, strict=True):
+        if tensor.ndim < 2 or batch_dim == token_dim:
+            raise InputError(
+                f"evict: {name}: got shape {list(tensor.shape)} with batch in dimension {batch_dim} and "
+                f"tokens in {token_dim}, wanted two dimensions"
+            )
+        batch, tokens = tensor.shape[batch_dim], tensor.shape[token_dim]
+        if batch != plan.batch or tokens < longest:
+            raise InputError(
+                f"evict: {name}: got {batch} sequences of {tokens} tokens (shape {list(tensor.shape)}), "
+                f"wanted {plan.batch} of at least {longest}, as the plan has"
+            )
+    rotations = _rotations(tensors[:n_rotated], names, plan, inv_freq)
+    _check_tensors(tensors, names, in_place=in_place)
+    n_rotated = n_rotated if rotations is not None else 0
+    runs = plan.table(in_place=in_place, renumber=rotations is not None)
+    if not in_place:
+        if not tensors:
+            return []
+        out: list[torch.Tensor] = torch.ops.vrthinker.evict(
+            list(tensors), batch_dims, token_dims, runs, rotations, n_rotated, plan.out_tokens
+        )
+        return out
+    if runs.shape[0] and tensors:
+        torch.ops.vrthinker.evict_(list(tensors), batch_dims, token_dims, runs, rotations, n_rotated)
+    return []
+
+
+# Checks
+
+
+def _layers(name: str, cache: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    if not isinstance(cache, torch.Tensor):
+        return list(cache)
+    if cache.ndim != 5:
+        raise InputError(
+            f"evict: {name}: got one tensor of shape {list(cache.shape)}, wanted [layers, batch, ...] or a "
+            "list"
+        )
+    return [cache]
+
+
+def _name(place: int, n_keys: int) -> str:
+    return f"keys[{place}]" if place < n_keys else f"values[{place - n_keys}]"
+
+
+def _wanted(layout: Layout) -> str:
+    shape = "kv_heads, tokens" if layout == "bhtd" else "tokens, kv_heads"
+    return f"[batch, {shape}, head_dim]"
+
+
+def _rotations(
+    keys: Sequence[torch.Tensor], names: Sequence[str], plan: EvictionPlan, inv_freq: torch.Tensor | None
+) -> torch.Tensor | None:
+    if inv_freq is None or not keys:
+        return None
+    if inv_freq.ndim != 1 or not inv_freq.is_floating_point():
+        raise InputError(
+            f"evict: inv_freq: got {inv_freq.dtype} of shape {list(inv_freq.shape)}, wanted floats of shape "
+            "[head_dim / 2]"
+        )
+    for name, key in zip(names, keys, strict=False):
+        if key.dtype not in _ROTATED or key.dtype != keys[0].dtype:
+            allowed = "float32, bfloat16 or float16, the same for all, to renumber"
+            raise InputError(f"evict: {name}: got dtype {key.dtype}, wanted {allowed}")
+        if key.shape[-1] != 2 * inv_freq.shape[0]:
+            raise InputError(
+                f"evict: {name}: got head_dim {key.shape[-1]}, wanted {2 * inv_freq.shape[0]}, twice the "
+                "frequencies"
+            )
+    return rotation_table(plan.shifts, inv_freq) if plan.shifts else None
+
+
+def _check_tensors(tensors: Sequence[torch.Tensor], names: Sequence[str], *, in_place: bool) -> None:
+    seen: dict[tuple[int, ...], str] = {}
+    for name, tensor in zip(names, tensors, strict=True):
+        if tensor.device != tensors[0].device or tensor.device.type not in ("cpu", "cuda"):
+            raise InputError(
+                f"evict: {name}: got a tensor on {tensor.device}, wanted all on one cpu or cuda device "
+                f"({names[0]} is on {tensors[0].device})"
+            )
+        if not in_place or torch.compiler.is_compiling():
+            continue
+        if tensor.requires_grad:
+            raise InputError(f"evict: {name}: got a tensor that requires grad, wanted one to change in place")
+        overlaps = torch._debug_has_internal_overlap(tensor) == 1
+        place = (tensor.data_ptr(), *tensor.shape, *tensor.stride())
+        if overlaps or (tensor.numel() and place in seen):
+            what = "elements that share memory" if overlaps else f"the tensor that {seen[place]} is"
+            raise InputError(f"evict: {name}: got {what}, wanted memory of its own to change in place")
+        seen[place] = name
+
+
+# The registered ops
+
+
+def _obstacles(device: torch.device, *, in_place: bool) -> dict[Version, str | None]:
+    found = native_obstacles(device)
+    found["triton"] = "it has no in-place version" if in_place else triton_obstacle(device)
+    return found
+
+
+def _plain(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
+    """As DLPack takes them: no gradient, and one-byte types as bytes (only their bytes move)."""
+    return [
+        t.detach().view(torch.uint8) if t.dtype.itemsize == 1 and t.dtype != torch.uint8 else t.detach()
+        for t in tensors
+    ]
+
+
+def _with_dense_heads(tensors: Sequence[torch.Tensor], n_rotated: int) -> list[torch.Tensor]:
+    """Tensors whose rotated last dimension is contiguous, as the native versions need it."""
+    return [
+        t.contiguous() if place < n_rotated and t.shape[-1] > 1 and t.stride(-1) != 1 else t
+        for place, t in enumerate(tensors)
+    ]
+
+
+def _run_native(
+    version: Version,
+    sources: list[torch.Tensor],
+    targets: list[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+    block_tables: torch.Tensor | None = None,
+    block_size: int = 0,
+    out_tokens: int = 0,
+) -> None:
+    from vrthinker import _core
+
+    arguments: dict[str, Any] = {
+        "sources": _plain(sources),
+        "targets": _plain(targets),
+        "batch_dims": list(batch_dims),
+        "token_dims": list(token_dims),
+        "runs": runs,
+        "rotations": rotations,
+        "n_rotated": n_rotated,
+        "block_tables": block_tables,
+        "block_size": block_size,
+        "out_tokens": out_tokens,
+    }
+    if version == "cpu":
+        _core.evict_cpu(**arguments, num_threads=torch.get_num_threads())
+        return
+    device = sources[0].device
+    processors = torch.cuda.get_device_properties(device).multi_processor_count
+    packed = _core.evict_pack(**arguments, processors=processors)
+    # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done.
+    on_device = torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
+    _core.evict_cuda(packed, on_device, torch.cuda.current_stream(device).cuda_stream)
+
+
+@torch.library.custom_op("vrthinker::evict", mutates_args=())
+def _evict_op(
+    tensors: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+    out_tokens: int,
+) -> list[torch.Tensor]:
+    version = choose_version("evict", _obstacles(tensors[0].device, in_place=False))
+    if version == "reference":
+        return [
+            evict_reference(
+                tensor,
+                runs,
+                batch_dim=batch_dims[place],
+                token_dim=token_dims[place],
+                out_tokens=out_tokens,
+                rotations=rotations if place < n_rotated else None,
+            )
+            for place, tensor in enumerate(tensors)
+        ]
+    sources = _with_dense_heads(tensors, n_rotated)
+    if version == "triton":
+        from vrthinker.kernels.evict.triton import evict_triton
+
+        targets = _empty_targets(tensors, token_dims, out_tokens)
+        evict_triton(sources, targets, batch_dims, token_dims, runs, rotations, n_rotated)
+        return targets
+    targets = _empty_targets(tensors, token_dims, out_tokens)
+    _run_native(
+        version, sources, targets, batch_dims, token_dims, runs, rotations, n_rotated, out_tokens=out_tokens
+    )
+    return targets
+
+
+def _empty_targets(
+    tensors: Sequence[torch.Tensor], token_dims: Sequence[int], out_tokens: int
+) -> list[torch.Tensor]:
+    return [
+        tensor.new_empty([*tensor.shape[:dim], out_tokens, *tensor.shape[dim + 1 :]])
+        for tensor, dim in zip(tensors, token_dims, strict=True)
+    ]
+
+
+@_evict_op.register_fake
+def _evict_fake(
+    tensors: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+    out_tokens: int,
+) -> list[torch.Tensor]:
+    return _empty_targets(tensors, token_dims, out_tokens)
+
+
+@torch.library.custom_op("vrthinker::evict_backward", mutates_args=())
+def _evict_backward_op(
+    gradients: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+    tokens: Sequence[int],
+) -> list[torch.Tensor]:
+    return [
+        evict_backward_reference(
+            gradient,
+            runs,
+            batch_dim=batch_dims[place],
+            token_dim=token_dims[place],
+            tokens=tokens[place],
+            rotations=rotations if place < n_rotated else None,
+        )
+        for place, gradient in enumerate(gradients)
+    ]
+
+
+@_evict_backward_op.register_fake
+def _evict_backward_fake(
+    gradients: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+    tokens: Sequence[int],
+) -> list[torch.Tensor]:
+    return [
+        gradient.new_empty([*gradient.shape[:dim], n, *gradient.shape[dim + 1 :]])
+        for gradient, dim, n in zip(gradients, token_dims, tokens, strict=True)
+    ]
+
+
+def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]) -> None:
+    tensors, ctx.batch_dims, ctx.token_dims, runs, rotations, ctx.n_rotated, _ = inputs
+    ctx.save_for_backward(runs, rotations)
+    ctx.tokens = [tensor.shape[dim] for tensor, dim in zip(tensors, ctx.token_dims, strict=True)]
+    ctx.differentiable = [tensor.is_floating_point() for tensor in tensors]
+
+
+def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
+    runs, rotations = ctx.saved_tensors
+    wanted = [place for place, g in enumerate(gradients) if g is not None and ctx.differentiable[place]]
+    found: list[torch.Tensor | None] = [None] * len(gradients)
+    if wanted:
+        given = torch.ops.vrthinker.evict_backward(
+            [gradients[place] for place in wanted],
+            [ctx.batch_dims[place] for place in wanted],
+            [ctx.token_dims[place] for place in wanted],
+            runs,
+            rotations,
+            sum(place < ctx.n_rotated for place in wanted),
+            [ctx.tokens[place] for place in wanted],
+        )
+        for place, gradient in zip(wanted, given, strict=True):
+            found[place] = gradient
+    return found, None, None, None, None, None, None
+
+
+_evict_op.register_autograd(_backward, setup_context=_setup_context)
+
+
+@torch.library.custom_op("vrthinker::evict_", mutates_args=("tensors",))
+def _evict_in_place_op(
+    tensors: Sequence[torch.Tensor],
+    batch_dims: Sequence[int],
+    token_dims: Sequence[int],
+    runs: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+) -> None:
+    version = choose_version("evict", _obstacles(tensors[0].device, in_place=True))
+    if version == "reference":
+        for place, tensor in enumerate(tensors):
+            evict_reference_(
+                tensor,
+                runs,
+                batch_dim=batch_dims[place],
+                token_dim=token_dims[place],
+                rotations=rotations if place < n_rotated else None,
+            )
+        return
+    dense = _with_dense_heads(tensors, n_rotated)
+    _run_native(version, dense, [], batch_dims, token_dims, runs, rotations, n_rotated)
+    _copy_back(tensors, dense)
+
+
+@torch.library.custom_op("vrthinker::evict_paged_", mutates_args=("tensors",))
+def _evict_paged_op(
+    tensors: Sequence[torch.Tensor],
+    runs: torch.Tensor,
+    block_tables: torch.Tensor,
+    rotations: torch.Tensor | None,
+    n_rotated: int,
+) -> None:
+    version = choose_version("evict", _obstacles(tensors[0].device, in_place=True))
+    if version == "reference":
+        for place, tensor in enumerate(tensors):
+            evict_paged_reference_(
+                tensor, runs, block_tables, rotations=rotations if place < n_rotated else None
+            )
+        return
+    dense = _with_dense_heads(tensors, n_rotated)
+    n = len(tensors)
+    block_size = tensors[0].shape[1]
+    _run_native(version, dense, [], [0] * n, [1] * n, runs, rotations, n_rotated, block_tables, block_size)
+    _copy_back(tensors, dense)
+
+
+def _copy_back(tensors: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) -> None:
+    for tensor, copy in zip(tensors, dense, strict=True):
+        if copy is not tensor:
+            tensor.detach().copy_(copy)

@@ -1,0 +1,141 @@
+"""Eviction from a paged cache: whole free blocks are unlinked on the host, what is left moves up.
+
+A sequence's tokens fill the blocks of its table in order. Blocks that lose all their tokens leave the table;
+what stays is closed up over the partly filled ones, so that attention kernels find full blocks again. Nothing
+moves at all where holes start and end on block boundaries. Invariant: a block that other sequences use too
+is never written; such a plan is refused before anything is (copy on write is the caller's).
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+
+from vrthinker.errors import InputError
+from vrthinker.kernels.evict.plan import EvictionPlan
+
+
+@dataclass(frozen=True)
+class PagedPlan:
+    """What becomes of a paged cache.
+
+    Attributes:
+        plan: Which tokens leave.
+        block_size: Tokens of a block.
+        block_tables: Per sequence, its blocks afterwards.
+        freed_blocks: Blocks that no sequence uses any more, ascending: the allocator may hand them out.
+        working_tables: int64 `[batch, blocks]` on the CPU: the tables while tokens move, padded with 0.
+        slots: Per run of the plan, where it lies in its working table (source row).
+    """
+
+    plan: EvictionPlan
+    block_size: int
+    block_tables: tuple[tuple[int, ...], ...]
+    freed_blocks: tuple[int, ...]
+    working_tables: torch.Tensor
+    slots: tuple[int, ...]
+
+    def table(self, *, renumber: bool) -> torch.Tensor:
+        """The runs that move or turn, as the op takes them (see `EvictionPlan.table`)."""
+        row_of = {shift: row for row, shift in enumerate(self.plan.shifts)} if renumber else {}
+        rows = []
+        for run, slot in zip(self.plan.runs, self.slots, strict=True):
+            rotation = row_of.get(run.shift, -1)
+            if slot != run.target or rotation >= 0:
+                rows.append((run.sequence, slot, run.target, run.count, rotation))
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5)
+
+
+def plan_paged_eviction(
+    plan: EvictionPlan, block_tables: Sequence[Sequence[int]], block_size: int, *, renumber: bool = False
+) -> PagedPlan:
+    """Plans an eviction from a paged cache.
+
+    Args:
+        plan: Which tokens leave.
+        block_tables: Per sequence its blocks, at least as many as its length needs; further ones stay behind
+            the last.
+        block_size: Tokens of a block.
+        renumber: Whether keys will be turned: then blocks behind a hole are written even where they need
+            not move.
+
+    Raises:
+        InputError: A table is too short, a block is negative or twice in a table, or a block that would be
+            written is another sequence's too.
+    """
+    if block_size < 1:
+        raise InputError(f"evict: block_size: got {block_size}, wanted 1 or more")
+    if len(block_tables) != plan.batch:
+        raise InputError(f"evict: block_tables: got {len(block_tables)} sequences, wanted {plan.batch}")
+    users: Counter[int] = Counter()
+    for sequence, (table, length) in enumerate(zip(block_tables, plan.lengths, strict=True)):
+        if len(table) < -(-length // block_size):
+            raise InputError(
+                f"evict: block_tables[{sequence}]: got {len(table)} blocks, wanted at least "
+                f"{-(-length // block_size)} for {length} tokens"
+            )
+        if min(table, default=0) < 0 or len(set(table)) < len(table):
+            raise InputError(
+                f"evict: block_tables[{sequence}]: got {list(table)}, wanted different blocks, 0 or above"
+            )
+        users.update(table)
+    tables, working, slots = [], [], []
+    for sequence, table in enumerate(block_tables):
+        new, kept, own_slots = _plan_sequence(plan, sequence, table, block_size, users, renumber=renumber)
+        tables.append(new)
+        working.append(kept)
+        slots += own_slots
+    still_used = {block for table in tables for block in table}
+    width = max(map(len, working), default=0)
+    return PagedPlan(
+        plan=plan,
+        block_size=block_size,
+        block_tables=tuple(tables),
+        freed_blocks=tuple(sorted(users.keys() - still_used)),
+        working_tables=torch.tensor(
+            [[*table, *[0] * (width - len(table))] for table in working], dtype=torch.int64
+        ).reshape(len(working), width),
+        slots=tuple(slots),
+    )
+
+
+def _plan_sequence(
+    plan: EvictionPlan,
+    sequence: int,
+    table: Sequence[int],
+    block_size: int,
+    users: Counter[int],
+    *,
+    renumber: bool,
+) -> tuple[tuple[int, ...], list[int], list[int]]:
+    """A sequence's table afterwards, its table while tokens move, and where its runs lie in that one."""
+    runs = [run for run in plan.runs if run.sequence == sequence]
+    kept_places = sorted(
+        {
+            place
+            for run in runs
+            for place in range(run.source // block_size, _last(run.source, run.count, block_size))
+        }
+    )
+    rank = {place: number for number, place in enumerate(kept_places)}
+    kept = [table[place] for place in kept_places]
+    slots = [rank[run.source // block_size] * block_size + run.source % block_size for run in runs]
+    for run, slot in zip(runs, slots, strict=True):
+        if slot != run.target or (renumber and run.shift):
+            for place in range(run.target // block_size, _last(run.target, run.count, block_size)):
+                if users[kept[place]] > 1:
+                    raise InputError(
+                        f"evict: block_tables[{sequence}]: block {kept[place]} would be written and is "
+                        "another sequence's too; give this sequence a copy of it first"
+                    )
+    used = -(-plan.lengths[sequence] // block_size)
+    needed = -(-plan.new_lengths[sequence] // block_size)
+    return (*kept[:needed], *table[used:]), kept, slots
+
+
+def _last(first: int, count: int, block_size: int) -> int:
+    """One past the last block that rows [first, first + count) touch."""
+    return (first + count - 1) // block_size + 1

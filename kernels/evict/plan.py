@@ -1,0 +1,176 @@
+"""What an eviction does, decided and checked on the host: which runs of tokens stay, and where they go.
+
+A plan is made once per round boundary and used for every layer's keys and values, for token ids, embeddings,
+positions, labels and masks. Invariant: everything that could be wrong with spans is found here, before any
+tensor is written. It has no tensor on a device, so making one never waits for a GPU.
+
+Source: method section 3 (expiry removes whole frames; what stays keeps its order).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import torch
+
+from vrthinker.errors import InputError
+
+Span = tuple[int, int]
+
+
+@dataclass(frozen=True)
+class Run:
+    """Tokens that stay together: `[source, source + count)` becomes `[target, target + count)`.
+
+    `shift` is by how much their positions fall when positions are renumbered: the sum of what the spans
+    before them free.
+    """
+
+    sequence: int
+    source: int
+    target: int
+    count: int
+    shift: int
+
+
+@dataclass(frozen=True)
+class EvictionPlan:
+    """Which tokens of each sequence leave.
+
+    Attributes:
+        lengths: Tokens of each sequence before.
+        new_lengths: Tokens of each sequence after.
+        runs: All that stays, by sequence and in order; those before the first hole have source = target.
+    """
+
+    lengths: tuple[int, ...]
+    new_lengths: tuple[int, ...]
+    runs: tuple[Run, ...]
+
+    @property
+    def batch(self) -> int:
+        """Sequences."""
+        return len(self.lengths)
+
+    @property
+    def out_tokens(self) -> int:
+        """Tokens of the longest sequence after."""
+        return max(self.new_lengths, default=0)
+
+    @property
+    def moved(self) -> tuple[Run, ...]:
+        """The runs behind a hole: what has to move in place."""
+        return tuple(run for run in self.runs if run.source != run.target)
+
+    @cached_property
+    def shifts(self) -> tuple[int, ...]:
+        """The distinct shifts above 0: one row each of a rotation table."""
+        return tuple(sorted({run.shift for run in self.runs} - {0}))
+
+    def table(self, *, in_place: bool, renumber: bool) -> torch.Tensor:
+        """The runs as the op takes them.
+
+        Args:
+            in_place: Leave out what neither moves nor turns.
+            renumber: Fill the last column.
+
+        Returns:
+            int64 `[runs, 5]` on the CPU: sequence, source, target, count, and the row of the run's shift in
+            `shifts` (-1: none).
+        """
+        row_of = {shift: row for row, shift in enumerate(self.shifts)} if renumber else {}
+        rows = [
+            (run.sequence, run.source, run.target, run.count, row_of.get(run.shift, -1))
+            for run in (self.moved if in_place else self.runs)
+        ]
+        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5)
+
+    def position_shifts(self, out_tokens: int | None = None) -> torch.Tensor:
+        """By how much each kept token's position falls under renumbering: int64 `[batch, out_tokens]`."""
+        shifts = torch.zeros(
+            self.batch, self.out_tokens if out_tokens is None else out_tokens, dtype=torch.int64
+        )
+        for run in self.runs:
+            shifts[run.sequence, run.target : run.target + run.count] = run.shift
+        return shifts
+
+
+def plan_eviction(
+    spans: Sequence[Sequence[Span]],
+    lengths: Sequence[int],
+    *,
+    freed_positions: Sequence[Sequence[int]] | None = None,
+) -> EvictionPlan:
+    """Plans which tokens leave.
+
+    Args:
+        spans: Per sequence, half-open ranges of its tokens to drop, in any order. Touching ones are allowed;
+            empty ones do nothing.
+        lengths: Tokens of each sequence.
+        freed_positions: Per span, how many positions it frees, for renumbering. A frame of 16 x 20 patches
+            has 320 tokens and 20 positions (M-RoPE); its temporal, height and width positions all fall by
+            that one number for what comes after. By default a span frees as many positions as it has tokens.
+
+    Raises:
+        InputError: A span is negative, overlaps another or lies outside its sequence, a length or a number
+            of freed positions is negative, or the arguments do not have one entry per sequence and span.
+    """
+    if len(spans) != len(lengths):
+        raise InputError(f"evict: spans: got {len(spans)} sequences, wanted {len(lengths)}, one per length")
+    numbers = [len(own) for own in spans]
+    if freed_positions is not None and (got := [len(own) for own in freed_positions]) != numbers:
+        raise InputError(
+            f"evict: freed_positions: got {got} numbers per sequence, wanted {numbers}, one per span"
+        )
+    runs: list[Run] = []
+    new_lengths: list[int] = []
+    for sequence, (own, length) in enumerate(zip(spans, lengths, strict=True)):
+        freed = [end - start for start, end in own] if freed_positions is None else freed_positions[sequence]
+        target = _plan_sequence(sequence, _checked(sequence, own, freed, length), length, runs)
+        new_lengths.append(target)
+    return EvictionPlan(tuple(map(int, lengths)), tuple(new_lengths), tuple(runs))
+
+
+def _checked(
+    sequence: int, spans: Sequence[Span], freed: Sequence[int], length: int
+) -> list[tuple[int, int, int]]:
+    """The spans that drop something, in order: (start, end, freed positions)."""
+    if length < 0:
+        raise InputError(f"evict: lengths[{sequence}]: got {length}, wanted 0 or more")
+    checked: list[tuple[int, int, int]] = []
+    for (start, end), positions in zip(spans, freed, strict=True):
+        if not 0 <= start <= end <= length:
+            raise InputError(
+                f"evict: spans[{sequence}]: got [{start}, {end}), wanted a range within [0, {length})"
+            )
+        if positions < 0:
+            raise InputError(f"evict: freed_positions[{sequence}]: got {positions}, wanted 0 or more")
+        if start < end:
+            checked.append((int(start), int(end), int(positions)))
+        elif positions:
+            raise InputError(
+                f"evict: freed_positions[{sequence}]: got {positions} for [{start}, {end}), wanted 0: it is "
+                "empty"
+            )
+    checked.sort()
+    for (start, end, _), (next_start, next_end, _) in pairwise(checked):
+        if next_start < end:
+            raise InputError(
+                f"evict: spans[{sequence}]: got [{start}, {end}) and [{next_start}, {next_end}), wanted "
+                "ranges that do not overlap"
+            )
+    return checked
+
+
+def _plan_sequence(sequence: int, spans: list[tuple[int, int, int]], length: int, runs: list[Run]) -> int:
+    """Appends the runs between spans; the new length."""
+    source = target = shift = 0
+    for start, end, positions in [*spans, (length, length, 0)]:
+        if start > source:
+            runs.append(Run(sequence, source, target, start - source, shift))
+            target += start - source
+        source, shift = end, shift + positions
+    return target
