@@ -119,7 +119,8 @@ struct EvictHeader {
 
 inline constexpr int kEvictThreads = 256;
 
-// Packs an eviction for a GPU with so many multiprocessors. What moves nothing in place is left out.
+// Packs an eviction for a GPU with so many multiprocessors. What moves nothing in place is left out. Throws
+// std::invalid_argument where a tensor is less aligned than the elements of what is rotated beside it.
 std::vector<char> pack_eviction(const Eviction& eviction, int processors);
 
 #ifdef VRTHINKER_WITH_CUDA

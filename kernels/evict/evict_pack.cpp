@@ -2,6 +2,7 @@
 // bytes, so that one small copy and one launch do it all.
 #include <algorithm>
 #include <cstring>
+#include <stdexcept>
 
 #include "evict/evict.h"
 
@@ -87,6 +88,13 @@ std::vector<char> pack_eviction(const Eviction& eviction, int processors) {
         }
     }
     header.vector_bytes = static_cast<std::int32_t>(vector_bytes);
+    const std::int64_t element_bytes = header.element == static_cast<std::int32_t>(EvictElement::kBytes) ? 1
+                                       : header.element == static_cast<std::int32_t>(EvictElement::kFloat32)
+                                           ? 4
+                                           : 2;
+    if (vector_bytes < element_bytes) {
+        throw std::invalid_argument("evict: tensors are less aligned than the elements of what is rotated");
+    }
     header.rows_per_block = std::max<std::int64_t>(1, kBytesPerBlock / widest);
     const std::int64_t row_tiles = (eviction.out_tokens + header.rows_per_block - 1) / header.rows_per_block;
     const std::int64_t wanted_blocks = std::max<std::int64_t>(1, processors) * kBlocksPerProcessor;

@@ -355,12 +355,37 @@ def _run_native(
     if version == "cpu":
         _core.evict_cpu(**arguments, num_threads=torch.get_num_threads())
         return
+    if n_rotated and any(t.element_size() < sources[0].element_size() for t in sources[n_rotated:]):
+        # A launch moves vectors of one size; keys are turned by whole elements.
+        for part, rotated in ((slice(n_rotated), n_rotated), (slice(n_rotated, None), 0)):
+            _run_native(
+                version,
+                sources[part],
+                targets[part],
+                batch_dims[part],
+                token_dims[part],
+                # Without a rotation a run that only turned is a run that stays.
+                runs if rotated else _without_rotation(runs, in_place=not targets),
+                rotations if rotated else None,
+                rotated,
+                block_tables,
+                block_size,
+                out_tokens,
+            )
+        return
     device = sources[0].device
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     packed = _core.evict_pack(**arguments, processors=processors)
     # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done.
     on_device = torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
     _core.evict_cuda(packed, on_device, torch.cuda.current_stream(device).cuda_stream)
+
+
+def _without_rotation(runs: torch.Tensor, *, in_place: bool) -> torch.Tensor:
+    kept = runs[runs[:, 1] != runs[:, 2]] if in_place else runs
+    kept = kept.clone()
+    kept[:, 4] = -1
+    return kept
 
 
 @torch.library.custom_op("vrthinker::evict", mutates_args=())
