@@ -16,21 +16,28 @@ const char* launch(const EvictHeader& header, const char* packed, cudaStream_t s
     return describe(cudaGetLastError());
 }
 
-// A vector holds at least one element of what is turned.
+// Where something is turned, a vector is 16 bytes or one element (see `pack_eviction`).
 template <typename Element>
 const char* launch_rotated(const EvictHeader& header, const char* packed, cudaStream_t stream) {
+    if (header.vector_bytes == 16) {
+        return launch<EvictVector<16>, Element>(header, packed, stream);
+    }
+    return launch<EvictVector<sizeof(typename Element::Storage)>, Element>(header, packed, stream);
+}
+
+// What is only moved has no element type.
+const char* launch_bytes(const EvictHeader& header, const char* packed, cudaStream_t stream) {
     switch (header.vector_bytes) {
         case 16:
-            return launch<EvictVector<16>, Element>(header, packed, stream);
+            return launch<EvictVector<16>, Bytes>(header, packed, stream);
         case 8:
-            return launch<EvictVector<8>, Element>(header, packed, stream);
+            return launch<EvictVector<8>, Bytes>(header, packed, stream);
         case 4:
-            return launch<EvictVector<4>, Element>(header, packed, stream);
+            return launch<EvictVector<4>, Bytes>(header, packed, stream);
+        case 2:
+            return launch<EvictVector<2>, Bytes>(header, packed, stream);
         default:
-            if constexpr (sizeof(typename Element::Storage) <= 2) {
-                return launch<EvictVector<2>, Element>(header, packed, stream);
-            }
-            return "rows are not aligned to their elements";
+            return launch<EvictVector<1>, Bytes>(header, packed, stream);
     }
 }
 
@@ -57,11 +64,7 @@ const char* evict_cuda(const EvictHeader& header, const char* packed, int device
         case EvictElement::kBytes:
             break;
     }
-    // Bytes are only moved: the element type is not used.
-    if (header.vector_bytes == 1) {
-        return launch<EvictVector<1>, Bytes>(header, packed, as_stream(stream));
-    }
-    return launch_rotated<Bytes>(header, packed, as_stream(stream));
+    return launch_bytes(header, packed, as_stream(stream));
 }
 
 }  // namespace vrthinker

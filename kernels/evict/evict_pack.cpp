@@ -87,14 +87,17 @@ std::vector<char> pack_eviction(const Eviction& eviction, int processors) {
             header.element = static_cast<std::int32_t>(tensor.element);
         }
     }
-    header.vector_bytes = static_cast<std::int32_t>(vector_bytes);
-    const std::int64_t element_bytes = header.element == static_cast<std::int32_t>(EvictElement::kBytes) ? 1
-                                       : header.element == static_cast<std::int32_t>(EvictElement::kFloat32)
-                                           ? 4
-                                           : 2;
-    if (vector_bytes < element_bytes) {
-        throw std::invalid_argument("evict: tensors are less aligned than the elements of what is rotated");
+    if (header.element != static_cast<std::int32_t>(EvictElement::kBytes)) {
+        const std::int64_t element_bytes =
+            header.element == static_cast<std::int32_t>(EvictElement::kFloat32) ? 4 : 2;
+        if (vector_bytes < element_bytes) {
+            throw std::invalid_argument(
+                "evict: tensors are less aligned than the elements of what is rotated");
+        }
+        // Two sizes of vector are enough where something is turned: fewer kernels in the wheel.
+        vector_bytes = vector_bytes == 16 ? 16 : element_bytes;
     }
+    header.vector_bytes = static_cast<std::int32_t>(vector_bytes);
     header.rows_per_block = std::max<std::int64_t>(1, kBytesPerBlock / widest);
     const std::int64_t row_tiles = (eviction.out_tokens + header.rows_per_block - 1) / header.rows_per_block;
     const std::int64_t wanted_blocks = std::max<std::int64_t>(1, processors) * kBlocksPerProcessor;

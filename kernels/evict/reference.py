@@ -47,7 +47,7 @@ def rotate(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
 
 def evict_reference(
     tensor: torch.Tensor,
-    runs: torch.Tensor,
+    runs: torch.Tensor | Sequence[Sequence[int]],
     *,
     batch_dim: int,
     token_dim: int,
@@ -58,7 +58,8 @@ def evict_reference(
 
     Args:
         tensor: Any shape with a batch and a token dimension.
-        runs: int64 `[runs, 5]`: sequence, source, target, count, row of `rotations` (-1: none).
+        runs: int64 `[runs, 5]`: sequence, source, target, count, row of `rotations` (-1: none). Plain numbers
+            let `torch.compile` see one graph.
         batch_dim: Which dimension is the batch.
         token_dim: Which dimension is the tokens.
         out_tokens: Size of the result's token dimension; what no run fills is 0.
@@ -69,7 +70,9 @@ def evict_reference(
     """
     rows = tensor.movedim((batch_dim, token_dim), (0, 1))
     out = rows.new_zeros((rows.shape[0], out_tokens, *rows.shape[2:]))
-    for sequence, source, target, count, rotation in runs.tolist():
+    for sequence, source, target, count, rotation in (
+        runs.tolist() if isinstance(runs, torch.Tensor) else runs
+    ):
         kept = rows[sequence, source : source + count]
         if rotations is not None and rotation >= 0:
             kept = rotate(kept, rotations[rotation])

@@ -66,22 +66,29 @@ void run(const EvictHeader& header, const char* packed, std::uint64_t seed) {
 }
 
 template <typename Element>
-void run_element(const EvictHeader& header, const char* packed, std::uint64_t seed) {
+void run_rotated(const EvictHeader& header, const char* packed, std::uint64_t seed) {
+    if (header.vector_bytes == 16) {
+        return run<EvictVector<16>, Element>(header, packed, seed);
+    }
+    run<EvictVector<sizeof(typename Element::Storage)>, Element>(header, packed, seed);
+}
+
+void run_bytes(const EvictHeader& header, const char* packed, std::uint64_t seed) {
     switch (header.vector_bytes) {
         case 16:
-            return run<EvictVector<16>, Element>(header, packed, seed);
+            return run<EvictVector<16>, Bytes>(header, packed, seed);
         case 8:
-            return run<EvictVector<8>, Element>(header, packed, seed);
+            return run<EvictVector<8>, Bytes>(header, packed, seed);
         case 4:
-            return run<EvictVector<4>, Element>(header, packed, seed);
+            return run<EvictVector<4>, Bytes>(header, packed, seed);
+        case 2:
+            return run<EvictVector<2>, Bytes>(header, packed, seed);
         default:
-            if constexpr (sizeof(typename Element::Storage) <= 2) {
-                return run<EvictVector<2>, Element>(header, packed, seed);
-            }
-            std::abort();
+            return run<EvictVector<1>, Bytes>(header, packed, seed);
     }
 }
 
+// As evict.cu does it.
 void emulate(const Eviction& eviction, int processors, std::uint64_t seed) {
     const std::vector<char> packed = pack_eviction(eviction, processors);
     EvictHeader header{};
@@ -91,18 +98,14 @@ void emulate(const Eviction& eviction, int processors, std::uint64_t seed) {
     }
     switch (static_cast<EvictElement>(header.element)) {
         case EvictElement::kFloat32:
-            return run_element<Float32>(header, packed.data(), seed);
+            return run_rotated<Float32>(header, packed.data(), seed);
         case EvictElement::kBFloat16:
-            return run_element<BFloat16>(header, packed.data(), seed);
+            return run_rotated<BFloat16>(header, packed.data(), seed);
         case EvictElement::kFloat16:
-            return run_element<Float16>(header, packed.data(), seed);
+            return run_rotated<Float16>(header, packed.data(), seed);
         case EvictElement::kBytes:
-            break;
+            return run_bytes(header, packed.data(), seed);
     }
-    if (header.vector_bytes == 1) {
-        return run<EvictVector<1>, Bytes>(header, packed.data(), seed);
-    }
-    run_element<Bytes>(header, packed.data(), seed);
 }
 
 // Ascending runs with holes between them, per sequence.
