@@ -13,7 +13,8 @@ NANO_SEED ?= 0
 NANO_RUN ?= build/nano-$(NANO_SEED)
 
 NATIVE := CMakeLists.txt $(wildcard cmake/* csrc/* kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
-CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
+CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu) \
+	$(shell find tests/native -name "*.h" -o -name "*.cpp")
 
 .DELETE_ON_ERROR:
 .PHONY: help demo nano test lint format wheel clean distclean install install-dev
