@@ -1,4 +1,6 @@
-"""Refuses a wheel that would not run everywhere, or that grew too large:  check_wheel.py WHEEL [MEGABYTES]
+"""Refuses a wheel that would not run everywhere, or that grew too large.
+
+    check_wheel.py WHEEL [MEGABYTES]
 
 A wheel carries a manylinux tag (auditwheel found that the symbols it needs are that old), its native module
 links the C and C++ runtimes and nothing else (no libtorch: one wheel for every torch; no libgomp: a second

@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(
     importlib.util.find_spec("triton") is None, reason="needs triton (pip install triton)"
 )
 
-SAMPLE = '''
+SAMPLE = """
 import triton
 import triton.language as tl
 
@@ -34,11 +34,13 @@ def add_kernel(x, out, count, value, BLOCK: tl.constexpr):
     tl.store(out + at, tl.load(x + at, mask=at < count) + value, mask=at < count)
 
 
-AOT = [
-    (add_kernel, {"x": "*bf16", "out": "*fp32", "count": "i32", "value": "fp32", "BLOCK": "constexpr"}, {"BLOCK": 128}),
-    (add_kernel, {"x": "*fp32", "out": "*fp32", "count": "i64", "value": "fp32", "BLOCK": "constexpr"}, {"BLOCK": 256}),
-]
-'''
+def entry(x, count, block):
+    signature = {"x": x, "out": "*fp32", "count": count, "value": "fp32", "BLOCK": "constexpr"}
+    return add_kernel, signature, {"BLOCK": block}
+
+
+AOT = [entry("*bf16", "i32", 128), entry("*fp32", "i64", 256)]
+"""
 
 
 def compile_ahead(module: str, folder: Path, *capabilities: int) -> subprocess.CompletedProcess[str]:
@@ -78,14 +80,12 @@ def test_a_list_is_compiled_entry_by_entry_for_every_target(tmp_path: Path) -> N
     ("find", "replace", "message"),
     [
         ("+ value, mask", "+ missing, mask", "missing is not defined"),
-        ('"count": "i64", ', "", "add_kernel: the signature names ['x', 'out', 'value', 'BLOCK']"),
-        ('{"BLOCK": 256}', "{}", "add_kernel: got values for [], wanted ['BLOCK']"),
-        ('{"BLOCK": 256}', '{"BLOCK": 100}', "power of 2"),
+        ('"count": count, ', "", "add_kernel: the signature names ['x', 'out', 'value', 'BLOCK']"),
+        ('{"BLOCK": block}', "{}", "add_kernel: got values for [], wanted ['BLOCK']"),
+        ('"i64", 256', '"i64", 100', "power of 2"),
     ],
 )
-def test_a_kernel_that_does_not_compile_fails(
-    find: str, replace: str, message: str, tmp_path: Path
-) -> None:
+def test_a_kernel_that_does_not_compile_fails(find: str, replace: str, message: str, tmp_path: Path) -> None:
     assert SAMPLE.count(find) == 1
     (tmp_path / "sample_kernels.py").write_text(SAMPLE.replace(find, replace))
     done = compile_ahead("sample_kernels", tmp_path, 90)

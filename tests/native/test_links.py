@@ -69,7 +69,8 @@ def test_a_library_that_is_not_a_runtime_is_refused_by_name(check_wheel: ModuleT
 
 def test_what_else_is_refused(check_wheel: ModuleType, tmp_path: Path) -> None:
     bare = write_wheel(tmp_path, {"vrthinker/data.bin": CORE}, "linux_x86_64")
-    done = subprocess.run([sys.executable, SCRIPT, bare, "0.001"], capture_output=True, text=True, check=False)
+    command = [sys.executable, SCRIPT, bare, "0.001"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 1
     megabytes = bare.stat().st_size / 1e6
     assert done.stderr.splitlines() == [
