@@ -54,12 +54,17 @@ format: install-dev
 	@$(VENV)/bin/ruff format -q .
 	@$(VENV)/bin/clang-format -i $(CLANG_FORMAT_FILES)
 
+# What linux_x86_64 promises (this machine) becomes what it is (every Linux from some glibc on).
 wheel: install-dev
-	@echo "==> building the wheel into dist/"
-	@rm -rf dist && mkdir -p build
-	@$(VENV)/bin/python -m build --wheel --no-isolation --outdir dist . >build/wheel.log 2>&1 \
+	@echo "==> building the wheel"
+	@rm -rf dist build/wheel && mkdir -p build/wheel
+	@$(VENV)/bin/python -m build --wheel --no-isolation --outdir build/wheel . >build/wheel.log 2>&1 \
 		|| { cat build/wheel.log; exit 1; }
-	@ls dist/*.whl
+	@echo "==> auditwheel, into dist/"
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl \
+		>build/auditwheel.log 2>&1 || { cat build/auditwheel.log; exit 1; }
+	@$(VENV)/bin/python -m auditwheel show dist/*.whl
+	@$(VENV)/bin/python scripts/check_wheel.py dist/*.whl
 
 clean:
 	rm -rf build dist .mypy_cache .ruff_cache .pytest_cache .hypothesis

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import pkgutil
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Literal, get_args
 
@@ -72,6 +73,17 @@ def choose_version(op: str, obstacles: Mapping[Version, str | None]) -> Version:
         if version in obstacles and obstacles[version] is None:
             return version
     raise InputError(f"{op}: no version can run: " + "; ".join(f"{k}: {v}" for k, v in obstacles.items()))
+
+
+def benchmarked_ops() -> tuple[str, ...]:
+    """The ops that `vrthinker bench` measures, by name: every folder here that holds a `bench.py`."""
+    return tuple(
+        sorted(
+            module.name
+            for module in pkgutil.iter_modules(__path__)
+            if module.ispkg and importlib.util.find_spec(f"{__name__}.{module.name}.bench") is not None
+        )
+    )
 
 
 def native_obstacles(device: torch.device) -> dict[Version, str | None]:

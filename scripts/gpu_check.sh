@@ -31,6 +31,6 @@ VRTHINKER_REQUIRE_GPU=1 run -m pytest "${files[@]}" -c "$PWD/pyproject.toml" -m 
 echo "==> microbenchmarks"
 for bench in kernels/*/bench.py; do
     op="$(basename "$(dirname "$bench")")"
-    run -m "vrthinker.kernels.$op.bench" --device cuda --out "$out/${op}_cuda.jsonl" || status=$?
+    run -m vrthinker bench "$op" --device cuda --out "$out/${op}_cuda.jsonl" || status=$?
 done
 exit "$status"

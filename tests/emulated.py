@@ -69,7 +69,7 @@ def build(driver: Path, folder: Path, *, kernels: Path = KERNELS) -> Path:
     """Compiles a driver.
 
     Args:
-        driver: The C++ file.
+        driver: The C++ file. What it includes lies in `kernels` or in the emulator's folder, not beside it.
         folder: Where the program goes; made when missing.
         kernels: The folder of kernel headers: the package's, or what `plant` returned.
 

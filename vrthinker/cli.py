@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.bench import BenchCommand
 from vrthinker.commands.evaluate import EvalCommand
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
@@ -313,6 +314,7 @@ Command = (
     | Annotated[WorldCommand, _group("world", "The synthetic world: clips with planted defects.")]
     | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]
     | Annotated[TrainCommand, _group("train", "Train a judge.")]
+    | Annotated[BenchCommand, tyro.conf.subcommand("bench", prefix_name=False)]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor", prefix_name=False)]
     | Annotated[MakeTinyCommand, tyro.conf.subcommand("make-tiny", prefix_name=False)]
 )

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -248,24 +249,37 @@ def test_compiles_into_one_graph(dynamic: bool) -> None:
         assert torch.equal(compiled(frames), mean_patch(frames))
 
 
-def test_benchmark_rows_hold_what_they_claim() -> None:
-    case = bench.Case("tiny", 2, 56, 56, 14, bench.CLIP_MEAN, bench.CLIP_STD)
-    threads = torch.get_num_threads()
-    try:
-        row = bench.measure(case, "cpu", 1, 5, seed=0)
-    finally:
-        torch.set_num_threads(threads)
-    assert row["bytes_moved"] == 2 * 56 * 56 * 3 * (1 + 4 * 2)
-    assert set(row["milliseconds"]) >= {"reference", "cpp", "transformers", "copy_"}
-    for timing in row["milliseconds"].values():
-        assert 0 < timing["p20"] <= timing["p50"] <= timing["p80"]
+@pytest.mark.parametrize("case", bench.CASES, ids=lambda case: case.name)
+def test_benchmark_cases_count_the_bytes_that_have_to_move(case: bench.Case) -> None:
+    comparison = bench.compare(replace(case, frames=1), "cpu", seed=0)
+    copies = case.temporal_patch_size
+    assert comparison.bytes_moved == case.height * case.width * 3 * (1 + 4 * copies)
+    assert list(comparison.competitors) == ["reference", "cpp", "transformers", bench.FRESH_COPY]
+    comparison.check()
+    copied = comparison.competitors[bench.FRESH_COPY]()
+    assert isinstance(copied, torch.Tensor)
+    assert abs(2 * copied.nbytes - comparison.bytes_moved) <= 1
 
 
-def test_benchmark_stops_at_a_version_that_differs(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "patchify", lambda frames, **layout: patchify_reference(frames, **layout) + 1)
-    case = bench.Case("tiny", 1, 28, 28, 14, bench.CLIP_MEAN, bench.CLIP_STD)
-    with pytest.raises(RuntimeError, match="cpp differs from the reference at tiny"):
-        bench.measure(case, "cpu", torch.get_num_threads(), 5, seed=0)
+def test_benchmark_data_come_from_the_seed() -> None:
+    tiny = bench.Case("tiny", 1, 28, 28, 14, bench.CLIP_MEAN, bench.CLIP_STD)
+    results = [bench.compare(tiny, "cpu", seed).competitors["cpp"]() for seed in (1, 1, 2)]
+    assert torch.equal(results[0], results[1])
+    assert not torch.equal(results[0], results[2])
+
+
+@pytest.mark.parametrize("competitor", ["cpp", "transformers"])
+def test_benchmark_stops_at_a_version_that_differs(monkeypatch: pytest.MonkeyPatch, competitor: str) -> None:
+    def wrong(frames: torch.Tensor, **layout: Any) -> torch.Tensor:
+        return patchify_reference(frames, **layout) + 1
+
+    tiny = bench.Case("tiny", 1, 28, 28, 14, bench.CLIP_MEAN, bench.CLIP_STD)
+    if competitor == "cpp":
+        monkeypatch.setattr(bench, "patchify", wrong)
+    else:
+        monkeypatch.setattr(bench, "_hugging_face", lambda case, frames: lambda: wrong(frames, **case.layout))
+    with pytest.raises(RuntimeError, match=f"^{competitor} differs from the reference$"):
+        bench.compare(tiny, "cpu", seed=0).check()
 
 
 @pytest.mark.gpu

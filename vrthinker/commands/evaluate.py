@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.options import Flag, option
+from vrthinker.commands.options import Flag, check_writable, option
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
@@ -62,7 +62,7 @@ class EvalWorldCommand:
         if self.batch_size < 1:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
         if self.row is not None:
-            _check_row_file(self.row)
+            check_writable("--row", self.row)
         overrides: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
         with (
             Judge.from_pretrained(
@@ -109,15 +109,6 @@ class EvalShowCommand:
 
         report, run = load_report(self.run_folder)
         return _print(report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
-
-
-def _check_row_file(path: Path) -> None:
-    """Hours of judging should not end in a row that cannot be written."""
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.open("ab").close()
-    except OSError as error:
-        raise InputError(f"--row: {path}: cannot be written ({error.strerror}); give another file") from None
 
 
 def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> int:

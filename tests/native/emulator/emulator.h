@@ -47,7 +47,8 @@ void launch(dim3 grid, dim3 block, std::uint64_t seed, void (*kernel)(Parameters
         machine.fault("a launch that CUDA refuses (blocks of 1 to 1024 threads, at least one block)");
     }
     const auto shared = find_shared_arrays(reinterpret_cast<std::uintptr_t>(kernel));
-    const auto values = std::make_tuple(kernel, Parameters(std::forward<Arguments>(arguments))...);
+    const auto values =
+        std::make_tuple(kernel, static_cast<Parameters>(std::forward<Arguments>(arguments))...);
     const auto body = [](const void* closure) {
         std::apply([](auto* run, const auto&... each) { run(each...); },
                    *static_cast<const decltype(values)*>(closure));
