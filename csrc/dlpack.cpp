@@ -1,6 +1,7 @@
 #include "dlpack.h"
 
 #include <cstring>
+#include <unordered_map>
 #include <utility>
 
 namespace py = pybind11;
@@ -27,6 +28,35 @@ py::object export_capsule(const py::object& object, dlpack::DeviceType type) {
         }
     }
     return method(**arguments);
+}
+
+// The exchange table of a type, or null: asked once a type, under the GIL. Types that offer one are immortal
+// in practice (torch.Tensor, and Parameter, which inherits it).
+const dlpack::ExchangeApi* exchange_api(PyTypeObject* type) {
+    static std::unordered_map<PyTypeObject*, const dlpack::ExchangeApi*> known;
+    const auto found = known.find(type);
+    if (found != known.end()) {
+        return found->second;
+    }
+    PyObject* capsule =
+        PyObject_GetAttrString(reinterpret_cast<PyObject*>(type), "__dlpack_c_exchange_api__");
+    if (capsule == nullptr) {
+        PyErr_Clear();
+        return nullptr;  // not remembered: the type may go and another take its address
+    }
+    const dlpack::ExchangeApi* api = nullptr;
+    if (PyCapsule_IsValid(capsule, "dlpack_exchange_api")) {
+        api = static_cast<const dlpack::ExchangeApi*>(PyCapsule_GetPointer(capsule, "dlpack_exchange_api"));
+        if (api->major != 1 || api->tensor_from_object == nullptr) {
+            api = nullptr;
+        }
+    }
+    Py_DECREF(capsule);
+    if (api != nullptr) {
+        Py_INCREF(type);
+        known.emplace(type, api);
+    }
+    return api;
 }
 
 std::vector<std::int64_t> row_major_strides(const std::vector<std::int64_t>& shape) {
@@ -80,6 +110,19 @@ std::string shape_name(const std::vector<std::int64_t>& shape) {
 
 TensorView::TensorView(const py::object& object, std::string op, std::string argument)
     : op_(std::move(op)), argument_(std::move(argument)) {
+    if (const dlpack::ExchangeApi* api = exchange_api(Py_TYPE(object.ptr()))) {
+        dlpack::Tensor tensor{};
+        if (api->tensor_from_object(object.ptr(), &tensor) != 0) {
+            throw py::error_already_set();
+        }
+        keeper_ = object;
+        device_ = tensor.device;
+        if (device_.type != dlpack::kCpu && device_.type != dlpack::kCuda) {
+            fail("device " + device_name(device_), "cpu or cuda");
+        }
+        read(tensor);
+        return;
+    }
     if (!py::hasattr(object, "__dlpack__") || !py::hasattr(object, "__dlpack_device__")) {
         throw py::type_error(op_ + ": " + argument_ + ": got " + Py_TYPE(object.ptr())->tp_name +
                              ", wanted a tensor that exports DLPack (a torch tensor, a numpy array)");
@@ -89,47 +132,51 @@ TensorView::TensorView(const py::object& object, std::string op, std::string arg
     if (device_.type != dlpack::kCpu && device_.type != dlpack::kCuda) {
         fail("device " + device_name(device_), "cpu or cuda");
     }
-    capsule_ = export_capsule(object, static_cast<dlpack::DeviceType>(device_.type));
+    keeper_ = export_capsule(object, static_cast<dlpack::DeviceType>(device_.type));
 
     const dlpack::Tensor* tensor = nullptr;
-    if (PyCapsule_IsValid(capsule_.ptr(), "dltensor_versioned")) {
+    if (PyCapsule_IsValid(keeper_.ptr(), "dltensor_versioned")) {
         const auto* managed = static_cast<const dlpack::VersionedManagedTensor*>(
-            PyCapsule_GetPointer(capsule_.ptr(), "dltensor_versioned"));
+            PyCapsule_GetPointer(keeper_.ptr(), "dltensor_versioned"));
         if (managed->major != 1) {
             fail("DLPack " + std::to_string(managed->major) + "." + std::to_string(managed->minor),
                  "DLPack 1.x or older");
         }
         read_only_ = (managed->flags & dlpack::kReadOnly) != 0;
         tensor = &managed->tensor;
-    } else if (PyCapsule_IsValid(capsule_.ptr(), "dltensor")) {
-        tensor = &static_cast<const dlpack::ManagedTensor*>(PyCapsule_GetPointer(capsule_.ptr(), "dltensor"))
+    } else if (PyCapsule_IsValid(keeper_.ptr(), "dltensor")) {
+        tensor = &static_cast<const dlpack::ManagedTensor*>(PyCapsule_GetPointer(keeper_.ptr(), "dltensor"))
                       ->tensor;
     } else {
-        const char* name = PyCapsule_CheckExact(capsule_.ptr()) ? PyCapsule_GetName(capsule_.ptr()) : nullptr;
+        const char* name = PyCapsule_CheckExact(keeper_.ptr()) ? PyCapsule_GetName(keeper_.ptr()) : nullptr;
         fail(name ? std::string("a capsule named '") + name + "'"
-                  : std::string(Py_TYPE(capsule_.ptr())->tp_name) + " from __dlpack__()",
+                  : std::string(Py_TYPE(keeper_.ptr())->tp_name) + " from __dlpack__()",
              "an unused DLPack capsule");
     }
-    if (tensor->rank < 0 || tensor->rank > kMaxRank) {
-        fail(std::to_string(tensor->rank) + " dimensions", "0 to " + std::to_string(kMaxRank));
+    read(*tensor);
+}
+
+void TensorView::read(const dlpack::Tensor& tensor) {
+    if (tensor.rank < 0 || tensor.rank > kMaxRank) {
+        fail(std::to_string(tensor.rank) + " dimensions", "0 to " + std::to_string(kMaxRank));
     }
-    if (tensor->device.type != device_.type || tensor->device.id != device_.id) {
-        fail("a tensor on " + device_name(tensor->device), "the device it names, " + device_name(device_));
+    if (tensor.device.type != device_.type || tensor.device.id != device_.id) {
+        fail("a tensor on " + device_name(tensor.device), "the device it names, " + device_name(device_));
     }
-    dtype_ = tensor->dtype;
+    dtype_ = tensor.dtype;
     if (dtype_.lanes != 1) {
         fail(std::to_string(dtype_.lanes) + " lanes", "one lane");
     }
-    shape_.assign(tensor->shape, tensor->shape + tensor->rank);
+    shape_.assign(tensor.shape, tensor.shape + tensor.rank);
     for (const std::int64_t size : shape_) {
         if (size < 0) {
             fail("shape " + shape_name(shape_), "sizes of 0 or more");
         }
     }
-    strides_ = tensor->strides ? std::vector<std::int64_t>(tensor->strides, tensor->strides + tensor->rank)
-                               : row_major_strides(shape_);
-    data_ = static_cast<char*>(tensor->data) + tensor->byte_offset;
-    if (tensor->data == nullptr && element_count() > 0) {
+    strides_ = tensor.strides ? std::vector<std::int64_t>(tensor.strides, tensor.strides + tensor.rank)
+                              : row_major_strides(shape_);
+    data_ = static_cast<char*>(tensor.data) + tensor.byte_offset;
+    if (tensor.data == nullptr && element_count() > 0) {
         fail("no memory for shape " + shape_name(shape_), "memory");
     }
 }

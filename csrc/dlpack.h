@@ -56,12 +56,26 @@ struct VersionedManagedTensor {  // capsule "dltensor_versioned"
     Tensor tensor;
 };
 
+// The C exchange table that a tensor type may offer (DLPack 1.3; torch has it): a view costs a call in C
+// instead of one in Python.
+struct ExchangeApi {
+    std::uint32_t major;
+    std::uint32_t minor;
+    const void* older;
+    void* allocate;
+    void* managed_from_object;
+    void* managed_to_object;
+    int (*tensor_from_object)(void* object, Tensor* out);  // borrows; may be null
+    void* current_stream;
+};
+
 }  // namespace dlpack
 
 class TensorView {
   public:
-    // Asks `object` for a capsule and borrows its memory; the capsule stays alive as long as the view.
-    // `op` and `argument` name the place in error messages. Raises ValueError or TypeError.
+    // Borrows the memory of `object`: through its type's exchange table where it has one, else through a
+    // capsule. The object (or the capsule) stays alive as long as the view. `op` and `argument` name the
+    // place in error messages. Raises ValueError or TypeError.
     TensorView(const pybind11::object& object, std::string op, std::string argument);
 
     void* data() const { return data_; }
@@ -85,7 +99,9 @@ class TensorView {
   private:
     std::string op_;
     std::string argument_;
-    pybind11::object capsule_;
+    void read(const dlpack::Tensor& tensor);
+
+    pybind11::object keeper_;
     void* data_ = nullptr;
     dlpack::Device device_{};
     dlpack::DataType dtype_{};

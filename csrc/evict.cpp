@@ -131,6 +131,7 @@ struct Call {
         eviction.out_tokens = in_place ? 0 : out_tokens;
         eviction.block_size = block_size;
         take_rotations(rotations_object, n_rotated);
+        views.reserve(2 * sources.size());  // references to views stay good
         for (std::size_t i = 0; i < sources.size(); ++i) {
             take_tensor(sources[i], in_place ? sources[i] : targets[i], batch_dims[i], token_dims[i],
                         i < n_rotated, "tensors[" + std::to_string(i) + "]", device);
@@ -162,12 +163,10 @@ struct Call {
     void take_tensor(const py::object& source_object, const py::object& target_object, std::size_t batch_dim,
                      std::size_t token_dim, bool rotated, const std::string& name,
                      dlpack::DeviceType device) {
-        views.emplace_back(source_object, "evict", name);
-        const TensorView source = views.back();
-        if (target_object.ptr() != source_object.ptr()) {
-            views.emplace_back(target_object, "evict", name + " (target)");
-        }
-        const TensorView target = views.back();
+        const TensorView& source = views.emplace_back(source_object, "evict", name);
+        const bool same = target_object.ptr() == source_object.ptr();
+        const TensorView& target =
+            same ? source : views.emplace_back(target_object, "evict", name + " (target)");
         source.require_device(device);
         target.require_device(device);
         target.require_writable();

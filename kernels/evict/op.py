@@ -207,6 +207,7 @@ def _evict(
     longest = max(plan.lengths, default=0)
     batch_dims = [dim % max(1, tensor.ndim) for dim, tensor in zip(batch_dims, tensors, strict=True)]
     token_dims = [dim % max(1, tensor.ndim) for dim, tensor in zip(token_dims, tensors, strict=True)]
+    wanted_batch = plan.batch
     for name, tensor, batch_dim, token_dim in zip(names, tensors, batch_dims, token_dims, strict=True):
         if tensor.ndim < 2 or batch_dim == token_dim:
             raise InputError(
@@ -214,7 +215,7 @@ def _evict(
                 f"tokens in {token_dim}, wanted two dimensions"
             )
         batch, tokens = tensor.shape[batch_dim], tensor.shape[token_dim]
-        if batch != plan.batch or tokens < longest:
+        if batch != wanted_batch or tokens < longest:
             raise InputError(
                 f"evict: {name}: got {batch} sequences of {tokens} tokens (shape {list(tensor.shape)}), "
                 f"wanted {plan.batch} of at least {longest}, as the plan has"
@@ -282,13 +283,14 @@ def _rotations(
 
 def _check_tensors(tensors: Sequence[torch.Tensor], names: Sequence[str], *, in_place: bool) -> None:
     seen: dict[tuple[int, ...], str] = {}
+    in_place = in_place and not torch.compiler.is_compiling()
     for name, tensor in zip(names, tensors, strict=True):
         if tensor.device != tensors[0].device or tensor.device.type not in ("cpu", "cuda"):
             raise InputError(
                 f"evict: {name}: got a tensor on {tensor.device}, wanted all on one cpu or cuda device "
                 f"({names[0]} is on {tensors[0].device})"
             )
-        if not in_place or torch.compiler.is_compiling():
+        if not in_place:
             continue
         if tensor.requires_grad:
             raise InputError(f"evict: {name}: got a tensor that requires grad, wanted one to change in place")

@@ -94,38 +94,33 @@ def _gather_rows(
             tl.store(target + column[None, :], values, mask=inside[:, None] & in_row[None, :])
 
 
-_POINTERS = {
+_NUMBERS = (
+    "outer_1",
+    "outer_2",
+    "out_tokens",
+    "source_batch",
+    "source_outer_1",
+    "source_outer_2",
+    "source_token",
+    "target_batch",
+    "target_outer_1",
+    "target_outer_2",
+    "target_token",
+    "row",
+    "half",
+)
+_SIGNATURE = {
     "sources": "*i64",
     "targets": "*i64",
     "source_rows": "*i64",
     "rotation_rows": "*i64",
     "rotations": "*fp32",
-    **{
-        name: "i64"
-        for name in (
-            "outer_1",
-            "outer_2",
-            "out_tokens",
-            "source_batch",
-            "source_outer_1",
-            "source_outer_2",
-            "source_token",
-            "target_batch",
-            "target_outer_1",
-            "target_outer_2",
-            "target_token",
-            "row",
-            "half",
-        )
-    },
+    **dict.fromkeys(_NUMBERS, "i64"),
+    **dict.fromkeys(("DTYPE", "ROTATE", "ROWS", "COLUMNS"), "constexpr"),
 }
 AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
-    (
-        _gather_rows,
-        _POINTERS,
-        {"DTYPE": dtype, "ROTATE": rotate, "ROWS": _TILE_ROWS, "COLUMNS": 64},
-    )
-    for dtype, rotate in ((tl.bfloat16, True), (tl.bfloat16, False), (tl.float32, True), (tl.int64, False))
+    (_gather_rows, _SIGNATURE, {"DTYPE": dtype, "ROTATE": rotate, "ROWS": _TILE_ROWS, "COLUMNS": 64})
+    for dtype, rotate in ((tl.bfloat16, True), (tl.float16, True), (tl.float32, True), (tl.int16, False))
 ]
 """What is compiled ahead of time in the tests: kernel, argument types, constants."""
 
