@@ -17,13 +17,6 @@ namespace {
 constexpr std::int64_t kEpisodesPerThread = 128 * 1024;
 constexpr std::int64_t kBytesPerThread = 4 * 1024 * 1024;
 
-void merge(double& sum, double other) {
-    sum += other;
-}
-void merge(Tally& tally, const Tally& other) {
-    tally.merge(other);
-}
-
 // add(partial, episode) for every episode of the range, in the fixed order of group_advantage_math.h. Lanes
 // and warps that have nothing are left out: adding them changes nothing.
 template <typename Partial, typename Add>

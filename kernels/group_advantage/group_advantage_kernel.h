@@ -32,13 +32,6 @@ __device__ inline Tally exchanged(const Tally& tally, int distance) {
     return other;
 }
 
-__device__ inline void merge(double& sum, double other) {
-    sum += other;
-}
-__device__ inline void merge(Tally& tally, const Tally& other) {
-    tally.merge(other);
-}
-
 // Every thread of the block gets the merged value; `shared` has kWarps places. Two exchanging lanes add the
 // same two numbers, and addition commutes, so all end with the same bits: those of the tree.
 template <typename Partial>
@@ -63,7 +56,6 @@ __device__ inline Partial block_fold(Partial mine, Partial* shared) {
 template <typename Real>
 __device__ inline Tally tally_by_block(const AdvantageTask<Real>& task, Range range, Tally* shared) {
     Tally tally = Tally::empty();
-#pragma unroll 4
     for (std::int64_t i = range.begin + threadIdx.x; i < range.end; i += kLanes) {
         tally.add(task, i);
     }
@@ -75,7 +67,6 @@ __device__ inline double deviation_by_block(const AdvantageTask<Real>& task, Ran
                                             double* shared) {
     const double mean = tally.mean();
     double squares = 0.0;
-#pragma unroll 4
     for (std::int64_t i = range.begin + threadIdx.x; i < range.end; i += kLanes) {
         squares += squared_deviation(task, i, mean);
     }
@@ -148,7 +139,6 @@ __device__ inline void write_uncovered_tokens(const AdvantageTask<Real>& task) {
 template <typename Real>
 __device__ inline void count_bad_values(const AdvantageTask<Real>& task, Tally* shared) {
     Tally tally = Tally::empty();
-#pragma unroll 4
     for (std::int64_t i = threadIdx.x; i < task.episodes; i += kLanes) {
         tally.add(task, i);
     }
@@ -156,15 +146,13 @@ __device__ inline void count_bad_values(const AdvantageTask<Real>& task, Tally* 
         tally.bad += task.bad_group_offset(k) ? 1 : 0;
     }
     if (task.token_offsets.given()) {
-#pragma unroll 4
         for (std::int64_t k = threadIdx.x; k <= task.episodes; k += kLanes) {
             tally.bad += task.bad_token_offset(k) ? 1 : 0;
         }
     }
     tally = block_fold(tally, shared);
     if (threadIdx.x == 0) {
-        constexpr std::int64_t most = std::numeric_limits<std::int32_t>::max();
-        *task.status = static_cast<std::int32_t>(tally.bad < most ? tally.bad : most);
+        *task.status = static_cast<std::int32_t>(tally.bad < kMaxStatus ? tally.bad : kMaxStatus);
     }
 }
 

@@ -26,6 +26,7 @@ inline constexpr double kMaxReward = 1e38;
 // Device code may read such constants, but not call numeric_limits.
 inline constexpr double kInfinity = std::numeric_limits<double>::infinity();
 inline constexpr double kNan = std::numeric_limits<double>::quiet_NaN();
+inline constexpr std::int64_t kMaxStatus = std::numeric_limits<std::int32_t>::max();
 
 // A one-dimensional tensor of any stride (in elements).
 template <typename Value>
@@ -114,13 +115,6 @@ struct Tally {
         highest = reward > highest ? reward : highest;
         ++count;
     }
-    VRTHINKER_HOST_DEVICE void merge(const Tally& other) {
-        sum += other.sum;
-        lowest = other.lowest < lowest ? other.lowest : lowest;
-        highest = other.highest > highest ? other.highest : highest;
-        count += other.count;
-        bad += other.bad;
-    }
     VRTHINKER_HOST_DEVICE double mean() const { return sum / static_cast<double>(count < 1 ? 1 : count); }
     // Fewer than two rewards, or all equal: no signal.
     VRTHINKER_HOST_DEVICE bool is_flat() const { return !(lowest < highest); }
@@ -133,6 +127,18 @@ struct Tally {
         return std::sqrt(squares / static_cast<double>(freedom < 1 ? 1 : freedom));
     }
 };
+
+VRTHINKER_HOST_DEVICE inline void merge(Tally& tally, const Tally& other) {
+    tally.sum += other.sum;
+    tally.lowest = other.lowest < tally.lowest ? other.lowest : tally.lowest;
+    tally.highest = other.highest > tally.highest ? other.highest : tally.highest;
+    tally.count += other.count;
+    tally.bad += other.bad;
+}
+
+VRTHINKER_HOST_DEVICE inline void merge(double& sum, double other) {
+    sum += other;
+}
 
 template <typename Real>
 VRTHINKER_HOST_DEVICE inline double squared_deviation(const AdvantageTask<Real>& task, std::int64_t episode,

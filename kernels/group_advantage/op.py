@@ -91,6 +91,8 @@ def group_advantage(
         Method, section 5, stage 3: A_i = (s_i - mean) / (std + 1e-6), with ddof 1 as TRL and verl.
     """
     _check(rewards, group_offsets, valid, method, ddof, eps, token_offsets, n_tokens)
+    if rewards.requires_grad:
+        rewards = rewards.detach()
     result = GroupAdvantages(
         *torch.ops.vrthinker.group_advantage.default(
             rewards, group_offsets, valid, method, ddof, eps, token_offsets, n_tokens or 0
@@ -223,10 +225,9 @@ def _group_advantage(
     token_offsets: torch.Tensor | None,
     n_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    rewards = rewards.detach() if rewards.requires_grad else rewards  # DLPack exports no other
     device = rewards.device
     version = choose_version("group_advantage", _obstacles(device, os.environ.get("TRITON_INTERPRET")))
-    if rewards.requires_grad:
-        rewards = rewards.detach()  # DLPack refuses to export it otherwise
     if device.type == "cpu" and version != "cpu":
         _refuse_bad_values(rewards, group_offsets, valid, token_offsets, n_tokens)
     if version == "reference":

@@ -32,7 +32,9 @@ def _load_rewards(rewards, reward_stride, valid, valid_stride, at, inside, HAS_V
 
 
 @triton.jit
-def _tally(rewards, reward_stride, valid, valid_stride, begin, end, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr):
+def _tally(
+    rewards, reward_stride, valid, valid_stride, begin, end, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr
+):
     """Sum, lowest, highest, count and count of bad rewards of the episodes [begin, end)."""
     total = tl.zeros((BLOCK,), tl.float64)
     lowest = tl.full((BLOCK,), float("inf"), tl.float64)
@@ -41,7 +43,7 @@ def _tally(rewards, reward_stride, valid, valid_stride, begin, end, HAS_VALID: t
     bad = tl.zeros((BLOCK,), tl.int64)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        exact, counts, is_bad, _ = _load_rewards(
+        exact, counts, is_bad, _valid = _load_rewards(
             rewards, reward_stride, valid, valid_stride, at, at < end, HAS_VALID
         )
         total += exact
@@ -61,7 +63,7 @@ def _scale(
     squares = tl.zeros((BLOCK,), tl.float64)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
-        exact, counts, _, _ = _load_rewards(
+        exact, counts, _bad, _valid = _load_rewards(
             rewards, reward_stride, valid, valid_stride, at, at < end, HAS_VALID
         )
         deviation = tl.where(counts, exact - mean, 0.0)
@@ -93,7 +95,7 @@ def _fill(out, begin, end, value, BLOCK: tl.constexpr):
         tl.store(out + at, tl.zeros((BLOCK,), out.dtype.element_ty) + value, mask=at < end)
 
 
-@triton.jit
+@triton.jit(do_not_specialize=["episodes", "groups", "n_tokens"])
 def group_advantage_kernel(
     rewards, valid, group_offsets, token_offsets, advantages, zero_variance, status,
     reward_stride, valid_stride, group_stride, token_stride, episodes, groups, n_tokens,
@@ -106,7 +108,7 @@ def group_advantage_kernel(
     groups = groups.to(tl.int64)
     n_tokens = n_tokens.to(tl.int64)
     if part < 0:
-        _, _, _, _, bad = _tally(
+        _total, _lowest, _highest, _count, bad = _tally(
             rewards, reward_stride, valid, valid_stride, 0, episodes, HAS_VALID, BLOCK
         )
         for first in range(0, groups + 1, BLOCK):
@@ -145,7 +147,7 @@ def group_advantage_kernel(
                 rewards, reward_stride, valid, valid_stride, begin, end, mean, count, EPS, DDOF, HAS_VALID, BLOCK
             )  # fmt: skip
         if METHOD == _BATCH_STD:
-            batch_total, _, _, batch_count, batch_bad = _tally(
+            batch_total, _batch_lowest, _batch_highest, batch_count, batch_bad = _tally(
                 rewards, reward_stride, valid, valid_stride, 0, episodes, HAS_VALID, BLOCK
             )
             batch_mean = batch_total / tl.maximum(batch_count, 1).to(tl.float64)
@@ -160,7 +162,7 @@ def group_advantage_kernel(
 
         if TO_TOKENS:
             for i in range(begin, end):
-                exact, _, _, is_valid = _load_rewards(
+                exact, _counts, _bad, is_valid = _load_rewards(
                     rewards, reward_stride, valid, valid_stride, i, i < end, HAS_VALID
                 )
                 value = _advantage(exact, is_valid, total, mean, others, scale, flat, poisoned, METHOD)
@@ -183,7 +185,7 @@ def group_advantage_kernel(
         else:
             for first in range(begin, end, BLOCK):
                 at = first + tl.arange(0, BLOCK)
-                exact, _, _, is_valid = _load_rewards(
+                exact, _counts, _bad, is_valid = _load_rewards(
                     rewards, reward_stride, valid, valid_stride, at, at < end, HAS_VALID
                 )
                 value = _advantage(exact, is_valid, total, mean, others, scale, flat, poisoned, METHOD)
