@@ -8,6 +8,7 @@ namespace vrthinker {
 pybind11::dict build_info();
 pybind11::dict cuda_probe();
 void bind_evict(pybind11::module_& module);
+void bind_group_advantage(pybind11::module_& module);
 void bind_patchify(pybind11::module_& module);
 
 }  // namespace vrthinker

@@ -12,5 +12,6 @@ PYBIND11_MODULE(_core, module) {
     module.def("cuda_probe", &vrthinker::cuda_probe,
                "What the CUDA driver says of this machine: driver version, devices, or why there is none.");
     vrthinker::bind_evict(module);
+    vrthinker::bind_group_advantage(module);
     vrthinker::bind_patchify(module);
 }

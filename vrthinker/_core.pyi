@@ -29,7 +29,19 @@ class CudaProbe(TypedDict):
 def build_info() -> BuildInfo: ...
 def cuda_probe() -> CudaProbe: ...
 
-# `frames` and `out` are anything that exports DLPack.
+# Tensors are anything that exports DLPack.
+def group_advantage_cpu(
+    rewards: Any,
+    group_offsets: Any,
+    valid: Any,
+    token_offsets: Any,
+    advantages: Any,
+    zero_variance: Any,
+    method: str,
+    ddof: int,
+    eps: float,
+    num_threads: int,
+) -> None: ...
 def patchify_cpu(
     frames: Any,
     out: Any,
@@ -51,6 +63,19 @@ def patchify_cuda_emulated(
 ) -> None: ...
 
 # Only in builds with CUDA (`build_info()["cuda_version"]`).
+def group_advantage_cuda(
+    rewards: Any,
+    group_offsets: Any,
+    valid: Any,
+    token_offsets: Any,
+    advantages: Any,
+    zero_variance: Any,
+    status: Any,
+    method: str,
+    ddof: int,
+    eps: float,
+    stream: int,
+) -> None: ...
 def patchify_cuda(
     frames: Any,
     out: Any,

@@ -1,0 +1,51 @@
+"""The CUDA kernel of `group_advantage` on a CPU: the C++ version's bits under every order, bugs caught."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from emulated import EMULATOR, FAULT, SANITIZER, WRONG, build, plant, run
+
+DRIVER = EMULATOR / "group_advantage_driver.cpp"
+HEADER = "group_advantage/group_advantage_kernel.h"
+
+
+def test_same_bits_as_cpp_and_bad_values_stay_in_bounds(tmp_path: Path) -> None:
+    done = run(build(DRIVER, tmp_path), 16)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert done.stdout == "right under 16 seeds\n"
+
+
+@pytest.mark.parametrize(
+    ("find", "bug", "codes"),
+    [
+        pytest.param(
+            "    }\n    __syncthreads();\n    mine = shared",
+            "    }\n    mine = shared",
+            {WRONG, FAULT},  # threads that saw another sum also take another branch
+            id="no barrier",
+        ),
+        pytest.param(
+            "    __syncthreads();  // before the next fold writes\n", "", {WRONG}, id="overlap of two folds"
+        ),
+        pytest.param(
+            "if (lane == 0) {", "if (lane == 0 && warp > 0) {", {WRONG, FAULT}, id="a warp's sum is missing"
+        ),
+        pytest.param("if (blockIdx.x == 0) {", "if (threadIdx.x == 0) {", {FAULT}, id="divergent barrier"),
+        pytest.param("tallies[kWarps];", "tallies[kWarps - 1];", {SANITIZER}, id="shared memory too small"),
+        pytest.param(
+            "if (last + lane < range.end)", "if (last + lane <= range.end)", {WRONG}, id="a token too far"
+        ),
+        pytest.param("(kWidth - place % kWidth) % kWidth", "0", {SANITIZER}, id="unaligned vector store"),
+        pytest.param(
+            "clamped_range(task.group_offsets, part, task.episodes)",
+            "Range{task.group_offsets[part], task.group_offsets[part + 1]}",
+            {SANITIZER},
+            id="offsets believed",
+        ),
+    ],
+)
+def test_planted_bugs_are_caught(tmp_path: Path, find: str, bug: str, codes: set[int]) -> None:
+    done = run(build(DRIVER, tmp_path, kernels=plant(HEADER, find, bug, tmp_path)), 24)
+    assert done.returncode in codes, done.stdout + done.stderr
