@@ -11,5 +11,6 @@ PYBIND11_MODULE(_core, module) {
                "How this module was built: version, compiler, C++ standard, CUDA version (or None), ...");
     module.def("cuda_probe", &vrthinker::cuda_probe,
                "What the CUDA driver says of this machine: driver version, devices, or why there is none.");
+    vrthinker::bind_grpo_loss(module);
     vrthinker::bind_patchify(module);
 }
