@@ -73,12 +73,22 @@ VRTHINKER_HOST_DEVICE inline Real larger_or_nan(Real value, Real other) {
     return other > value || other != other ? other : value;
 }
 
+// A selection that stays one: compilers turn a loop over `?:` into branches and then find no vector code.
+VRTHINKER_HOST_DEVICE inline float choose(bool condition, float yes, float no) {
+#if defined(__CUDA_ARCH__)
+    return condition ? yes : no;
+#else
+    const std::uint32_t mask = 0U - static_cast<std::uint32_t>(condition);
+    return float_of_bits((float_bits(yes) & mask) | (float_bits(no) & ~mask));
+#endif
+}
+
 struct GrpoToken {
     float loss;
     float gradient;
     float kl;
-    bool low;
-    bool high;
+    float low;   // 1 or 0
+    float high;  // 1 or 0
 };
 
 // One learned token. `ratio` is exp(policy - old); `log_ratio` is ref - policy and `exp_log_ratio` its
@@ -91,23 +101,22 @@ VRTHINKER_HOST_DEVICE inline GrpoToken grpo_token(float ratio, float log_ratio, 
     const bool below = ratio < clip.lowest_ratio;
     const bool above = ratio > clip.highest_ratio;
     // NaN is neither, and stays NaN.
-    const float clipped = below ? clip.lowest_ratio : (above ? clip.highest_ratio : ratio);
+    const float clipped = choose(below, clip.lowest_ratio, choose(above, clip.highest_ratio, ratio));
     const float unclipped_gain = ratio * advantage;
     const float clipped_gain = clipped * advantage;
-    const bool outside = below | above;
-    const bool clip_decides = outside & (unclipped_gain > clipped_gain);
-    const bool tie = outside & (unclipped_gain == clipped_gain);
-    token.loss = unclipped_gain > clipped_gain ? -clipped_gain : -unclipped_gain;
-    token.gradient = clip_decides ? 0.0F : (tie ? -0.5F * unclipped_gain : -unclipped_gain);
-    token.low = below & (advantage < 0.0F);
-    token.high = above & (advantage > 0.0F);
+    const float share = choose((below | above) & (unclipped_gain == clipped_gain), 0.5F, 1.0F);
+    const bool clip_decides = unclipped_gain > clipped_gain;
+    token.loss = -choose(clip_decides, clipped_gain, unclipped_gain);
+    token.gradient = choose(clip_decides, 0.0F, -unclipped_gain * share);
+    token.low = choose(below & (advantage < 0.0F), 1.0F, 0.0F);
+    token.high = choose(above & (advantage > 0.0F), 1.0F, 0.0F);
     token.kl = 0.0F;
     if (kKl) {
+        const bool counts = clip.kl_weight != 0.0F;
         token.kl = exp_log_ratio - log_ratio - 1.0F;
-        if (clip.kl_weight != 0.0F) {
-            token.loss += clip.kl_weight * token.kl;
-            token.gradient += clip.kl_weight * (1.0F - exp_log_ratio);
-        }
+        token.loss = choose(counts, token.loss + clip.kl_weight * token.kl, token.loss);
+        token.gradient =
+            choose(counts, token.gradient + clip.kl_weight * (1.0F - exp_log_ratio), token.gradient);
     }
     return token;
 }

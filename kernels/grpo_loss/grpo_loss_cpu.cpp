@@ -50,7 +50,7 @@ struct alignas(64) Chunk {
 // expf), and 2^n in two steps, since 2^128 and 2^-150 are no floats.
 inline float exp_float(float x) {
     constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
-    const float bounded = x > 89.0F ? 89.0F : (x < -104.0F ? -104.0F : x);
+    const float bounded = choose(x > 89.0F, 89.0F, choose(x < -104.0F, -104.0F, x));
     const float rounded = bounded * 1.44269504088896341F + kRounder;
     const float n = rounded - kRounder;
     const float r = (bounded - n * 0.693359375F) + n * 2.12194440e-4F;
@@ -70,23 +70,22 @@ inline float exp_float(float x) {
 }
 
 template <bool kKl>
-inline void compute_tokens(Chunk& chunk, const GrpoClip& clip) {
+inline void compute_tokens(Chunk& chunk, GrpoClip clip) {
     for (int i = 0; i < kChunk; ++i) {
         // What is not learned may be NaN: it is replaced, not multiplied away.
         const bool learned = chunk.learned[i] != 0.0F;
-        const float policy = learned ? chunk.policy[i] : 0.0F;
-        const float old_policy = learned ? chunk.old_policy[i] : 0.0F;
-        const float advantage = learned ? chunk.advantage[i] : 0.0F;
-        const float ratio = exp_float(policy - old_policy);
-        const float log_ratio = kKl ? (learned ? chunk.reference[i] : 0.0F) - policy : 0.0F;
+        const float policy = choose(learned, chunk.policy[i], 0.0F);
+        const float ratio = exp_float(policy - choose(learned, chunk.old_policy[i], 0.0F));
+        const float log_ratio = kKl ? choose(learned, chunk.reference[i], 0.0F) - policy : 0.0F;
         const float exp_log_ratio = kKl ? exp_float(log_ratio) : 0.0F;
+        const float advantage = choose(learned, chunk.advantage[i], 0.0F);
         const GrpoToken token = grpo_token<kKl>(ratio, log_ratio, exp_log_ratio, advantage, clip);
-        chunk.ratio[i] = learned ? ratio : 0.0F;
-        chunk.token_loss[i] = learned ? token.loss : 0.0F;
-        chunk.gradient[i] = learned ? token.gradient * chunk.weight[i] : 0.0F;
-        chunk.kl[i] = learned ? token.kl : 0.0F;
-        chunk.low[i] = token.low ? 1.0F : 0.0F;
-        chunk.high[i] = token.high ? 1.0F : 0.0F;
+        chunk.ratio[i] = choose(learned, ratio, 0.0F);
+        chunk.token_loss[i] = choose(learned, token.loss, 0.0F);
+        chunk.gradient[i] = choose(learned, token.gradient * chunk.weight[i], 0.0F);
+        chunk.kl[i] = choose(learned, token.kl, 0.0F);
+        chunk.low[i] = token.low;
+        chunk.high[i] = token.high;
     }
 }
 

@@ -150,8 +150,8 @@ __global__ void __launch_bounds__(kGrpoThreads)
         sums.ratio += ratio;
         sums.kl += one.kl;
         sums.tokens += 1.0F;
-        sums.low += one.low ? 1.0F : 0.0F;
-        sums.high += one.high ? 1.0F : 0.0F;
+        sums.low += one.low;
+        sums.high += one.high;
         sums.largest_ratio = larger_or_nan(sums.largest_ratio, ratio);
     }
 
