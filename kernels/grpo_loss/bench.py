@@ -63,9 +63,7 @@ def comparison(
     ref = policy + 0.2 * torch.randn(tokens, generator=generator) if with_kl else None
     advantages = torch.randn(episodes, generator=generator)
     mask = torch.rand(tokens, generator=generator) < 0.95
-    inputs = tuple(
-        None if t is None else t.to(device) for t in (policy, old, ref, advantages, mask, offsets)
-    )
+    inputs = tuple(None if t is None else t.to(device) for t in (policy, old, ref, advantages, mask, offsets))
 
     def run(loss_of: Callable[..., torch.Tensor]) -> Result:
         leaf = inputs[0].detach().requires_grad_()  # type: ignore[union-attr]

@@ -137,7 +137,9 @@ def _check_tensors(
         logprobs["ref_logprobs"] = ref
     for name, value in logprobs.items():
         if value.dtype not in LOGPROB_DTYPES:
-            raise InputError(f"grpo_loss: {name}: got dtype {value.dtype}, wanted float32, bfloat16 or float16")
+            raise InputError(
+                f"grpo_loss: {name}: got dtype {value.dtype}, wanted float32, bfloat16 or float16"
+            )
     others = {"advantages": advantages, "loss_mask": mask, "episode_offsets": offsets}
     wanted = {"advantages": torch.float32, "loss_mask": torch.bool, "episode_offsets": torch.int64}
     for name, value in others.items():
@@ -160,8 +162,8 @@ def _check_tensors(
     episodes = offsets.shape[0] - 1
     if episodes < 0 or (episodes == 0 and tokens > 0):
         raise InputError(
-            f"grpo_loss: episode_offsets: got {episodes + 1} offsets for {tokens} tokens, wanted one more than "
-            "there are episodes"
+            f"grpo_loss: episode_offsets: got {episodes + 1} offsets for {tokens} tokens, wanted one "
+            "more than there are episodes"
         )
     if advantages.shape[0] != tokens and advantages.shape[0] != episodes:
         raise InputError(
@@ -206,8 +208,8 @@ def _check_offsets(offsets: torch.Tensor, tokens: int) -> None:
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != tokens:
         raise InputError(
-            f"grpo_loss: episode_offsets: got offsets from {first} to {last}, wanted 0 to {tokens}, the number "
-            "of tokens"
+            f"grpo_loss: episode_offsets: got offsets from {first} to {last}, wanted 0 to {tokens}, the "
+            "number of tokens"
         )
     falls = offsets[1:] < offsets[:-1]
     if bool(falls.any()):
@@ -240,11 +242,11 @@ def _grpo_loss_op(
     # DLPack takes no tensor that requires grad.
     policy, old, advantages = policy.detach(), old.detach(), advantages.detach()
     ref = None if ref is None else ref.detach()
-    inputs = (policy, old, ref, advantages, mask, offsets)
+    inputs: tuple[Any, ...] = (policy, old, ref, advantages, mask, offsets)
     if device.type == "cpu":
         _check_offsets(offsets, policy.shape[0])
     if version == "reference":
-        clip = {"clip_low": clip_low, "clip_high": clip_high, "kl_weight": kl_weight}
+        clip: dict[str, Any] = {"clip_low": clip_low, "clip_high": clip_high, "kl_weight": kl_weight}
         how = cast(Aggregation, aggregation), fixed_length or None, normalizer or None
         loss, token_loss, metrics = grpo_loss_reference(
             *inputs, **clip, aggregation=how[0], fixed_length=how[1], normalizer=how[2]
@@ -253,10 +255,11 @@ def _grpo_loss_op(
         return loss, token_loss, grpo_gradient_reference(*inputs, **clip) * weight, scale, metrics
     outputs = _outputs(policy)
     numbers = (1 - clip_low, 1 + clip_high, kl_weight, aggregation, fixed_length, normalizer)
+    arguments: tuple[Any, ...] = (*inputs, *outputs, *numbers)
     if version == "triton":
         from vrthinker.kernels.grpo_loss.triton import grpo_loss_triton
 
-        grpo_loss_triton(*inputs, *outputs, *numbers)
+        grpo_loss_triton(*arguments)
         return outputs
     from vrthinker import _core
 
@@ -264,13 +267,15 @@ def _grpo_loss_op(
         size = _core.grpo_loss_workspace_bytes(policy.shape[0], offsets.shape[0] - 1)
         workspace = policy.new_empty(size, dtype=torch.uint8)
         stream = torch.cuda.current_stream(device).cuda_stream
-        _core.grpo_loss_cuda(*inputs, *outputs, *numbers, workspace, stream)
+        _core.grpo_loss_cuda(*arguments, workspace=workspace, stream=stream)
     else:
-        _core.grpo_loss_cpu(*inputs, *outputs, *numbers, num_threads or torch.get_num_threads())
+        _core.grpo_loss_cpu(*arguments, num_threads=num_threads or torch.get_num_threads())
     return outputs
 
 
-def _outputs(policy: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
+def _outputs(
+    policy: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
     def new(*shape: int) -> torch.Tensor:
         return policy.new_empty(shape, dtype=torch.float32)
 

@@ -115,7 +115,9 @@ def grpo_gradient_reference(
     gradient = torch.where(outside & (ratio * advantage == clipped * advantage), gradient / 2, gradient)
     gradient = torch.where(outside & (ratio * advantage > clipped * advantage), 0, gradient)
     if ref_logprobs is not None and kl_weight != 0:
-        gradient = gradient + kl_weight * (1 - torch.exp(torch.where(loss_mask, ref_logprobs.float(), 0) - policy))
+        gradient = gradient + kl_weight * (
+            1 - torch.exp(torch.where(loss_mask, ref_logprobs.float(), 0) - policy)
+        )
     return torch.where(loss_mask, gradient, 0)
 
 
@@ -163,4 +165,8 @@ def _learned(
     if advantages.numel() != loss_mask.numel():
         advantages = advantages[_episode_of_token(episode_offsets, loss_mask.numel())]
     policy, old = policy_logprobs.float(), old_logprobs.float()
-    return torch.where(loss_mask, policy, 0), torch.where(loss_mask, old, 0), torch.where(loss_mask, advantages, 0)
+    return (
+        torch.where(loss_mask, policy, 0),
+        torch.where(loss_mask, old, 0),
+        torch.where(loss_mask, advantages, 0),
+    )

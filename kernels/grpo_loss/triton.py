@@ -7,6 +7,9 @@ Exponentials are Triton's: on a GPU a few units in the last place off, where C++
 two.
 """
 
+# Triton's decorator and its device functions have no types.
+# mypy: allow-untyped-defs, allow-incomplete-defs, allow-untyped-decorators
+
 from __future__ import annotations
 
 import torch
@@ -219,7 +222,7 @@ def grpo_loss_triton(
     mask_bytes = mask.view(torch.uint8)
     stated_ref = policy if ref is None else ref
     # Triton launches on torch's current device.
-    with torch.cuda.device_of(policy):
+    with torch.cuda.device_of(policy):  # type: ignore[no-untyped-call]
         if how == EPISODE_MEAN.value and episodes > 0:
             count_kernel[(episodes,)](
                 mask_bytes, mask.stride(0), offsets, offsets.stride(0), learned, tokens, TILE=_TILE

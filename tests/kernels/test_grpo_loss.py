@@ -183,11 +183,18 @@ def test_the_exponential_is_within_one_unit_in_the_last_place() -> None:
         [
             torch.linspace(-110, 90, 200_001),
             torch.rand(200_000, generator=generator) * 2 - 1,
-            torch.tensor([0.0, -0.0, 88.72283, 88.72284, -87.3, -103.9, -104.1, 1e30, -1e30, -torch.inf, 1e-30]),
+            torch.tensor(
+                [0.0, -0.0, 88.72283, 88.72284, -87.3, -103.9, -104.1, 1e30, -1e30, -torch.inf, 1e-30]
+            ),
         ]
     )
     batch = Batch(
-        x, torch.zeros_like(x), None, torch.full_like(x, -1), torch.ones_like(x, dtype=torch.bool), torch.tensor([0, len(x)])
+        x,
+        torch.zeros_like(x),
+        None,
+        torch.full_like(x, -1),
+        torch.ones_like(x, dtype=torch.bool),
+        torch.tensor([0, len(x)]),
     )
     batch.options = {"clip_low": 1.0, "clip_high": 3e38, "kl_weight": 0.0}
     found = run(batch)[0].token_loss
@@ -306,9 +313,18 @@ def good() -> dict[str, Any]:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"policy_logprobs": torch.zeros(10).double()}, "policy_logprobs: got dtype torch.float64, wanted float32"),
-        ({"old_logprobs": torch.zeros(10).long()}, "old_logprobs: got dtype torch.int64, wanted float32, bfloat16"),
-        ({"ref_logprobs": torch.zeros(9)}, r"ref_logprobs: got shape \[9\], wanted \[10\], as policy_logprobs"),
+        (
+            {"policy_logprobs": torch.zeros(10).double()},
+            "policy_logprobs: got dtype torch.float64, wanted float32",
+        ),
+        (
+            {"old_logprobs": torch.zeros(10).long()},
+            "old_logprobs: got dtype torch.int64, wanted float32, bfloat16",
+        ),
+        (
+            {"ref_logprobs": torch.zeros(9)},
+            r"ref_logprobs: got shape \[9\], wanted \[10\], as policy_logprobs",
+        ),
         ({"old_logprobs": torch.zeros(2, 5)}, r"old_logprobs: got shape \[2, 5\], wanted one dimension"),
         ({"advantages": torch.zeros(2).half()}, "advantages: got dtype torch.float16, wanted torch.float32"),
         ({"advantages": torch.zeros(3)}, r"advantages: got shape \[3\], wanted \[10\] \(tokens\) or \[2\]"),
@@ -317,17 +333,35 @@ def good() -> dict[str, Any]:
         ({"episode_offsets": torch.tensor([0, 10]).int()}, "episode_offsets: got dtype torch.int32, wanted"),
         ({"episode_offsets": torch.tensor([0])}, "episode_offsets: got 1 offsets for 10 tokens"),
         ({"episode_offsets": torch.empty(0).long()}, "episode_offsets: got 0 offsets for 10 tokens"),
-        ({"episode_offsets": torch.tensor([1, 4, 10])}, "episode_offsets: got offsets from 1 to 10, wanted 0 to 10"),
-        ({"episode_offsets": torch.tensor([0, 4, 11])}, "episode_offsets: got offsets from 0 to 11, wanted 0 to"),
-        ({"episode_offsets": torch.tensor([0, 12, 10])}, "episode_offsets: got 10 after 12, wanted ascending offsets"),
-        ({"policy_logprobs": torch.zeros(10, device="meta")}, "policy_logprobs: got a tensor on meta, wanted cpu"),
-        ({"loss_mask": torch.ones(10, device="meta").bool()}, "loss_mask: got a tensor on meta, wanted one on cpu"),
+        (
+            {"episode_offsets": torch.tensor([1, 4, 10])},
+            "episode_offsets: got offsets from 1 to 10, wanted 0 to 10",
+        ),
+        (
+            {"episode_offsets": torch.tensor([0, 4, 11])},
+            "episode_offsets: got offsets from 0 to 11, wanted 0 to",
+        ),
+        (
+            {"episode_offsets": torch.tensor([0, 12, 10])},
+            "episode_offsets: got 10 after 12, wanted ascending offsets",
+        ),
+        (
+            {"policy_logprobs": torch.zeros(10, device="meta")},
+            "policy_logprobs: got a tensor on meta, wanted cpu",
+        ),
+        (
+            {"loss_mask": torch.ones(10, device="meta").bool()},
+            "loss_mask: got a tensor on meta, wanted one on cpu",
+        ),
         ({"clip_low": 1.5}, "clip_low: got 1.5, wanted 0 to 1"),
         ({"clip_low": math.nan}, "clip_low: got nan, wanted 0 to 1"),
         ({"clip_high": -0.1}, "clip_high: got -0.1, wanted a finite number of 0 or more"),
         ({"clip_high": math.inf}, "clip_high: got inf, wanted"),
         ({"kl_weight": -1.0}, "kl_weight: got -1.0, wanted a finite number of 0 or more"),
-        ({"aggregation": "mean"}, "aggregation: got 'mean', wanted one of token_mean, episode_mean, fixed_length"),
+        (
+            {"aggregation": "mean"},
+            "aggregation: got 'mean', wanted one of token_mean, episode_mean, fixed_length",
+        ),
         ({"aggregation": "fixed_length"}, "fixed_length: got None, wanted 1 or more tokens"),
         ({"aggregation": "fixed_length", "fixed_length": 0}, "fixed_length: got 0, wanted 1 or more tokens"),
         ({"fixed_length": 5}, "fixed_length: got 5, wanted None with aggregation 'episode_mean'"),
@@ -336,7 +370,9 @@ def good() -> dict[str, Any]:
         ({"num_threads": 0}, "num_threads: got 0, wanted 1 to 1024"),
     ],
 )
-def test_bad_arguments_are_refused_with_what_was_got_and_wanted(changes: dict[str, Any], message: str) -> None:
+def test_bad_arguments_are_refused_with_what_was_got_and_wanted(
+    changes: dict[str, Any], message: str
+) -> None:
     with pytest.raises(InputError, match="grpo_loss: " + message):
         grpo_loss(**{**good(), **changes})
 
@@ -355,8 +391,16 @@ def binding_arguments() -> list[Any]:
         (4, torch.zeros(10).byte(), "loss_mask: got dtype uint8, wanted bool"),
         (5, torch.tensor([0, 11, 10]), "episode_offsets: got 10 after 11, wanted ascending offsets"),
         (5, torch.tensor([-1, 4, 10]), "episode_offsets: got a first offset of -1, wanted 0"),
-        (5, torch.tensor([0, 4, 9]), "episode_offsets: got a last offset of 9, wanted 10, the number of tokens"),
-        (5, torch.tensor([], dtype=torch.int64), r"episode_offsets: got no offsets, wanted \[episodes \+ 1\]"),
+        (
+            5,
+            torch.tensor([0, 4, 9]),
+            "episode_offsets: got a last offset of 9, wanted 10, the number of tokens",
+        ),
+        (
+            5,
+            torch.tensor([], dtype=torch.int64),
+            r"episode_offsets: got no offsets, wanted \[episodes \+ 1\]",
+        ),
         (5, torch.tensor([0]), "episode_offsets: got no episodes for 10 tokens, wanted one or more"),
         (7, torch.zeros(9), r"token_loss: got shape \[9\], wanted \[10\]"),
         (8, torch.zeros(20)[::2], "gradient: got strides .* wanted a contiguous tensor"),
@@ -402,7 +446,9 @@ def test_the_named_version_runs(monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize("dtype", DTYPES)
 @pytest.mark.parametrize("with_ref", [True, False])
 def test_opcheck(dtype: torch.dtype, with_ref: bool) -> None:
-    policy, *others = random_batch(9, (7, 0, 12), dtypes=(dtype,) * 3, with_ref=with_ref, stride=2).arguments()
+    policy, *others = random_batch(
+        9, (7, 0, 12), dtypes=(dtype,) * 3, with_ref=with_ref, stride=2
+    ).arguments()
     assert policy is not None
     numbers = (0.2, 0.3, 0.01, "episode_mean", 0, 0.0, 1)
     torch.library.opcheck(torch.ops.vrthinker.grpo_loss.default, (policy.requires_grad_(), *others, *numbers))

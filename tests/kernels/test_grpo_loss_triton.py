@@ -16,7 +16,9 @@ WORKER = Path(__file__).with_name("grpo_loss_triton_worker.py")
 @pytest.mark.parametrize(("job", "interpreted"), [("equal", True), ("compile", False)])
 def test_triton_kernels(tmp_path: Path, job: str, interpreted: bool) -> None:
     pytest.importorskip("triton")
-    environment = {key: value for key, value in os.environ.items() if not key.startswith(("TRITON", "VRTHINKER"))}
+    environment = {
+        key: value for key, value in os.environ.items() if not key.startswith(("TRITON", "VRTHINKER"))
+    }
     environment["PYTHONPATH"] = str(WORKER.parents[1])
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
     if interpreted:

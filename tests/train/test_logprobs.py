@@ -1,4 +1,4 @@
-"""Logprobs from hidden states: the distribution that sampling draws from, in chunks, by two implementations."""
+"""Logprobs from hidden states: the distribution that sampling draws from, in chunks, two ways."""
 
 from __future__ import annotations
 
@@ -126,7 +126,10 @@ def test_a_frozen_head_gets_no_gradient() -> None:
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"hidden": torch.zeros(4, 2, 2)}, r"hidden: got torch.float32 \[4, 2, 2\], wanted floats \[tokens, hidden\]"),
+        (
+            {"hidden": torch.zeros(4, 2, 2)},
+            r"hidden: got torch.float32 \[4, 2, 2\], wanted floats \[tokens",
+        ),
         ({"hidden": torch.zeros(4, 2).long()}, "hidden: got torch.int64"),
         ({"lm_head_weight": torch.zeros(3, 5)}, r"lm_head_weight: got shape \[3, 5\], wanted \[vocab, 2\]"),
         ({"labels": torch.zeros(3).long()}, r"labels: got torch.int64 \[3\], wanted torch.int64 \[4\]"),
@@ -162,7 +165,7 @@ def test_a_named_implementation_that_cannot_run_is_an_error(monkeypatch: pytest.
         logprobs_from_hidden(rows, weight, labels, implementation="liger")
     monkeypatch.setattr(logprobs.importlib.util, "find_spec", lambda name: name)
     monkeypatch.setattr(logprobs.importlib.metadata, "version", lambda name: "0.7.0")
-    with pytest.raises(InputError, match="liger-kernel 0.7.0 has wrong per-token gradients; 0.8.5 or newer"):
+    with pytest.raises(InputError, match=r"liger-kernel 0\.7\.0 is installed, 0\.8\.5 or newer is needed"):
         logprobs_from_hidden(rows, weight, labels, implementation="liger")
     monkeypatch.setattr(logprobs.importlib.metadata, "version", lambda name: "0.8.5")
     with pytest.raises(InputError, match=r"it takes float32, bfloat16 and float16, not torch\.float64"):

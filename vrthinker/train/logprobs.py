@@ -30,7 +30,7 @@ from vrthinker.train.losses import DEFAULT_CHUNK, NO_LABEL_IS_IGNORED, in_chunks
 Implementation = Literal["auto", "torch", "liger"]
 
 _LIGER_NEEDED = (0, 8, 5)
-"""Before it, the head's gradient of per-token losses was scaled after the sum over tokens, which is wrong."""
+"""The oldest that was tested here. 0.8.0 still scaled the head's gradient after the sum over tokens."""
 
 _LIGER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -87,7 +87,7 @@ def liger_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
     version = importlib.metadata.version("liger-kernel")
     if tuple(int(part) for part in version.split(".")[:3] if part.isdecimal()) < _LIGER_NEEDED:
         needed = ".".join(map(str, _LIGER_NEEDED))
-        return f"liger-kernel {version} has wrong per-token gradients; {needed} or newer is needed"
+        return f"liger-kernel {version} is installed, {needed} or newer is needed (right per-token gradients)"
     if dtype not in _LIGER_DTYPES:
         return f"it takes float32, bfloat16 and float16, not {dtype}"
     if device.type != "cuda" and os.environ.get("TRITON_INTERPRET") != "1":
