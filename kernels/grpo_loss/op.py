@@ -267,9 +267,11 @@ def _grpo_loss_op(
         size = _core.grpo_loss_workspace_bytes(policy.shape[0], offsets.shape[0] - 1)
         workspace = policy.new_empty(size, dtype=torch.uint8)
         stream = torch.cuda.current_stream(device).cuda_stream
-        _core.grpo_loss_cuda(*arguments, workspace=workspace, stream=stream)
+        arguments += (workspace, stream)
+        _core.grpo_loss_cuda(*arguments)
     else:
-        _core.grpo_loss_cpu(*arguments, num_threads=num_threads or torch.get_num_threads())
+        arguments += (num_threads or torch.get_num_threads(),)
+        _core.grpo_loss_cpu(*arguments)
     return outputs
 
 
