@@ -2,14 +2,14 @@
 
 The competitors do one optimiser step's share of the work: the loss with its metrics, and the gradient of the
 policy's logprobs. `reference` is unfused torch with autograd; `torch.compile` is the same code compiled. The
-library's fused loss (Liger's) takes logits and does another job, the log-softmax with it, so it stands in
-the tests of `train.logprobs` and not here.
+library's fused loss (Liger's) starts from logits and has no form that takes logprobs, so nothing of it does
+this job.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any
 
@@ -17,11 +17,14 @@ import torch
 
 from vrthinker.kernels import ENVIRONMENT_VARIABLE, Version, native_obstacles, triton_obstacle
 from vrthinker.kernels.grpo_loss.op import grpo_loss
-from vrthinker.kernels.grpo_loss.reference import grpo_loss_reference
+from vrthinker.kernels.grpo_loss.reference import METRICS, grpo_loss_reference
 from vrthinker.kernels.measure import Comparison
 
-Result = tuple[torch.Tensor, torch.Tensor]
-"""The loss, and the gradient of the policy's logprobs."""
+Result = tuple[torch.Tensor, ...]
+"""The loss, the gradient of the policy's logprobs, then the metrics."""
+
+Compute = Callable[..., tuple[torch.Tensor, Sequence[torch.Tensor]]]
+"""From the op's arguments to the loss and the metrics."""
 
 RTOL, ATOL = 2e-5, 1e-8
 """Exponentials a few units in the last place apart, sums in other orders. Gradients here are about 1e-6."""
@@ -65,18 +68,19 @@ def comparison(
     mask = torch.rand(tokens, generator=generator) < 0.95
     inputs = tuple(None if t is None else t.to(device) for t in (policy, old, ref, advantages, mask, offsets))
 
-    def run(loss_of: Callable[..., torch.Tensor]) -> Result:
+    def run(compute: Compute) -> Result:
         leaf = inputs[0].detach().requires_grad_()  # type: ignore[union-attr]
-        loss = loss_of(leaf, *inputs[1:])
+        loss, metrics = compute(leaf, *inputs[1:])
         (gradient,) = torch.autograd.grad(loss, leaf)
-        return loss.detach(), gradient
+        return loss.detach(), gradient, *metrics
 
-    def reference(*arguments: Any) -> torch.Tensor:
-        return grpo_loss_reference(*arguments)[0]
+    def reference(*arguments: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+        loss, _, metrics = grpo_loss_reference(*arguments)
+        return loss, metrics.unbind()[: len(METRICS) if with_kl else -1]
 
     competitors: dict[str, Callable[[], Result]] = {"reference": lambda: run(reference)}
     if compiled:
-        graph: Callable[..., torch.Tensor] = torch.compile(reference, fullgraph=True)
+        graph: Compute = torch.compile(reference, fullgraph=True)
         competitors["torch.compile"] = lambda: run(graph)
     for version in _versions(device):
         competitors[version] = partial(_run_version, version, run)
@@ -113,11 +117,16 @@ def _versions(device: str) -> list[Version]:
     return [name for name, obstacle in obstacles.items() if name != "reference" and obstacle is None]
 
 
-def _run_version(version: Version, run: Callable[[Callable[..., torch.Tensor]], Result]) -> Result:
+def _op(*arguments: Any) -> tuple[torch.Tensor, Sequence[torch.Tensor]]:
+    result = grpo_loss(*arguments)
+    return result.loss, list(result.metrics.values())
+
+
+def _run_version(version: Version, run: Callable[[Compute], Result]) -> Result:
     before = os.environ.get(ENVIRONMENT_VARIABLE)
     os.environ[ENVIRONMENT_VARIABLE] = version
     try:
-        return run(lambda *arguments: grpo_loss(*arguments).loss)
+        return run(_op)
     finally:
         if before is None:
             del os.environ[ENVIRONMENT_VARIABLE]
