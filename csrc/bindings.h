@@ -9,6 +9,7 @@ pybind11::dict build_info();
 pybind11::dict cuda_probe();
 void bind_evict(pybind11::module_& module);
 void bind_group_advantage(pybind11::module_& module);
+void bind_grpo_loss(pybind11::module_& module);
 void bind_patchify(pybind11::module_& module);
 
 }  // namespace vrthinker

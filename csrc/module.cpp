@@ -13,5 +13,6 @@ PYBIND11_MODULE(_core, module) {
                "What the CUDA driver says of this machine: driver version, devices, or why there is none.");
     vrthinker::bind_evict(module);
     vrthinker::bind_group_advantage(module);
+    vrthinker::bind_grpo_loss(module);
     vrthinker::bind_patchify(module);
 }

@@ -62,6 +62,29 @@ def patchify_cuda_emulated(
     std: tuple[float, ...],
 ) -> None: ...
 
+# Tensors are anything that exports DLPack. `fixed_length` and `normalizer` are 0 for none.
+def grpo_loss_cpu(
+    policy_logprobs: Any,
+    old_logprobs: Any,
+    ref_logprobs: Any | None,
+    advantages: Any,
+    loss_mask: Any,
+    episode_offsets: Any,
+    loss: Any,
+    token_loss: Any,
+    gradient: Any,
+    scale: Any,
+    metrics: Any,
+    lowest_ratio: float,
+    highest_ratio: float,
+    kl_weight: float,
+    aggregation: str,
+    fixed_length: int,
+    normalizer: float,
+    num_threads: int,
+) -> None: ...
+def grpo_loss_workspace_bytes(tokens: int, episodes: int) -> int: ...
+
 # Only in builds with CUDA (`build_info()["cuda_version"]`).
 def group_advantage_cuda(
     rewards: Any,
@@ -117,3 +140,24 @@ def evict_pack(
     processors: int,
 ) -> bytearray: ...
 def evict_cuda(packed: bytearray, on_device: Any, stream: int) -> None: ...
+def grpo_loss_cuda(
+    policy_logprobs: Any,
+    old_logprobs: Any,
+    ref_logprobs: Any | None,
+    advantages: Any,
+    loss_mask: Any,
+    episode_offsets: Any,
+    loss: Any,
+    token_loss: Any,
+    gradient: Any,
+    scale: Any,
+    metrics: Any,
+    lowest_ratio: float,
+    highest_ratio: float,
+    kl_weight: float,
+    aggregation: str,
+    fixed_length: int,
+    normalizer: float,
+    workspace: Any,
+    stream: int,
+) -> None: ...

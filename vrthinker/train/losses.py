@@ -7,6 +7,9 @@ step's loss once each is divided by the step's number of tokens.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import TypeVar
+
 import torch
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
@@ -14,7 +17,10 @@ from torch.utils.checkpoint import checkpoint
 DEFAULT_CHUNK = 1024
 """Rows whose logits exist at a time: 0.6 GB in fp32 at a vocabulary of 150k."""
 
-_NO_LABEL_IS_IGNORED = torch.iinfo(torch.int64).min
+NO_LABEL_IS_IGNORED = torch.iinfo(torch.int64).min
+"""For `ignore_index`: a value that no label has."""
+
+Result = TypeVar("Result")
 
 
 def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -28,7 +34,7 @@ def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
         fp32 scalar (fp64 for fp64 logits); 0 for no tokens.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
-    return functional.cross_entropy(wide, labels, reduction="sum", ignore_index=_NO_LABEL_IS_IGNORED)
+    return functional.cross_entropy(wide, labels, reduction="sum", ignore_index=NO_LABEL_IS_IGNORED)
 
 
 def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -61,20 +67,44 @@ def sft_loss_from_hidden(
     Raises:
         ValueError: `chunk` is below 1, or there are more or fewer labels than rows.
     """
+    chunks = in_chunks(_chunk, hidden, lm_head_weight, labels, chunk)
+    losses, correct = zip(*chunks, strict=True)
+    return torch.stack(losses).sum(), torch.stack(correct).sum()
+
+
+def in_chunks(
+    function: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], Result],
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    chunk: int,
+) -> list[Result]:
+    """`function(rows, lm_head_weight, labels of the rows)` of every chunk; its activations are recomputed.
+
+    What `function` makes inside (logits) is dropped after the forward pass and made again in the backward
+    pass. There is at least one chunk, so that no tokens still give a result with a gradient (of zeros).
+
+    Args:
+        function: Returns tensors that are small against a chunk's logits.
+        hidden: `[tokens, hidden]`.
+        lm_head_weight: `[vocab, hidden]`.
+        labels: `[tokens]`.
+        chunk: Rows at a time, at least 1.
+
+    Raises:
+        ValueError: `chunk` is below 1, or there are more or fewer labels than rows.
+    """
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, allowed: 1 or more")
     if hidden.shape[0] != labels.shape[0]:
         raise ValueError(f"labels: got {labels.shape[0]}, wanted one per row of hidden: {hidden.shape[0]}")
-    losses, correct = [], []
-    # At least one chunk, so that no tokens give 0 with a gradient (of zeros).
+    results: list[Result] = []
     for start in range(0, max(1, len(labels)), chunk):
         rows, wanted = hidden[start : start + chunk], labels[start : start + chunk]
-        loss, right = checkpoint(
-            _chunk, rows, lm_head_weight, wanted, use_reentrant=False, preserve_rng_state=False
+        results.append(
+            checkpoint(function, rows, lm_head_weight, wanted, use_reentrant=False, preserve_rng_state=False)
         )
-        losses.append(loss)
-        correct.append(right)
-    return torch.stack(losses).sum(), torch.stack(correct).sum()
+    return results
 
 
 def _chunk(

@@ -1,0 +1,172 @@
+"""The specification of `grpo_loss`: the clipped policy loss with a KL term, over packed episodes.
+
+For a learned token (`loss_mask` true) with advantage A, in float32:
+
+    ratio = exp(policy - old)
+    loss  = -min(ratio * A, clip(ratio, 1 - clip_low, 1 + clip_high) * A) + kl_weight * k3
+    k3    = exp(ref - policy) - (ref - policy) - 1
+
+The loss of the batch is `scale * sum(weight * loss)` over the learned tokens:
+
+| aggregation | weight | 1 / scale |
+|---|---|---|
+| `token_mean` | 1 | learned tokens |
+| `episode_mean` | 1 / learned tokens of the token's episode | episodes with a learned token |
+| `fixed_length` | 1 | episodes * fixed_length |
+
+An episode without a learned token has no mean: `episode_mean` leaves it out of the number of episodes.
+`fixed_length` counts every episode, since its divisor is to depend on nothing that was sampled.
+`normalizer` replaces the first factor of 1 / scale, the number of tokens or of episodes. A batch without
+learned tokens has loss 0. Tokens that are not learned count nowhere, whatever they hold (NaN, infinity).
+
+Source: Shao et al., DeepSeekMath (arXiv 2402.03300), eq. 3 and 4; `fixed_length`: Liu et al., Understanding
+R1-Zero-Like Training (arXiv 2503.20783); two clip bounds: Yu et al., DAPO (arXiv 2503.14476).
+"""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import torch
+
+Aggregation = Literal["token_mean", "episode_mean", "fixed_length"]
+
+METRICS = ("ratio/mean", "ratio/max", "clip/low", "clip/high", "clip/total", "kl/ref")
+"""What the metrics vector holds, in this order."""
+
+
+def grpo_loss_reference(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor | None,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    episode_offsets: torch.Tensor,
+    *,
+    clip_low: float = 0.2,
+    clip_high: float = 0.2,
+    kl_weight: float = 0.01,
+    aggregation: Aggregation = "episode_mean",
+    fixed_length: int | None = None,
+    normalizer: float | None = None,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The loss, differentiable by autograd. Arguments as `op.grpo_loss` takes them, unchecked.
+
+    Returns:
+        The loss (float32 scalar), the tokens' losses (float32 `[tokens]`, 0 where not learned, without
+        gradient), and the metrics (float32 `[6]`, in the order of `METRICS`, without gradient; `kl/ref` is
+        0 without `ref_logprobs`).
+    """
+    policy, old, advantage = _learned(policy_logprobs, old_logprobs, advantages, loss_mask, episode_offsets)
+    ratio = torch.exp(policy - old)
+    clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
+    token_loss = -torch.minimum(ratio * advantage, clipped * advantage)
+    k3 = torch.zeros_like(ratio)
+    if ref_logprobs is not None:
+        log_ratio = torch.where(loss_mask, ref_logprobs.float(), 0) - policy
+        k3 = torch.exp(log_ratio) - log_ratio - 1
+        if kl_weight != 0:
+            token_loss = token_loss + kl_weight * k3
+    token_loss = torch.where(loss_mask, token_loss, 0)
+    weight, scale = weights_and_scale(loss_mask, episode_offsets, aggregation, fixed_length, normalizer)
+    loss = (weight * token_loss).sum() * scale
+
+    with torch.no_grad():
+        low = loss_mask & (ratio < 1 - clip_low) & (advantage < 0)
+        high = loss_mask & (ratio > 1 + clip_high) & (advantage > 0)
+        tokens = loss_mask.sum()
+        sums = torch.stack([torch.where(loss_mask, ratio, 0).sum(), low.sum(), high.sum(), k3.sum()])
+        mean, low_share, high_share, kl = (sums / tokens.clamp(min=1)).unbind()
+        largest = torch.cat([torch.where(loss_mask, ratio, 0), ratio.new_zeros(1)]).max()
+        # Of no tokens: nothing moved, nothing was clipped.
+        mean, largest = (torch.where(tokens == 0, 1.0, value) for value in (mean, largest))
+        metrics = torch.stack([mean, largest, low_share, high_share, low_share + high_share, kl])
+    return loss, token_loss.detach(), metrics
+
+
+def grpo_gradient_reference(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    ref_logprobs: torch.Tensor | None,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    episode_offsets: torch.Tensor,
+    *,
+    clip_low: float,
+    clip_high: float,
+    kl_weight: float,
+) -> torch.Tensor:
+    """The gradient of every token's own loss with respect to its policy logprob, in closed form.
+
+    Inside the clip range (bounds included) it is `-ratio * A`. Outside, the smaller branch decides: all of it
+    where the unclipped one is smaller, nothing where the clipped one is, and half of it where the two
+    products are equal in float32 (autograd's convention for `torch.minimum`). To it comes
+    `kl_weight * (1 - exp(ref - policy))`. It is what autograd gives for `grpo_loss_reference`, but for a
+    clipped token whose ratio overflows: 0 here, 0 * infinity = NaN there.
+
+    Returns:
+        float32 `[tokens]`, 0 where not learned.
+    """
+    policy, old, advantage = _learned(policy_logprobs, old_logprobs, advantages, loss_mask, episode_offsets)
+    ratio = torch.exp(policy - old)
+    clipped = torch.clamp(ratio, 1 - clip_low, 1 + clip_high)
+    gradient = -ratio * advantage
+    outside = ~((ratio >= 1 - clip_low) & (ratio <= 1 + clip_high))
+    gradient = torch.where(outside & (ratio * advantage == clipped * advantage), gradient / 2, gradient)
+    gradient = torch.where(outside & (ratio * advantage > clipped * advantage), 0, gradient)
+    if ref_logprobs is not None and kl_weight != 0:
+        gradient = gradient + kl_weight * (
+            1 - torch.exp(torch.where(loss_mask, ref_logprobs.float(), 0) - policy)
+        )
+    return torch.where(loss_mask, gradient, 0)
+
+
+def weights_and_scale(
+    loss_mask: torch.Tensor,
+    episode_offsets: torch.Tensor,
+    aggregation: Aggregation,
+    fixed_length: int | None,
+    normalizer: float | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Every token's weight (float32 `[tokens]`, 0 where not learned) and the scale (float32 scalar)."""
+    episodes = episode_offsets.numel() - 1
+    weight = loss_mask.float()
+    if aggregation == "token_mean":
+        count = weight.sum()
+    elif aggregation == "episode_mean":
+        learned = weight.new_zeros(max(episodes, 1))
+        of_token = _episode_of_token(episode_offsets, weight.numel())
+        learned = learned.index_add(0, of_token, weight)
+        weight = weight / learned.clamp(min=1)[of_token]
+        count = (learned > 0).sum()
+    else:
+        count = weight.new_tensor(episodes)
+    if normalizer is not None:
+        count = weight.new_tensor(normalizer)
+    divisor = count.double() * (fixed_length if aggregation == "fixed_length" and fixed_length else 1)
+    return weight, torch.where(divisor > 0, 1 / divisor, 0).float()
+
+
+def _episode_of_token(episode_offsets: torch.Tensor, tokens: int) -> torch.Tensor:
+    """int64 `[tokens]`: how many episodes have ended at or before a token."""
+    positions = torch.arange(tokens, device=episode_offsets.device)
+    ended = torch.bucketize(positions, episode_offsets[1:].contiguous(), right=True)
+    return ended.clamp(max=max(episode_offsets.numel() - 2, 0))
+
+
+def _learned(
+    policy_logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    loss_mask: torch.Tensor,
+    episode_offsets: torch.Tensor,
+) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The policy's and old logprobs and the advantages per token in float32, 0 where not learned."""
+    if advantages.numel() != loss_mask.numel():
+        advantages = advantages[_episode_of_token(episode_offsets, loss_mask.numel())]
+    policy, old = policy_logprobs.float(), old_logprobs.float()
+    return (
+        torch.where(loss_mask, policy, 0),
+        torch.where(loss_mask, old, 0),
+        torch.where(loss_mask, advantages, 0),
+    )
