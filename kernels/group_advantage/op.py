@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import math
 import os
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
@@ -100,8 +100,9 @@ def group_advantage(
     )
     if check and rewards.is_cuda and (bad := int(result.status)) > 0:
         raise InputError(
-            f"group_advantage: got {bad} bad values, wanted rewards within -1e38 to 1e38 in every valid episode, "
-            f"group_offsets that ascend from 0 to {rewards.shape[0]}, token_offsets that ascend within n_tokens"
+            f"group_advantage: got {bad} bad values, wanted rewards within -1e38 to 1e38 in every valid "
+            f"episode, group_offsets that ascend from 0 to {rewards.shape[0]}, and token_offsets that ascend "
+            "within n_tokens"
         )
     return result
 
@@ -192,7 +193,7 @@ def _refuse_bad_offsets(name: str, offsets: torch.Tensor, wanted: str, limit: in
             raise _refusal(f"{name}[{k}]", value, f"offsets that ascend {wanted}")
 
 
-_library = torch.library.Library("vrthinker", "FRAGMENT")
+_library: Any = torch.library.Library("vrthinker", "FRAGMENT")  # type: ignore[no-untyped-call]
 _library.define(
     "group_advantage(Tensor rewards, Tensor group_offsets, Tensor? valid, str method, int ddof, float eps, "
     "Tensor? token_offsets, SymInt n_tokens) -> (Tensor, Tensor, Tensor)",
@@ -264,7 +265,7 @@ def _group_advantage(
     return advantages, zero_variance, status
 
 
-@torch.library.register_fake("vrthinker::group_advantage", lib=_library)
+@torch.library.register_fake("vrthinker::group_advantage", lib=_library)  # type: ignore[untyped-decorator]
 def _fake(
     rewards: torch.Tensor,
     group_offsets: torch.Tensor,

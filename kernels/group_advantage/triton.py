@@ -1,8 +1,8 @@
-"""The Triton version of `group_advantage`, for builds without CUDA: the CUDA kernel's plan, block for block.
+"""The Triton version of `group_advantage`, for builds without CUDA: the CUDA kernel's plan.
 
-Program 0 counts bad values; the others take one group each and write its episodes, or their tokens. It sums in
-Triton's own order, so results may differ from the reference's in the last bit. Every program of `batch_std`
-reads the whole batch.
+Program 0 counts bad values; the others take one group each and write its episodes, or their tokens. It sums
+in Triton's own order, so results may differ from the reference's in the last bit. Every program of
+`batch_std` reads the whole batch.
 
 Invariant: whatever the offsets say, nothing is read or written out of bounds (see group_advantage_kernel.h).
 """
@@ -56,8 +56,8 @@ def _tally(
 
 @triton.jit
 def _scale(
-    rewards, reward_stride, valid, valid_stride, begin, end, mean, count, eps: tl.constexpr, DDOF: tl.constexpr,
-    HAS_VALID: tl.constexpr, BLOCK: tl.constexpr,
+    rewards, reward_stride, valid, valid_stride, begin, end, mean, count, eps: tl.constexpr,
+    DDOF: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
     """Standard deviation of the episodes [begin, end), plus eps."""
     squares = tl.zeros((BLOCK,), tl.float64)
@@ -144,7 +144,8 @@ def group_advantage_kernel(
         scale = tl.full((), 1.0, tl.float64)
         if METHOD == _GRPO:
             scale = _scale(
-                rewards, reward_stride, valid, valid_stride, begin, end, mean, count, EPS, DDOF, HAS_VALID, BLOCK
+                rewards, reward_stride, valid, valid_stride, begin, end, mean, count, EPS, DDOF, HAS_VALID,
+                BLOCK,
             )  # fmt: skip
         if METHOD == _BATCH_STD:
             batch_total, _batch_lowest, _batch_highest, batch_count, batch_bad = _tally(
@@ -217,7 +218,7 @@ def group_advantage_triton(
     ddof: int,
     eps: float,
 ) -> None:
-    """Fills `advantages`, `zero_variance` and `status`. Arguments as `op.group_advantage` has checked them."""
+    """Fills `advantages`, `zero_variance` and `status`; `op.group_advantage` has checked the arguments."""
     groups = group_offsets.shape[0] - 1
     # An absent tensor is never read; a pointer has to be passed all the same.
     valid_bytes = rewards if valid is None else valid.view(torch.uint8)

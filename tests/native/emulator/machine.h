@@ -90,6 +90,7 @@ class Machine {
         closure_ = closure;
         seed_ = seed;
         prepare(now.block_size.count());
+        stickiness_ = random.below(3) * 2;
         std::vector<unsigned> ready(count_);
         for (unsigned i = 0; i < count_; ++i) {
             ready[i] = i;
@@ -186,11 +187,11 @@ class Machine {
         return static_cast<char*>(memory) + kGuard;
     }
 
-    // A random ready thread; half of the time one of the warp that ran last, so that warps run far ahead of
-    // each other.
+    // A random ready thread. In some blocks never, in some half of the time, in some whenever it can be one
+    // of the warp that ran last: then a warp runs far ahead, to where only a barrier holds it.
     unsigned take(std::vector<unsigned>& ready, Random& random) {
         std::size_t at = random.below(ready.size());
-        if (random.below(2) == 0) {
+        if (random.below(4) < stickiness_) {
             for (std::size_t i = 0; i < ready.size(); ++i) {
                 const std::size_t candidate = (at + i) % ready.size();
                 if (ready[candidate] / kWarp == last_ / kWarp) {
@@ -312,6 +313,7 @@ class Machine {
     unsigned returned_ = 0;
     unsigned running_ = kNone;
     unsigned last_ = 0;
+    unsigned stickiness_ = 2;
 };
 
 inline Machine machine;
