@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from vrthinker import _core
 from vrthinker.errors import InputError
+from vrthinker.kernels.group_advantage import bench
 from vrthinker.kernels.group_advantage.op import GroupAdvantages, group_advantage
 from vrthinker.kernels.group_advantage.reference import METHODS, group_advantage_reference
+from vrthinker.kernels.measure import measure
 
 NAN, INF = math.nan, math.inf
 
@@ -402,6 +404,22 @@ def test_compiles_into_one_graph(dynamic: bool) -> None:
 
 def on_cuda(call: dict[str, Any]) -> dict[str, Any]:
     return {k: v.cuda() if isinstance(v, torch.Tensor) else v for k, v in call.items()}
+
+
+def test_benchmark_rows_hold_what_they_claim(monkeypatch: pytest.MonkeyPatch) -> None:
+    for case in (
+        bench.Case(64),
+        bench.Case(90, ragged=True, mean_tokens=5),
+        bench.Case(64, method="batch_std"),
+    ):
+        comparison = bench.comparison(case, "cpu", 3, compiled=False)
+        row = measure(comparison, "cpu", rounds=5, seed=3)
+        assert {"reference", "vectorised torch", "group_advantage"} <= set(row["milliseconds"])
+        assert row["episodes"] == case.episodes
+        assert row["bytes_moved"] >= 8 * case.episodes
+    monkeypatch.setattr(bench, "_vectorised", lambda data, method: data.rewards)
+    with pytest.raises(RuntimeError, match="vectorised torch differs from the reference"):
+        bench.comparison(bench.Case(64), "cpu", 3, compiled=False).check()
 
 
 @pytest.mark.gpu
