@@ -10,6 +10,9 @@ many bytes (half read, half written, into memory that was touched before), measu
 from __future__ import annotations
 
 import gc
+import importlib.util
+import os
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
@@ -86,6 +89,14 @@ def measure(comparison: Comparison, device: str, *, rounds: int, seed: int) -> d
         "fraction_of_copy": {name: round(copy / timings[name]["p50"], 4) for name in comparison.competitors},
         "equal_to_reference": True,
     }
+
+
+def why_not_compiled(device: str) -> str | None:
+    """What keeps `torch.compile` from taking part; None where nothing does. For a row's facts."""
+    if device == "cuda":
+        return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
+    compiler = os.environ.get("CXX", "g++")
+    return None if shutil.which(compiler) is not None else f"no C++ compiler ({compiler})"
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:

@@ -22,7 +22,7 @@ from vrthinker.kernels.evict.op import evict_cache, evict_paged, evict_sequence
 from vrthinker.kernels.evict.paged import plan_paged_eviction
 from vrthinker.kernels.evict.plan import EvictionPlan, plan_eviction
 from vrthinker.kernels.evict.reference import evict_reference
-from vrthinker.kernels.measure import Comparison
+from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 FIRST_INPUT, ROUND, FRAMES, FRAME, LABEL = 4600, 400, 8, 492, 8
 FRAME_POSITIONS = 20
@@ -140,6 +140,7 @@ def _cache_case(
             "tokens_after": plan.out_tokens,
             "tokens_moved": sum(counts),
             "survivors_behind_first_hole": sum(run.count for run in plan.moved),
+            "without_torch_compile": why_not_compiled(device),
         },
     )
 
@@ -153,11 +154,10 @@ def _torch_versions(
     def reference(layer: torch.Tensor) -> torch.Tensor:
         return evict_reference(layer, runs, batch_dim=0, token_dim=2, out_tokens=plan.out_tokens)
 
-    compiled = torch.compile(reference, dynamic=False)
-    versions: dict[str, Callable[[], object]] = {
-        "reference": lambda: [reference(layer) for layer in layers],
-        "torch.compile of the reference": lambda: [compiled(layer) for layer in layers],
-    }
+    versions: dict[str, Callable[[], object]] = {"reference": lambda: [reference(layer) for layer in layers]}
+    if why_not_compiled(layers[0].device.type) is None:
+        compiled = torch.compile(reference, dynamic=False)
+        versions["torch.compile of the reference"] = lambda: [compiled(layer) for layer in layers]
     if len({tuple(own) for own in spans}) == 1:
         own = [run for run in plan.runs if run.sequence == 0]
         kept = torch.cat([torch.arange(r.source, r.source + r.count) for r in own]).to(layers[0].device)

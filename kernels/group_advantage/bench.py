@@ -17,7 +17,7 @@ import torch
 
 from vrthinker.kernels.group_advantage.op import group_advantage
 from vrthinker.kernels.group_advantage.reference import group_advantage_reference
-from vrthinker.kernels.measure import Comparison
+from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 RTOL, ATOL = 1e-5, 1e-6
 """The torch versions sum in fp32 and divide once more."""
@@ -90,7 +90,7 @@ def comparison(case: Case, device: str, seed: int, *, compiled: bool = True) -> 
         return group_advantage(data.rewards, data.group_offsets, n_tokens=n_tokens, **options).advantages
 
     competitors: dict[str, Callable[[], torch.Tensor]] = {"reference": reference}
-    if compiled:
+    if compiled and why_not_compiled(device) is None:
         graph = torch.compile(group_advantage_reference, fullgraph=True)
         competitors["torch.compile of the reference"] = lambda: graph(
             data.rewards, data.group_offsets, n_tokens=data.n_tokens, **options
@@ -119,6 +119,7 @@ def comparison(case: Case, device: str, seed: int, *, compiled: bool = True) -> 
             "groups": data.group_offsets.shape[0] - 1,
             "tokens": data.n_tokens,
             "method": case.method,
+            "without_torch_compile": why_not_compiled(device),
         },
     )
 

@@ -18,7 +18,7 @@ import torch
 from vrthinker.kernels import ENVIRONMENT_VARIABLE, Version, native_obstacles, triton_obstacle
 from vrthinker.kernels.grpo_loss.op import grpo_loss
 from vrthinker.kernels.grpo_loss.reference import METRICS, grpo_loss_reference
-from vrthinker.kernels.measure import Comparison
+from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 Result = tuple[torch.Tensor, ...]
 """The loss, the gradient of the policy's logprobs, then the metrics."""
@@ -79,7 +79,7 @@ def comparison(
         return loss, metrics.unbind()[: len(METRICS) if with_kl else -1]
 
     competitors: dict[str, Callable[[], Result]] = {"reference": lambda: run(reference)}
-    if compiled:
+    if compiled and why_not_compiled(device) is None:
         graph: Compute = torch.compile(reference, fullgraph=True)
         competitors["torch.compile"] = lambda: run(graph)
     for version in _versions(device):
@@ -104,7 +104,13 @@ def comparison(
         bytes_moved=read + 2 * 4 * tokens,
         competitors=competitors,
         check=check,
-        facts={"episodes": episodes, "tokens": tokens, "with_kl": with_kl, "dtype": "float32"},
+        facts={
+            "episodes": episodes,
+            "tokens": tokens,
+            "with_kl": with_kl,
+            "dtype": "float32",
+            "without_torch_compile": why_not_compiled(device),
+        },
     )
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import strategies as st
 
 from vrthinker import _core
 from vrthinker.errors import InputError
+from vrthinker.kernels.evict import bench
 from vrthinker.kernels.evict.op import evict_cache, evict_paged, evict_sequence
 from vrthinker.kernels.evict.paged import plan_paged_eviction
 from vrthinker.kernels.evict.plan import EvictionPlan, plan_eviction
@@ -22,6 +24,7 @@ from vrthinker.kernels.evict.reference import (
     evict_reference_,
     rotation_table,
 )
+from vrthinker.kernels.measure import measure
 
 INV_FREQ = 1e4 ** (-torch.arange(0, 1, 1 / 4))  # head_dim 8
 
@@ -566,6 +569,26 @@ def test_plans_tell_what_they_do() -> None:
     assert plan.shifts == (4,)
     assert plan.table(in_place=True, renumber=True).tolist() == [[0, 5, 2, 3, 0]]
     assert plan.table(in_place=True, renumber=False).tolist() == [[0, 5, 2, 3, -1]]
+
+
+# The benchmark
+
+
+@pytest.mark.parametrize("in_place", [False, True])
+def test_benchmark_rows_hold_what_they_claim(monkeypatch: pytest.MonkeyPatch, in_place: bool) -> None:
+    monkeypatch.setattr(bench, "why_not_compiled", lambda device: "not in this test")
+    shape = bench.Shape("tiny", 2, 2, 8, torch.bfloat16)
+    make = functools.partial(
+        bench._cache_case, "tiny", shape, [[(3, 5), (7, 9)]] * 2, 12, "cpu", 0, in_place=in_place
+    )
+    row = measure(make(), "cpu", rounds=5, seed=0)
+    moved = 2 * (5 if in_place else 8)
+    assert row["tokens_moved"] == moved
+    assert row["bytes_moved"] == 2 * moved * 2 * 2 * 2 * 8 * 2
+    assert {"reference", "torch.cat of slices", "index_select"} < set(row["milliseconds"])
+    monkeypatch.setattr(bench, "evict_cache", lambda keys, values, plan, **_: (keys, values))
+    with pytest.raises(RuntimeError, match="evict differs from the reference in layer 0"):
+        make().check()
 
 
 # On a GPU
