@@ -18,6 +18,7 @@ def test_kernels_equal_the_cpp_version_under_many_orders(tmp_path: Path) -> None
     assert done.stdout == "right under 100 seeds\n"
 
 
+@pytest.mark.slow  # a compiler run per bug
 @pytest.mark.parametrize(
     ("find", "bug", "code", "message"),
     [

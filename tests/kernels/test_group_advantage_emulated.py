@@ -17,6 +17,7 @@ def test_same_bits_as_cpp_and_bad_values_stay_in_bounds(tmp_path: Path) -> None:
     assert done.stdout == "right under 16 seeds\n"
 
 
+@pytest.mark.slow  # a compiler run per bug
 @pytest.mark.parametrize(
     ("find", "bug", "codes"),
     [

@@ -20,6 +20,7 @@ def test_equal_to_cpp_under_many_orders_and_wrong_offsets_stay_in_bounds(tmp_pat
     assert done.stdout == "right under 24 seeds\n"
 
 
+@pytest.mark.slow  # a compiler run per bug
 @pytest.mark.parametrize(
     ("header", "find", "bug", "codes"),
     [

@@ -34,6 +34,7 @@ def test_intrinsics_do_what_cuda_says(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stdout + done.stderr
 
 
+@pytest.mark.slow  # a compiler run per bug
 @pytest.mark.parametrize(
     ("kernel", "find", "bug", "code", "message"),
     [
