@@ -10,10 +10,12 @@ many bytes (half read, half written, into memory that was touched before), measu
 from __future__ import annotations
 
 import gc
+import importlib
 import importlib.util
 import os
 import shutil
 import statistics
+import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -21,6 +23,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
+from vrthinker.errors import VRThinkerError
 
 COPY = "copy_"
 _WARM_UP = 2
@@ -89,6 +93,32 @@ def measure(comparison: Comparison, device: str, *, rounds: int, seed: int) -> d
         "fraction_of_copy": {name: round(copy / timings[name]["p50"], 4) for name in comparison.competitors},
         "equal_to_reference": True,
     }
+
+
+def measure_op(op: str, device: str, *, rounds: int, seed: int) -> Iterator[dict[str, Any]]:
+    """Measures every case of an op's benchmark; a line on stderr says which.
+
+    Args:
+        op: A folder of `vrthinker.kernels` with a `bench.py`.
+        device: `cpu` or `cuda`.
+        rounds: Timings of each competitor.
+        seed: Of the random data.
+
+    Yields:
+        A row per case, as `measure` gives it.
+
+    Raises:
+        VRThinkerError: A result differs from the reference's.
+    """
+    bench = importlib.import_module(f"vrthinker.kernels.{op}.bench")
+    for make in bench.comparisons(device, seed):
+        comparison = make()
+        sys.stderr.write(f"{op}: {comparison.case}\n")
+        try:
+            yield measure(comparison, device, rounds=rounds, seed=seed)
+        except RuntimeError as error:
+            raise VRThinkerError(f"bench {op}: {comparison.case}, seed {seed}: {error}") from error
+        del comparison
 
 
 def why_not_compiled(device: str) -> str | None:

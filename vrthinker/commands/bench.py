@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vrthinker.commands.options import check_writable, option
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,27 +92,18 @@ class BenchCommand:
                 raise InputError("--device: got cuda, but torch sees no CUDA device here")
 
     def _measure(self) -> Iterator[dict[str, Any]]:
-        import importlib
         import time
 
         import torch
 
         from vrthinker.kernels import benchmarked_ops
-        from vrthinker.kernels.measure import measure
+        from vrthinker.kernels.measure import measure_op
 
         if self.threads is not None:
             torch.set_num_threads(self.threads)
         seed = time.time_ns() % 2**31 if self.seed is None else self.seed
         for op in benchmarked_ops() if self.op is None else (self.op,):
-            bench = importlib.import_module(f"vrthinker.kernels.{op}.bench")
-            for make in bench.comparisons(self.device, seed):
-                comparison = make()
-                sys.stderr.write(f"{op}: {comparison.case}\n")
-                try:
-                    yield measure(comparison, self.device, rounds=self.rounds, seed=seed)
-                except RuntimeError as error:
-                    raise VRThinkerError(f"bench {op}: {comparison.case}, seed {seed}: {error}") from error
-                del comparison
+            yield from measure_op(op, self.device, rounds=self.rounds, seed=seed)
 
     def _show(self, row: dict[str, Any]) -> None:
         from vrthinker.kernels.measure import format_row
