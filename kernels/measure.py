@@ -28,6 +28,8 @@ from vrthinker.errors import VRThinkerError
 
 COPY = "copy_"
 _WARM_UP = 2
+_LEAST_SECONDS = 1e-3
+_MOST_CALLS = 50
 
 
 @dataclass(frozen=True)
@@ -163,14 +165,21 @@ def _resident(key: str) -> int:
 
 
 def _time(runs: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each, interleaved."""
+    """Milliseconds of each, interleaved.
+
+    On a CPU, what takes less than a millisecond is called several times a turn, and the turn's mean counts: a
+    single call would measure how cold the turn before has left the caches and the interpreter.
+    """
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     seconds: dict[str, list[float]] = {name: [] for name in runs}
+    calls: dict[str, int] = {}
+    most = 1 if device == "cuda" else _MOST_CALLS
     for turn in range(rounds + _WARM_UP):
         for name, run in runs.items():
-            elapsed = clock(run)
-            if turn >= _WARM_UP:
-                seconds[name].append(elapsed)
+            if turn < _WARM_UP:
+                calls[name] = max(1, min(most, int(_LEAST_SECONDS / max(clock(run, 1), 1e-9))))
+            else:
+                seconds[name].append(clock(run, calls[name]))
     percentiles = {}
     for name, samples in seconds.items():
         cuts = statistics.quantiles(samples, n=10, method="inclusive")
@@ -182,15 +191,16 @@ def _time(runs: Mapping[str, Callable[[], object]], device: str, rounds: int) ->
     return percentiles
 
 
-def _cpu_seconds(run: Callable[[], object]) -> float:
+def _cpu_seconds(run: Callable[[], object], calls: int) -> float:
     start = time.perf_counter()
-    result = run()
+    for _ in range(calls):
+        result = run()
     elapsed = time.perf_counter() - start
     del result
-    return elapsed
+    return elapsed / calls
 
 
-def _cuda_seconds(run: Callable[[], object]) -> float:
+def _cuda_seconds(run: Callable[[], object], calls: int) -> float:
     """Time on the device, by events: what is queued before has ended, and the queue itself is not counted.
 
     A short spin before the first event lets the host queue everything up before the device starts.
@@ -200,11 +210,12 @@ def _cuda_seconds(run: Callable[[], object]) -> float:
     torch.cuda.synchronize()
     torch.cuda._sleep(200_000)  # type: ignore[no-untyped-call]
     start.record()
-    result = run()
+    for _ in range(calls):
+        result = run()
     end.record()
     torch.cuda.synchronize()
     del result
-    return float(start.elapsed_time(end)) / 1e3
+    return float(start.elapsed_time(end)) / 1e3 / calls
 
 
 def format_row(row: Mapping[str, Any]) -> str:
