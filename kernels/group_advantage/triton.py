@@ -9,6 +9,8 @@ Invariant: whatever the offsets say, nothing is read or written out of bounds (s
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -245,3 +247,32 @@ def group_advantage_triton(
         TO_TOKENS=token_offsets is not None,
         BLOCK=BLOCK,
     )
+
+
+def _entry(real: str, method: int, *, given: bool) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """A kernel to compile ahead of time: with or without validity and tokens."""
+    constants = {
+        "METHOD": method,
+        "DDOF": 1,
+        "EPS": 1e-6,
+        "HAS_VALID": given,
+        "TO_TOKENS": given,
+        "BLOCK": BLOCK,
+    }
+    signature = {
+        **dict.fromkeys(group_advantage_kernel.arg_names, "i32"),
+        **dict.fromkeys(("rewards", "advantages"), f"*{real}"),
+        **dict.fromkeys(("group_offsets", "token_offsets"), "*i64"),
+        **{"valid": "*u8", "zero_variance": "*i8", "status": "*i32"},
+        **dict.fromkeys(constants, "constexpr"),
+    }
+    return group_advantage_kernel, signature, constants
+
+
+AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
+    _entry(real, method, given=given)
+    for real in ("fp32", "fp64")
+    for method in range(len(METHODS))
+    for given in ((False, True) if method == 0 else (True,))
+]
+"""What is compiled ahead of time in the tests: kernel, argument types, constants."""

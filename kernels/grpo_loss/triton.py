@@ -12,6 +12,8 @@ two.
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 import triton
 import triton.language as tl
@@ -271,3 +273,37 @@ def grpo_loss_triton(
             TILE=_TILE,
             SUMS=_SUMS,
         )
+
+
+def _entry(kernel: Any, choice: dict[str, Any]) -> tuple[Any, dict[str, str], dict[str, Any]]:
+    """A kernel to compile ahead of time; policy, old and reference logprobs in three dtypes."""
+    pointers = {
+        "policy": "*bf16",
+        "ref": "*fp16",
+        "mask": "*u8",
+        "offsets": "*i64",
+        "learned": "*i32",
+    }
+    integers = {"tokens", "episodes", "tiles", "search_steps"}
+    numbers = {"lowest_ratio", "highest_ratio", "kl_weight", "fixed_length", "normalizer"}
+    constants = {name: value for name, value in choice.items() if name in kernel.arg_names}
+    signature = {}
+    for name in kernel.arg_names:
+        if name in constants:
+            signature[name] = "constexpr"
+        elif name.endswith("_stride") or name in integers:
+            signature[name] = "i32"
+        else:
+            signature[name] = "fp32" if name in numbers else pointers.get(name, "*fp32")
+    return kernel, signature, constants
+
+
+AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
+    _entry(
+        kernel,
+        {"AGGREGATION": way, "PER_EPISODE": per_episode, "HAS_REF": has_ref, "TILE": 1024, "SUMS": 8},
+    )
+    for kernel in (count_kernel, loss_kernel, finish_kernel)
+    for way, per_episode, has_ref in ((0, False, False), (1, True, True), (2, True, False))
+]
+"""What is compiled ahead of time in the tests: kernel, argument types, constants."""

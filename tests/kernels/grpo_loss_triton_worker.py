@@ -1,4 +1,4 @@
-"""The Triton version of `grpo_loss`, in a process of its own: `equal` under the interpreter, or `compile`.
+"""The Triton version of `grpo_loss`, in a process of its own under the interpreter.
 
 Triton decides when it is imported whether it interprets, for the whole process; so this is no test module.
 """
@@ -42,47 +42,6 @@ def equal() -> None:
     assert gradient.isnan().nonzero().tolist() == [[3]]
 
 
-def compile_for_gpus() -> None:
-    import triton
-    from triton.backends.compiler import GPUTarget
-    from triton.compiler import ASTSource
-
-    from vrthinker.kernels.grpo_loss import triton as kernels
-
-    pointers = {
-        "policy": "*bf16",
-        "old": "*fp32",
-        "ref": "*fp16",
-        "mask": "*u8",
-        "offsets": "*i64",
-        "learned": "*i32",
-    }
-    integers = {"tokens", "episodes", "tiles", "search_steps"}
-    numbers = {"lowest_ratio", "highest_ratio", "kl_weight", "fixed_length", "normalizer"}
-    constants = {"TILE": 1024, "SUMS": 8}
-    choices = [
-        {"AGGREGATION": way, "PER_EPISODE": per_episode, "HAS_REF": has_ref}
-        for way, per_episode, has_ref in ((0, False, False), (1, True, True), (2, True, False))
-    ]
-    for kernel in (kernels.count_kernel, kernels.loss_kernel, kernels.finish_kernel):
-        for choice in choices:
-            signature, constexprs = {}, {}
-            for name in kernel.arg_names:
-                if name in {**constants, **choice}:
-                    signature[name] = "constexpr"
-                    constexprs[name] = {**constants, **choice}[name]
-                elif name.endswith("_stride") or name in integers:
-                    signature[name] = "i32"
-                elif name in numbers:
-                    signature[name] = "fp32"
-                else:
-                    signature[name] = pointers.get(name, "*fp32")
-            for architecture in (80, 90, 100):
-                source = ASTSource(kernel, signature, constexprs)
-                binary = triton.compile(source, target=GPUTarget("cuda", architecture, 32))
-                assert len(binary.asm["cubin"]) > 0
-
-
 if __name__ == "__main__":
-    {"equal": equal, "compile": compile_for_gpus}[sys.argv[1]]()
+    equal()
     sys.stdout.write("done\n")

@@ -1,4 +1,4 @@
-"""The Triton version of `grpo_loss`: equal to the reference under the interpreter, compiled for GPUs."""
+"""The Triton version of `grpo_loss`: equal to the reference under the interpreter."""
 
 from __future__ import annotations
 
@@ -13,18 +13,16 @@ WORKER = Path(__file__).with_name("grpo_loss_triton_worker.py")
 
 
 @pytest.mark.multi_process
-@pytest.mark.parametrize(("job", "interpreted"), [("equal", True), ("compile", False)])
-def test_triton_kernels(tmp_path: Path, job: str, interpreted: bool) -> None:
+def test_interpreted_kernels_agree_with_the_reference(tmp_path: Path) -> None:
     pytest.importorskip("triton")
     environment = {
         key: value for key, value in os.environ.items() if not key.startswith(("TRITON", "VRTHINKER"))
     }
     environment["PYTHONPATH"] = str(WORKER.parents[1])
     environment["TRITON_CACHE_DIR"] = str(tmp_path)
-    if interpreted:
-        environment["TRITON_INTERPRET"] = "1"
+    environment["TRITON_INTERPRET"] = "1"
     done = subprocess.run(
-        [sys.executable, str(WORKER), job], env=environment, capture_output=True, text=True, timeout=280
+        [sys.executable, str(WORKER)], env=environment, capture_output=True, text=True, timeout=280
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stdout.endswith("done\n")
