@@ -48,7 +48,8 @@ DECODERS: dict[str, tuple[str, ...]] = {
 
 EXTRAS = {
     "dali": "decoding frames on the GPU (not in this version yet)",
-    "triton": "the Triton versions of the kernels (not in this version yet)",
+    "triton": "the Triton versions of the kernels",
+    "liger": "logprobs over large vocabularies, fused, on a GPU",
     "vllm": "rollouts through vLLM, in an environment of its own (not in this version yet)",
     "train": "training: tracking, Parquet data, statistics, plots (not in this version yet)",
     "serve": "the HTTP reward service (not in this version yet)",
