@@ -210,6 +210,8 @@ def _evict(
     longest = max(plan.lengths, default=0)
     wanted_batch = plan.batch
     for place, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"evict: {name(place)}: got {type(tensor).__name__}, wanted a torch tensor")
         shape, batch_dim, token_dim = tensor.shape, batch_dims[place], token_dims[place]
         if not (0 <= batch_dim < len(shape) and 0 <= token_dim < len(shape)) or batch_dim == token_dim:
             raise InputError(
@@ -367,7 +369,10 @@ def _run_native(
         "out_tokens": out_tokens,
     }
     if version == "cpu":
-        _core.evict_cpu(**arguments, num_threads=torch.get_num_threads())
+        try:
+            _core.evict_cpu(**arguments, num_threads=torch.get_num_threads())
+        except ValueError as error:  # what only the binding sees, as dimensions that it cannot walk
+            raise InputError(str(error)) from None
         return
     if n_rotated and any(t.element_size() < sources[0].element_size() for t in sources[n_rotated:]):
         # A launch moves vectors of one size; keys are turned by whole elements.
@@ -389,7 +394,10 @@ def _run_native(
         return
     device = sources[0].device
     processors = torch.cuda.get_device_properties(device).multi_processor_count
-    packed = _core.evict_pack(**arguments, processors=processors)
+    try:
+        packed = _core.evict_pack(**arguments, processors=processors)
+    except ValueError as error:
+        raise InputError(str(error)) from None
     # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done.
     on_device = torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
     _core.evict_cuda(packed, on_device, torch.cuda.current_stream(device).cuda_stream)

@@ -401,6 +401,11 @@ def fresh(dtype: torch.dtype = torch.float32) -> torch.Tensor:
             "inv_freq: got torch.int64 of shape .4., wanted floats",
         ),
         (lambda k: evict_sequence([k], PLAN, token_dims=[0]), "with batch in dimension 0 and tokens in 0"),
+        (lambda k: evict_sequence([k.numpy()], PLAN), r"tensors\[0\]: got ndarray, wanted a torch tensor"),
+        (
+            lambda k: evict_sequence([torch.zeros(2, 5, *[2] * 6).permute(0, 1, 7, 6, 5, 4, 3, 2)], PLAN),
+            "wanted at most 4 dimensions that are not contiguous",
+        ),
         (
             lambda k: evict_sequence([k], PLAN, token_dims=[1, 2]),
             "got 1 tensors, 1 batch_dims and 2 token_dims",
