@@ -14,7 +14,9 @@ import torch
 from vrthinker.engine.hf.sampling import Vocabulary
 from vrthinker.errors import InputError
 
-_REMEMBERED_OPTIONS = 100_000
+_REMEMBERED_TEXTS = 100_000
+_REMEMBERED_LENGTH = 256
+"""Characters up to which a text is remembered: labels, roles and options come again and again."""
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -43,26 +45,28 @@ class Markup:
                 f"tokenizer: lacks {', '.join(missing)}; wanted a Qwen2.5-VL or Qwen3-VL checkpoint"
             )
         self.turn_start, self.turn_end = known["<|im_start|>"], known["<|im_end|>"]
-        self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
-        self.image_pad = known["<|image_pad|>"]
-        self.newline = self.encode("\n")
-        self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
         self.vocabulary_size = vocabulary_size
         self._known = known
-        self._options: dict[str, tuple[int, ...]] = {}
+        self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
+        self.image_pad = known["<|image_pad|>"]
+        self._remembered: dict[str, tuple[int, ...]] = {}
+        self.newline = self.encode("\n")
+        self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
 
     def encode(self, text: str) -> list[int]:
         """Plain text to ids; special tokens in it are not special."""
-        ids = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)["input_ids"]
-        return list(ids)
+        return list(self.encode_option(text))
 
     def encode_option(self, text: str) -> tuple[int, ...]:
-        """`encode`, remembered: guided rounds offer the same texts (every frame number) again and again."""
-        ids = self._options.get(text)
+        """`encode` for a text that is not changed by whoever has it; short ones are remembered."""
+        ids = self._remembered.get(text)
         if ids is None:
-            if len(self._options) >= _REMEMBERED_OPTIONS:
-                self._options.clear()
-            ids = self._options[text] = tuple(self.encode(text))
+            encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
+            ids = tuple(encoded["input_ids"])
+            if len(text) <= _REMEMBERED_LENGTH:
+                if len(self._remembered) >= _REMEMBERED_TEXTS:
+                    self._remembered.clear()
+                self._remembered[text] = ids
         return ids
 
     def decode(self, ids: list[int]) -> str:
