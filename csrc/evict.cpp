@@ -263,12 +263,14 @@ struct Call {
                 return begin >= least && count >= 1 && begin <= end && count <= end - begin;
             };
             if (!fits(run[1], run[3], source_end, tokens) || !fits(run[2], run[3], target_end, out) ||
-                (eviction.in_place && run[2] > run[1]) || run[4] < -1 || run[4] >= shifts) {
+                (eviction.in_place ? run[2] > run[1] : run[2] != target_end) || run[4] < -1 ||
+                run[4] >= shifts) {
                 view.fail("run " + std::to_string(i) + " from " + std::to_string(run[1]) + " to " +
                               std::to_string(run[2]) + " of " + std::to_string(run[3]) +
                               " tokens, rotation " + std::to_string(run[4]),
-                          "ascending runs within " + std::to_string(tokens) + " tokens and " +
-                              std::to_string(shifts) + " rotations");
+                          std::string(eviction.in_place ? "ascending" : "adjacent") + " runs within " +
+                              std::to_string(tokens) + " tokens and " + std::to_string(shifts) +
+                              " rotations");
             }
             source_end = run[1] + run[3];
             target_end = run[2] + run[3];

@@ -5,6 +5,7 @@
 
 #include <algorithm>
 #include <cstdint>
+#include <system_error>
 #include <thread>
 #include <vector>
 
@@ -13,7 +14,7 @@ namespace vrthinker {
 // Runs work(begin, end) over parts of [0, count) on up to `threads` threads, this one included; returns when
 // all are done. A part has at least `grain` elements: below that a further thread costs more than it brings
 // (starting one can take a millisecond where another pool's idle threads still spin on the cores). `work`
-// must not throw.
+// must not throw. Where the system gives no further thread, this one does the part itself.
 template <typename Work>
 void parallel_for(std::int64_t count, std::int64_t grain, int threads, const Work& work) {
     if (count <= 0) {
@@ -23,10 +24,19 @@ void parallel_for(std::int64_t count, std::int64_t grain, int threads, const Wor
         std::clamp<std::int64_t>(count / std::max<std::int64_t>(grain, 1), 1, std::max(threads, 1));
     std::vector<std::jthread> others;
     others.reserve(static_cast<std::size_t>(workers - 1));
-    for (std::int64_t i = 1; i < workers; ++i) {
-        others.emplace_back([&, i] { work(count * i / workers, count * (i + 1) / workers); });
+    const auto part = [&](std::int64_t i) { work(count * i / workers, count * (i + 1) / workers); };
+    std::int64_t started = 1;
+    try {
+        for (; started < workers; ++started) {
+            others.emplace_back(part, started);
+        }
+    } catch (const std::system_error&) {
+        // The parts from `started` on are left.
     }
-    work(std::int64_t{0}, count / workers);
+    part(0);
+    for (std::int64_t i = started; i < workers; ++i) {
+        part(i);
+    }
 }
 
 // From here on an output is worth huge pages.

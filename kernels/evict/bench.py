@@ -21,7 +21,7 @@ import torch
 from vrthinker.kernels.evict.op import evict_cache, evict_paged, evict_sequence
 from vrthinker.kernels.evict.paged import plan_paged_eviction
 from vrthinker.kernels.evict.plan import EvictionPlan, plan_eviction
-from vrthinker.kernels.evict.reference import evict_reference
+from vrthinker.kernels.evict.reference import evict_reference, rotation_table
 from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 FIRST_INPUT, ROUND, FRAMES, FRAME, LABEL = 4600, 400, 8, 492, 8
@@ -132,7 +132,7 @@ def _cache_case(
         case=name,
         bytes_moved=2 * sum(counts) * shape.token_bytes,
         competitors=competitors,
-        check=lambda: _check(keys, values, plan, competitors, in_place=in_place),
+        check=lambda: _check(keys, values, plan, competitors, inv_freq, in_place=in_place),
         facts={
             "dtype": str(shape.dtype).removeprefix("torch."),
             "batch": batch,
@@ -175,6 +175,7 @@ def _check(
     values: list[torch.Tensor],
     plan: EvictionPlan,
     competitors: dict[str, Callable[[], object]],
+    inv_freq: torch.Tensor,
     *,
     in_place: bool,
 ) -> None:
@@ -193,6 +194,19 @@ def _check(
             for sequence, length in enumerate(plan.new_lengths):
                 if not torch.equal(found[place][sequence, :, :length], wanted[sequence, :, :length]):
                     raise RuntimeError(f"evict: {name} differs from the reference in layer {place}")
+    del results, new
+    copies = [layer.clone() for layer in layers] if in_place else layers
+    turned, _ = evict_cache(
+        copies[: len(keys)], copies[len(keys) :], plan, in_place=in_place, inv_freq=inv_freq
+    )
+    runs, rotations = plan.table(in_place=False, renumber=True), rotation_table(plan.shifts, inv_freq)
+    for place, layer in enumerate(keys):
+        wanted = evict_reference(
+            layer, runs, batch_dim=0, token_dim=2, out_tokens=plan.out_tokens, rotations=rotations
+        )
+        for sequence, length in enumerate(plan.new_lengths):
+            if not torch.equal(turned[place][sequence, :, :length], wanted[sequence, :, :length]):
+                raise RuntimeError(f"evict: renumbering differs from the reference in layer {place}")
 
 
 def _paged_case(device: str, seed: int) -> Comparison:

@@ -15,6 +15,7 @@ checked here, before anything is allocated or written.
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Literal, overload
@@ -89,6 +90,7 @@ def evict_cache(
     all_values = _layers("values", values)
     tensors = [*all_keys, *all_values]
     name = partial(_name, len(all_keys))
+    _require_tensors(tensors, name)
     ranks = [tensor.ndim for tensor in tensors]
     for place, rank in enumerate(ranks):
         if rank not in (4, 5):
@@ -173,6 +175,7 @@ def evict_paged(
     """
     tensors = [*keys, *values]
     name = partial(_name, len(keys))
+    _require_tensors(tensors, name)
     n_blocks = int(plan.working_tables.max()) + 1 if plan.working_tables.numel() else 0
     for place, tensor in enumerate(tensors):
         if tensor.ndim != 4 or tensor.shape[1] != plan.block_size or tensor.shape[0] < n_blocks:
@@ -180,7 +183,12 @@ def evict_paged(
                 f"evict: {name(place)}: got shape {list(tensor.shape)}, wanted [{n_blocks} blocks or more, "
                 f"{plan.block_size}, kv_heads, head_dim]"
             )
-    rotations = _rotations(tensors[: len(keys)], name, plan.plan, inv_freq)
+        if tensor.shape[0] != tensors[0].shape[0]:
+            raise InputError(
+                f"evict: {name(place)}: got {tensor.shape[0]} blocks, wanted {tensors[0].shape[0]} as "
+                f"{name(0)} has"
+            )
+    rotations = _rotations(tensors[: len(keys)], name, plan.plan, inv_freq, in_place=True)
     _check_tensors(tensors, name, in_place=True)
     runs = plan.table(renumber=inv_freq is not None)
     if runs.shape[0]:
@@ -202,9 +210,8 @@ def _evict(
 ) -> list[torch.Tensor]:
     longest = max(plan.lengths, default=0)
     wanted_batch = plan.batch
+    _require_tensors(tensors, name)
     for place, tensor in enumerate(tensors):
-        if not isinstance(tensor, torch.Tensor):
-            raise InputError(f"evict: {name(place)}: got {type(tensor).__name__}, wanted a torch tensor")
         shape, batch_dim, token_dim = tensor.shape, batch_dims[place], token_dims[place]
         if not (0 <= batch_dim < len(shape) and 0 <= token_dim < len(shape)) or batch_dim == token_dim:
             raise InputError(
@@ -216,7 +223,7 @@ def _evict(
                 f"evict: {name(place)}: got {shape[batch_dim]} sequences of {shape[token_dim]} tokens (shape "
                 f"{list(shape)}), wanted {wanted_batch} of at least {longest}, as the plan has"
             )
-    rotations = _rotations(tensors[:n_rotated], name, plan, inv_freq)
+    rotations = _rotations(tensors[:n_rotated], name, plan, inv_freq, in_place=in_place)
     _check_tensors(tensors, name, in_place=in_place)
     n_rotated = n_rotated if rotations is not None else 0
     runs = plan.table(in_place=in_place, renumber=rotations is not None)
@@ -233,6 +240,12 @@ def _evict(
 
 
 # Checks
+
+
+def _require_tensors(tensors: Sequence[object], name: Callable[[int], str]) -> None:
+    for place, tensor in enumerate(tensors):
+        if not isinstance(tensor, torch.Tensor):
+            raise InputError(f"evict: {name(place)}: got {type(tensor).__name__}, wanted a torch tensor")
 
 
 def _layers(name: str, cache: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -260,9 +273,13 @@ def _rotations(
     name: Callable[[int], str],
     plan: EvictionPlan,
     inv_freq: torch.Tensor | None,
+    *,
+    in_place: bool,
 ) -> torch.Tensor | None:
     if inv_freq is None or not keys:
         return None
+    if not isinstance(inv_freq, torch.Tensor):
+        raise InputError(f"evict: inv_freq: got {type(inv_freq).__name__}, wanted a torch tensor")
     if inv_freq.ndim != 1 or not inv_freq.is_floating_point():
         raise InputError(
             f"evict: inv_freq: got {inv_freq.dtype} of shape {list(inv_freq.shape)}, wanted floats of shape "
@@ -276,6 +293,11 @@ def _rotations(
             raise InputError(
                 f"evict: {name(place)}: got head_dim {key.shape[-1]}, wanted {2 * inv_freq.shape[0]}, twice "
                 "the frequencies"
+            )
+        if in_place and key.stride(-1) != 1 and key.shape[-1] > 1:
+            raise InputError(
+                f"evict: {name(place)}: got strides {key.stride()}, wanted a contiguous last dimension to "
+                "renumber in place"
             )
     return rotation_table(plan.shifts, inv_freq) if plan.shifts else None
 
@@ -292,18 +314,71 @@ def _check_tensors(tensors: Sequence[torch.Tensor], name: Callable[[int], str], 
             )
     if not in_place or torch.compiler.is_compiling():
         return
-    seen: dict[int, int] = {}
+    neighbours: dict[int, list[int]] = defaultdict(list)
     for place, tensor in enumerate(tensors):
         if tensor.requires_grad:
             raise InputError(
                 f"evict: {name(place)}: got a tensor that requires grad, wanted one to change in place"
             )
-        twin = seen.setdefault(tensor.data_ptr(), place)
-        overlaps = torch._debug_has_internal_overlap(tensor) == 1
-        if overlaps or (twin != place and tensor.numel() and _is_same(tensor, tensors[twin])):
-            what = "elements that share memory" if overlaps else f"the tensor that {name(twin)} is"
-            raise InputError(f"evict: {name(place)}: got {what}, wanted memory of its own to change in place")
+        if torch._debug_has_internal_overlap(tensor) == 1:
+            raise InputError(
+                f"evict: {name(place)}: got elements that share memory, wanted memory of its own to change "
+                "in place"
+            )
+        if tensor.numel():
+            neighbours[tensor.untyped_storage().data_ptr()].append(place)
+    for places in neighbours.values():
+        if (twins := _overlapping(tensors, places)) is not None:
+            first, second = sorted(twins)
+            raise InputError(
+                f"evict: {name(second)}: got memory that {name(first)} has too, wanted memory of its own to "
+                "change in place"
+            )
 
 
-def _is_same(a: torch.Tensor, b: torch.Tensor) -> bool:
-    return a.shape == b.shape and a.stride() == b.stride()
+def _overlapping(tensors: Sequence[torch.Tensor], places: Sequence[int]) -> tuple[int, int] | None:
+    """Two tensors of one storage that share an element, if any do.
+
+    Tensors may lie between each other's rows, as keys and values of one projection do; that is told apart
+    where their strides are the same. Other strides within one range of memory are believed.
+    """
+    bounds = []
+    for place in places:
+        tensor = tensors[place]
+        start, size = tensor.data_ptr(), tensor.element_size()
+        span = sum((n - 1) * stride for n, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        bounds.append((start, start + (span + 1) * size, place))
+    bounds.sort()
+    for number, (start, end, place) in enumerate(bounds):
+        for other_start, _, other in bounds[number + 1 :]:
+            if other_start >= end:
+                break
+            a, b = tensors[place], tensors[other]
+            if other_start == start or (
+                a.stride() == b.stride()
+                and a.dtype == b.dtype
+                and _meet(other_start - start, a.element_size(), a, b)
+            ):
+                return place, other
+    return None
+
+
+def _meet(distance: int, size: int, a: torch.Tensor, b: torch.Tensor) -> bool:
+    """Whether two tensors of equal strides whose starts lie `distance` bytes apart share an element."""
+    if distance % size:
+        return True
+    dims = zip(a.stride(), a.shape, b.shape, strict=True)
+    steps = sorted((dim for dim in dims if max(dim[1:]) > 1), reverse=True)
+
+    def reach(left: int, dim: int) -> bool:
+        if dim == len(steps):
+            return left == 0
+        stride, own, others = steps[dim]
+        # Later strides are smaller: only the two nearest numbers of steps can leave what they make up for.
+        nearest = left // stride
+        return any(
+            -others < steps_taken < own and reach(left - steps_taken * stride, dim + 1)
+            for steps_taken in (nearest, nearest + 1)
+        )
+
+    return reach(distance // size, 0)

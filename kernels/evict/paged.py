@@ -29,6 +29,8 @@ class PagedPlan:
         freed_blocks: Blocks that no sequence uses any more, ascending: the allocator may hand them out.
         working_tables: int64 `[batch, blocks]` on the CPU: the tables while tokens move, padded with 0.
         slots: Per run of the plan, where it lies in its working table (source row).
+        renumber: Whether it was planned for keys that are turned: only then is it sure that no block that
+            would be written for that is another sequence's too.
     """
 
     plan: EvictionPlan
@@ -37,16 +39,26 @@ class PagedPlan:
     freed_blocks: tuple[int, ...]
     working_tables: torch.Tensor
     slots: tuple[int, ...]
+    renumber: bool = False
 
     def table(self, *, renumber: bool) -> torch.Tensor:
-        """The runs that move or turn, as the op takes them (see `EvictionPlan.table`)."""
+        """The runs that move or turn, as the op takes them (see `EvictionPlan.table`).
+
+        Raises:
+            InputError: `renumber` is wanted of a plan that was made without.
+        """
+        if renumber and not self.renumber:
+            raise InputError(
+                "evict: plan: got a paged plan made without renumber, wanted one made with renumber=True to "
+                "turn keys: blocks that sequences share might be written"
+            )
         row_of = {shift: row for row, shift in enumerate(self.plan.shifts)} if renumber else {}
         rows = []
         for run, slot in zip(self.plan.runs, self.slots, strict=True):
             rotation = row_of.get(run.shift, -1)
             if slot != run.target or rotation >= 0:
                 rows.append((run.sequence, slot, run.target, run.count, rotation))
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), 5)
 
 
 def plan_paged_eviction(
@@ -96,9 +108,10 @@ def plan_paged_eviction(
         block_tables=tuple(tables),
         freed_blocks=tuple(sorted(users.keys() - still_used)),
         working_tables=torch.tensor(
-            [[*table, *[0] * (width - len(table))] for table in working], dtype=torch.int64
+            [[*table, *[0] * (width - len(table))] for table in working], dtype=torch.int64, device="cpu"
         ).reshape(len(working), width),
         slots=tuple(slots),
+        renumber=renumber,
     )
 
 

@@ -86,12 +86,15 @@ class EvictionPlan:
             (run.sequence, run.source, run.target, run.count, row_of.get(run.shift, -1))
             for run in (self.moved if in_place else self.runs)
         ]
-        return torch.tensor(rows, dtype=torch.int64).reshape(len(rows), 5)
+        return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), 5)
 
     def position_shifts(self, out_tokens: int | None = None) -> torch.Tensor:
         """By how much each kept token's position falls under renumbering: int64 `[batch, out_tokens]`."""
         shifts = torch.zeros(
-            self.batch, self.out_tokens if out_tokens is None else out_tokens, dtype=torch.int64
+            self.batch,
+            self.out_tokens if out_tokens is None else out_tokens,
+            dtype=torch.int64,
+            device="cpu",
         )
         for run in self.runs:
             shifts[run.sequence, run.target : run.target + run.count] = run.shift

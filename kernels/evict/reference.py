@@ -26,7 +26,8 @@ def rotation_table(shifts: Sequence[int], inv_freq: torch.Tensor) -> torch.Tenso
         float32 `[shifts, half, 2]` on the CPU. Angles are computed in double: a large shift times a
         frequency would lose them in fp32.
     """
-    angles = -torch.tensor(shifts, dtype=torch.float64)[:, None] * inv_freq.detach().double().cpu()[None]
+    falls = torch.tensor(shifts, dtype=torch.float64, device="cpu")
+    angles = -falls[:, None] * inv_freq.detach().cpu().double()[None]
     return torch.stack((angles.cos(), angles.sin()), dim=-1).float().contiguous()
 
 
@@ -150,6 +151,6 @@ def evict_backward_reference(
     for sequence, source, target, count, rotation in runs.tolist():
         kept = rows[sequence, target : target + count]
         if rotations is not None and rotation >= 0:
-            kept = rotate(kept, rotations[rotation] * torch.tensor([1.0, -1.0]))
+            kept = rotate(kept, rotations[rotation] * rotations.new_tensor([1.0, -1.0]))
         out[sequence, source : source + count] = kept
     return out.movedim((0, 1), (batch_dim, token_dim)).contiguous()

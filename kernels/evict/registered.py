@@ -36,7 +36,10 @@ def _plain(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _with_dense_heads(tensors: Sequence[torch.Tensor], n_rotated: int) -> list[torch.Tensor]:
-    """Tensors whose rotated last dimension is contiguous, as the native versions need it."""
+    """Tensors whose rotated last dimension is contiguous, as the native versions need it.
+
+    To be changed in place, `op.py` lets no others in.
+    """
     return [
         t.contiguous() if place < n_rotated and t.shape[-1] > 1 and t.stride(-1) != 1 else t
         for place, t in enumerate(tensors)
@@ -76,33 +79,35 @@ def _run_native(
         except ValueError as error:  # what only the binding sees, as dimensions that it cannot walk
             raise InputError(str(error)) from None
         return
-    if n_rotated and any(t.element_size() < sources[0].element_size() for t in sources[n_rotated:]):
-        # A launch moves vectors of one size; keys are turned by whole elements.
-        for part, rotated in ((slice(n_rotated), n_rotated), (slice(n_rotated, None), 0)):
-            _run_native(
-                version,
-                sources[part],
-                targets[part],
-                batch_dims[part],
-                token_dims[part],
-                # Without a rotation a run that only turned is a run that stays.
-                runs if rotated else _without_rotation(runs, in_place=not targets),
-                rotations if rotated else None,
-                rotated,
-                block_tables,
-                block_size,
-                out_tokens,
-            )
-        return
     device = sources[0].device
     processors = torch.cuda.get_device_properties(device).multi_processor_count
     try:
-        packed = _core.evict_pack(**arguments, processors=processors)
+        launches = [
+            _core.evict_pack(**part, processors=processors) for part in _launches(arguments, n_rotated)
+        ]
     except ValueError as error:
         raise InputError(str(error)) from None
-    # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done.
-    on_device = torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
-    _core.evict_cuda(packed, on_device, torch.cuda.current_stream(device).cuda_stream)
+    # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done. All are
+    # there before the first launch writes anything.
+    on_device = [
+        torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
+        for packed in launches
+    ]
+    for packed, copy in zip(launches, on_device, strict=True):
+        _core.evict_cuda(packed, copy, torch.cuda.current_stream(device).cuda_stream)
+
+
+def _launches(arguments: dict[str, Any], n_rotated: int) -> list[dict[str, Any]]:
+    """One launch, or two: a launch moves vectors of one size, and keys are turned by whole elements."""
+    sources: list[torch.Tensor] = arguments["sources"]
+    if not n_rotated or all(t.element_size() >= sources[0].element_size() for t in sources[n_rotated:]):
+        return [arguments]
+    per_tensor = ("sources", "targets", "batch_dims", "token_dims")
+    turned = {name: arguments[name][:n_rotated] for name in per_tensor}
+    moved: dict[str, Any] = {name: arguments[name][n_rotated:] for name in per_tensor}
+    # Without a rotation a run that only turned is a run that stays.
+    moved["runs"] = _without_rotation(arguments["runs"], in_place=not arguments["targets"])
+    return [{**arguments, **turned}, {**arguments, **moved, "rotations": None, "n_rotated": 0}]
 
 
 def _without_rotation(runs: torch.Tensor, *, in_place: bool) -> torch.Tensor:
@@ -271,9 +276,7 @@ def _evict_in_place_op(
                 rotations=rotations if place < n_rotated else None,
             )
         return
-    dense = _with_dense_heads(tensors, n_rotated)
-    _run_native(version, dense, [], batch_dims, token_dims, runs, rotations, n_rotated)
-    _copy_back(tensors, dense)
+    _run_native(version, list(tensors), [], batch_dims, token_dims, runs, rotations, n_rotated)
 
 
 def _evict_paged_op(
@@ -291,17 +294,8 @@ def _evict_paged_op(
                 tensor, runs, block_tables, rotations=rotations if place < n_rotated else None
             )
         return
-    dense = _with_dense_heads(tensors, n_rotated)
-    n = len(tensors)
-    block_size = tensors[0].shape[1]
-    _run_native(version, dense, [], [0] * n, [1] * n, runs, rotations, n_rotated, block_tables, block_size)
-    _copy_back(tensors, dense)
-
-
-def _copy_back(tensors: Sequence[torch.Tensor], dense: Sequence[torch.Tensor]) -> None:
-    for tensor, copy in zip(tensors, dense, strict=True):
-        if copy is not tensor:
-            tensor.detach().copy_(copy)
+    given, n, block_size = list(tensors), len(tensors), tensors[0].shape[1]
+    _run_native(version, given, [], [0] * n, [1] * n, runs, rotations, n_rotated, block_tables, block_size)
 
 
 def _nothing_to_return(*_arguments: object) -> None:

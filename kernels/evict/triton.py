@@ -42,21 +42,24 @@ def _gather_rows(
     target_token,
     row,  # elements of a row
     half,
+    row_tiles,
     DTYPE: tl.constexpr,
     ROTATE: tl.constexpr,
     ROWS: tl.constexpr,
     COLUMNS: tl.constexpr,
 ):
-    source = tl.load(sources + tl.program_id(2)).to(tl.pointer_type(DTYPE))
-    target = tl.load(targets + tl.program_id(2)).to(tl.pointer_type(DTYPE))
-    lane = tl.program_id(1).to(tl.int64)
+    source = tl.load(sources + tl.program_id(1)).to(tl.pointer_type(DTYPE))
+    target = tl.load(targets + tl.program_id(1)).to(tl.pointer_type(DTYPE))
+    # Lanes and tiles of rows share the axis that may be longer than 65,535.
+    tile = tl.program_id(0).to(tl.int64)
+    lane = tile // row_tiles
     second = lane % outer_2
     first = lane // outer_2 % outer_1
     sequence = lane // outer_2 // outer_1
     source += sequence * source_batch + first * source_outer_1 + second * source_outer_2
     target += sequence * target_batch + first * target_outer_1 + second * target_outer_2
 
-    out_row = tl.program_id(0).to(tl.int64) * ROWS + tl.arange(0, ROWS)
+    out_row = tile % row_tiles * ROWS + tl.arange(0, ROWS)
     inside = out_row < out_tokens
     from_row = tl.load(source_rows + sequence * out_tokens + out_row, mask=inside, other=-1)
     kept = from_row >= 0
@@ -108,6 +111,7 @@ _NUMBERS = (
     "target_token",
     "row",
     "half",
+    "row_tiles",
 )
 _SIGNATURE = {
     "sources": "*i64",
@@ -170,32 +174,36 @@ def _launch(
     source, target = views[0]
     device = source.device
     batch, outer_1, outer_2, out_tokens, row = target.shape
-    source_rows = torch.full((batch, out_tokens), -1, dtype=torch.int64)
-    rotation_rows = torch.full((batch, out_tokens), -1, dtype=torch.int64)
+    source_rows = torch.full((batch, out_tokens), -1, dtype=torch.int64, device="cpu")
+    rotation_rows = torch.full_like(source_rows, -1)
     for sequence, first, to, count, rotation in runs.tolist():
-        source_rows[sequence, to : to + count] = torch.arange(first, first + count)
+        source_rows[sequence, to : to + count] = torch.arange(first, first + count, device="cpu")
         rotation_rows[sequence, to : to + count] = rotation
     addresses = [torch.tensor([pair[side].data_ptr() for pair in views], device=device) for side in (0, 1)]
-    table = torch.zeros(1) if rotations is None else rotations
+    table = source_rows.new_zeros(1, dtype=torch.float32) if rotations is None else rotations
     half = 1 if rotations is None else rotations.shape[1]
-    grid = (triton.cdiv(out_tokens, _TILE_ROWS), batch * outer_1 * outer_2, len(views))
-    _gather_rows[grid](
-        *addresses,
-        source_rows.to(device),
-        rotation_rows.to(device),
-        table.to(device),
-        outer_1,
-        outer_2,
-        out_tokens,
-        *source.stride()[:4],
-        *target.stride()[:4],
-        row,
-        half,
-        DTYPE=dtype,
-        ROTATE=rotations is not None,
-        ROWS=_TILE_ROWS,
-        COLUMNS=min(128, triton.next_power_of_2(max(1, row if rotations is None else row // 2))),
-    )
+    row_tiles = triton.cdiv(out_tokens, _TILE_ROWS)
+    grid = (batch * outer_1 * outer_2 * row_tiles, len(views))
+    # Triton launches on torch's current device.
+    with torch.cuda.device_of(source):  # type: ignore[no-untyped-call]
+        _gather_rows[grid](
+            *addresses,
+            source_rows.to(device),
+            rotation_rows.to(device),
+            table.to(device),
+            outer_1,
+            outer_2,
+            out_tokens,
+            *source.stride()[:4],
+            *target.stride()[:4],
+            row,
+            half,
+            row_tiles,
+            DTYPE=dtype,
+            ROTATE=rotations is not None,
+            ROWS=_TILE_ROWS,
+            COLUMNS=min(128, triton.next_power_of_2(max(1, row if rotations is None else row // 2))),
+        )
 
 
 def _split(target: torch.Tensor, batch_dim: int, token_dim: int) -> tuple[int, int, int]:

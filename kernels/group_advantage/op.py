@@ -251,7 +251,7 @@ def _group_advantage(
             _core.group_advantage_cpu(*tensors, method, ddof, eps, torch.get_num_threads())
         except ValueError as error:
             raise InputError(str(error)) from None
-        return advantages, zero_variance, torch.zeros(1, dtype=torch.int32)
+        return advantages, zero_variance, torch.zeros(1, dtype=torch.int32, device="cpu")
     status = torch.empty(1, dtype=torch.int32, device=device)
     if version == "cuda":
         from vrthinker import _core

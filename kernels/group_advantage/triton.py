@@ -225,28 +225,30 @@ def group_advantage_triton(
     # An absent tensor is never read; a pointer has to be passed all the same.
     valid_bytes = rewards if valid is None else valid.view(torch.uint8)
     tokens = group_offsets if token_offsets is None else token_offsets
-    group_advantage_kernel[(1 + groups + 2,)](
-        rewards,
-        valid_bytes,
-        group_offsets,
-        tokens,
-        advantages,
-        zero_variance.view(torch.int8),
-        status,
-        rewards.stride(0),
-        valid_bytes.stride(0),
-        group_offsets.stride(0),
-        tokens.stride(0),
-        rewards.shape[0],
-        groups,
-        advantages.shape[0],
-        METHOD=METHODS.index(method),
-        DDOF=ddof,
-        EPS=eps,
-        HAS_VALID=valid is not None,
-        TO_TOKENS=token_offsets is not None,
-        BLOCK=BLOCK,
-    )
+    # Triton launches on torch's current device.
+    with torch.cuda.device_of(rewards):  # type: ignore[no-untyped-call]
+        group_advantage_kernel[(1 + groups + 2,)](
+            rewards,
+            valid_bytes,
+            group_offsets,
+            tokens,
+            advantages,
+            zero_variance.view(torch.int8),
+            status,
+            rewards.stride(0),
+            valid_bytes.stride(0),
+            group_offsets.stride(0),
+            tokens.stride(0),
+            rewards.shape[0],
+            groups,
+            advantages.shape[0],
+            METHOD=METHODS.index(method),
+            DDOF=ddof,
+            EPS=eps,
+            HAS_VALID=valid is not None,
+            TO_TOKENS=token_offsets is not None,
+            BLOCK=BLOCK,
+        )
 
 
 def _entry(real: str, method: int, *, given: bool) -> tuple[Any, dict[str, str], dict[str, Any]]:

@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import functools
+import subprocess
+import sys
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -209,6 +212,13 @@ def test_a_block_that_another_sequence_uses_is_not_written() -> None:
     assert plan_paged_eviction(aligned, [[5, 6], [5]], 4).freed_blocks == ()
     with pytest.raises(InputError, match="block 6 would be written"):
         plan_paged_eviction(aligned, [[5, 6], [5, 6]], 4, renumber=True)
+    # A plan that was made without turning in mind does not let keys be turned.
+    plain = plan_paged_eviction(aligned, [[5, 6], [5, 6]], 4)
+    blocks = [random_tensor((7, 4, 2, 8), torch.float32, seed) for seed in range(2)]
+    before = [block.clone() for block in blocks]
+    with pytest.raises(InputError, match="evict: plan: got a paged plan made without renumber, wanted one"):
+        evict_paged(blocks[:1], blocks[1:], plain, inv_freq=INV_FREQ)
+    assert_equal(blocks, before)
 
 
 def test_one_tensor_of_all_layers() -> None:
@@ -233,17 +243,92 @@ def test_one_tensor_of_all_layers() -> None:
 
 
 @pytest.mark.parametrize("threads", [1, 2, 5])
-def test_threads_do_not_change_the_result(threads: int) -> None:
-    plan = plan_eviction([[(100, 700)], [(3, 5), (400, 900)]], [1000, 950])
-    keys = [random_tensor((2, 4, 1000, 8), torch.bfloat16, 0)]
-    wanted = expected(keys, plan, "bhtd", INV_FREQ, in_place=True)
+@pytest.mark.parametrize("renumber", [False, True])
+@pytest.mark.parametrize("head_dim", [64, 8])
+def test_large_moves_by_many_threads_equal_the_reference(threads: int, renumber: bool, head_dim: int) -> None:
+    """24 MB: more than one thread's share (1 MB), and past the caches (16 MB): stores stream."""
+    inv_freq = 1e4 ** (-torch.arange(0, 1, 2 / head_dim)) if renumber else None
+    plan = plan_eviction([[(1, 2), (40, 900), (2000, 2001)]], [6000], freed_positions=[[1, 20, 3]])
+    heads = 8 * 64 // head_dim
+    # An odd number of 16-byte rows in front: no store starts on a cache line by chance.
+    layers = [random_tensor((1, heads, 6001, head_dim), torch.bfloat16, seed)[:, :, 1:] for seed in range(4)]
+    wanted = [
+        *expected(layers[:2], plan, "bhtd", inv_freq, in_place=True),
+        *expected(layers[2:], plan, "bhtd", None, in_place=True),
+    ]
     before = torch.get_num_threads()
     try:
         torch.set_num_threads(threads)
-        evict_cache(keys, [k.clone() for k in keys], plan, inv_freq=INV_FREQ)
+        evict_cache(layers[:2], layers[2:], plan, inv_freq=inv_freq)
     finally:
         torch.set_num_threads(before)
-    assert_equal(keys, wanted)
+    assert_equal(layers, wanted)
+
+
+@pytest.mark.skipif(not Path("/proc/self/limits").exists(), reason="limits of processes are Linux's")
+def test_where_the_system_gives_no_thread_the_caller_does_all(tmp_path: Path) -> None:
+    """A thread per part is tried for; under a limit on address space its stack cannot be had."""
+    script = tmp_path / "few_threads.py"
+    script.write_text(_FEW_THREADS)
+    done = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout == "equal\n"
+
+
+_FEW_THREADS = """
+import resource, threading
+import torch
+from vrthinker.kernels.evict.op import evict_cache
+from vrthinker.kernels.evict.plan import plan_eviction
+
+plan = plan_eviction([[(1, 900)]], [6000])
+key, value = torch.randn(1, 8, 6000, 64), torch.randn(1, 8, 6000, 64)
+wanted = torch.cat((key[:, :, :1], key[:, :, 900:]), 2)
+torch.set_num_threads(4)
+small = plan_eviction([[(1, 2)]], [3])
+evict_cache([torch.ones(1, 1, 3, 4)], [torch.ones(1, 1, 3, 4)], small)  # all is loaded before memory is
+scarce with open("/proc/self/statm") as statm:
+    used = int(statm.read().split()[0]) * resource.getpagesize()
+resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
+try:
+    threading.Thread(target=print).start()
+except RuntimeError:
+    pass
+else:
+    raise SystemExit("a thread could be started: the limit does not bind")
+evict_cache([key], [value], plan)
+resource.setrlimit(resource.RLIMIT_AS, (resource.RLIM_INFINITY, resource.RLIM_INFINITY))
+print("equal" if torch.equal(key[:, :, :5101], wanted) else "differs")
+"""
+
+
+def test_keys_and_values_may_lie_between_each_other() -> None:
+    plan = plan_eviction([[(1, 3)]], [7])
+    both = random_tensor((1, 7, 4, 16), torch.float32, 0)
+    keys, values = both[..., :8], both[..., 8:]
+    wanted = [
+        *expected([keys], plan, "bthd", None, in_place=True),
+        *expected([values], plan, "bthd", None, in_place=True),
+    ]
+    evict_cache([keys], [values], plan, layout="bthd")
+    assert_equal([keys, values], wanted)
+
+
+@pytest.mark.parametrize("device", ["meta"])
+def test_a_default_device_of_the_caller_changes_nothing(device: str) -> None:
+    plan = plan_eviction([[(1, 3)], [(0, 2)]], [5, 4])
+    paged = plan_paged_eviction(plan, [[0, 1], [2]], 4, renumber=True)
+    key, value = fresh(), fresh()
+    blocks = [random_tensor((3, 4, 2, 8), torch.float32, seed) for seed in range(2)]
+    wanted = evict_cache([fresh()], [fresh()], plan, in_place=False, inv_freq=INV_FREQ)
+    with torch.device(device):
+        found = evict_cache([key], [value], plan_eviction([[(1, 3)], [(0, 2)]], [5, 4]), inv_freq=INV_FREQ)
+        again = plan_paged_eviction(plan, [[0, 1], [2]], 4, renumber=True)
+        evict_paged(blocks[:1], blocks[1:], again, inv_freq=INV_FREQ)
+        shifts = plan.position_shifts()
+    assert torch.equal(found[0][0][0, :, :3], wanted[0][0][0])
+    assert torch.equal(again.working_tables, paged.working_tables)
+    assert torch.equal(shifts, plan.position_shifts())
 
 
 def test_in_place_touches_nothing_before_the_first_hole_and_nothing_behind_the_last_survivor() -> None:
@@ -365,7 +450,42 @@ def fresh(dtype: torch.dtype = torch.float32) -> torch.Tensor:
         ),
         (
             lambda k: evict_cache([k], [k], PLAN),
-            r"values\[0\]: got the tensor that keys\[0\] is, wanted memory",
+            r"values\[0\]: got memory that keys\[0\] has too, wanted memory of its own",
+        ),
+        (
+            lambda k: evict_cache([k[:, :, :4]], [k[:, :, 1:]], plan_eviction([[(1, 3)], []], [4, 4])),
+            r"values\[0\]: got memory that keys\[0\] has too, wanted memory of its own",
+        ),
+        (
+            lambda k: evict_sequence([k[:, 0, :, 3:], k[:, 0, :, :4]], PLAN, in_place=True),
+            r"tensors\[1\]: got memory that tensors\[0\] has too",
+        ),
+        (
+            lambda k: evict_sequence([k, k.clone(), k[:, 0]], PLAN, token_dims=[2, 2, 1], in_place=True),
+            r"tensors\[2\]: got memory that tensors\[0\] has too",
+        ),
+        (
+            lambda k: evict_cache(
+                [k.transpose(2, 3).contiguous().transpose(2, 3)], [k], PLAN, inv_freq=INV_FREQ
+            ),
+            r"keys\[0\]: got strides .*, wanted a contiguous last dimension to renumber in place",
+        ),
+        (lambda k: evict_cache([k.numpy()], [k], PLAN), r"keys\[0\]: got ndarray, wanted a torch tensor"),
+        (
+            lambda k: evict_cache([k], [k.clone()], PLAN, inv_freq=[1.0] * 4),
+            "inv_freq: got list, wanted a torch tensor",
+        ),
+        (
+            lambda k: evict_paged([k.numpy()], [k], plan_paged_eviction(PLAN, [[0, 1], [2]], 4)),
+            r"keys\[0\]: got ndarray, wanted a torch tensor",
+        ),
+        (
+            lambda k: evict_paged(
+                [torch.zeros(3, 4, 1, 8)],
+                [torch.zeros(4, 4, 1, 8)],
+                plan_paged_eviction(PLAN, [[0, 1], [2]], 4),
+            ),
+            r"values\[0\]: got 4 blocks, wanted 3 as keys\[0\] has",
         ),
         (
             lambda k: evict_cache([k[0]], [k[0]], PLAN),
@@ -449,6 +569,10 @@ RUNS = torch.tensor([[0, 2, 0, 3, -1]])
         ),
         ({"runs": torch.tensor([[1, 2, 0, 3, -1], [0, 2, 0, 3, -1]])}, "got sequence 0 in run 1"),
         ({"runs": torch.tensor([[0, 3, 0, 2, -1], [0, 2, 1, 1, -1]])}, "got run 1 from 2"),
+        (
+            {"runs": torch.tensor([[0, 2, 1, 3, -1]]), "targets": [torch.zeros(2, 5, 4, 8)], "out_tokens": 4},
+            "got run 0 from 2 to 1 of 3 tokens, rotation -1, wanted adjacent runs",
+        ),
         ({"runs": RUNS.to(torch.int32)}, "runs: got dtype int32, wanted int64"),
         ({"runs": RUNS[:, :4]}, "runs: got "),
         ({"token_dims": [0]}, r"tensors\[0\]: got batch dimension 0 and token dimension 0"),
@@ -642,7 +766,8 @@ def test_gpu_versions_equal_the_reference(
 
 @pytest.mark.gpu
 def test_gpu_paged_equals_the_reference() -> None:
-    plan = plan_eviction([[(3, 300), (305, 409)], [(0, 7)]], [900, 40])
+    # One hole is whole blocks: what stays behind it is turned where it lies.
+    plan = plan_eviction([[(3, 300), (305, 409)], [(16, 32)]], [900, 40])
     tables = [list(range(57, 0, -1)), [58, 59, 60]]
     for dtype in DTYPES:
         paged = plan_paged_eviction(plan, tables, 16, renumber=True)

@@ -46,6 +46,13 @@ def test_equal_to_cpp_under_many_orders_and_wrong_offsets_stay_in_bounds(tmp_pat
             id="divergent barrier",
         ),
         pytest.param(
+            HEADER,
+            "        __syncthreads();  // before the next episode's counts are written\n",
+            "",
+            {WRONG},
+            id="no barrier before the next episode's counts",
+        ),
+        pytest.param(
             HEADER, "if (token >= in.tokens) {", "if (token > in.tokens) {", {SANITIZER}, id="a token too far"
         ),
         pytest.param(

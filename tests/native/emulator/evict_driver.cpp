@@ -122,7 +122,8 @@ void make_runs(Cases& cases, Eviction& eviction, std::int64_t batch, std::int64_
                 break;
             }
             eviction.runs.push_back(
-                {source, target, count, shifts > 0 && source > target ? cases.up_to(shifts - 1) : -1});
+                {source, target, count,
+                 shifts > 0 && (source > target || cases.up_to(1) == 0) ? cases.up_to(shifts - 1) : -1});
             source += count;
             target += count;
         }

@@ -29,14 +29,17 @@ Column<T> make_column(std::int64_t count, std::int64_t stride) {
             stride};
 }
 
+// No loss comes near it.
+constexpr float kUnwritten = 7.0e30F;
+
 struct Filled {
     explicit Filled(std::int64_t tokens)
-        : token_loss(static_cast<std::size_t>(tokens), 7.0F),
-          gradient(static_cast<std::size_t>(tokens), 7.0F) {}
+        : token_loss(static_cast<std::size_t>(tokens), kUnwritten),
+          gradient(static_cast<std::size_t>(tokens), kUnwritten) {}
     GrpoOutput output() { return {&loss, token_loss.data(), gradient.data(), &scale, metrics}; }
 
-    float loss = 7.0F;
-    float scale = 7.0F;
+    float loss = kUnwritten;
+    float scale = kUnwritten;
     float metrics[kGrpoMetrics] = {};
     std::vector<float> token_loss;
     std::vector<float> gradient;
@@ -168,9 +171,11 @@ int main(int argc, char** argv) {
         batch.launch(spoilt, seed);
         for (std::int64_t i = 0; i < batch.in.tokens; ++i) {
             const auto at = static_cast<std::size_t>(i);
-            if (batch.in.mask[i * batch.in.mask_stride] == 0 && spoilt.gradient[at] != 0.0F) {
-                std::printf("wrong: seed %u, token %lld is not learned and has a gradient\n", seed,
-                            static_cast<long long>(i));
+            const bool learned = batch.in.mask[i * batch.in.mask_stride] != 0;
+            const bool written = spoilt.gradient[at] != kUnwritten && spoilt.token_loss[at] != kUnwritten;
+            if (!written || (!learned && (spoilt.gradient[at] != 0.0F || spoilt.token_loss[at] != 0.0F))) {
+                std::printf("wrong: seed %u, token %lld %s\n", seed, static_cast<long long>(i),
+                            written ? "is not learned and has a loss" : "was not written");
                 return 1;
             }
         }
