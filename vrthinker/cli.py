@@ -18,6 +18,7 @@ from vrthinker.commands.evaluate import EvalCommand
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
 from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.visibility import MemoryMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -70,8 +71,8 @@ class JudgeCommand:
     """Frames of the first input, half of them from each clip. The checkpoint's own by default."""
     max_round_tokens: Annotated[int | None, _option("N")] = None
     """Most tokens that one round may write. The checkpoint's own by default."""
-    memory: Annotated[Literal["rerender"] | None, _option("MODE")] = None
-    """How expired frames leave the context: rerender."""
+    memory: Annotated[MemoryMode | None, _option("rerender|evict|renumber")] = None
+    """How expired frames leave the context. The checkpoint's own by default; another is another policy."""
     temperature: Annotated[float | None, _option("T")] = None
     """0 is greedy. The checkpoint's own by default."""
     seed: int = 0
@@ -259,8 +260,23 @@ class DemoCommand:
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Say what this machine has, and what is missing for what."""
+    """Say what this machine has, and what is missing for what; or how far a model's numbers drift.
 
+    vrthinker doctor
+    vrthinker doctor --numerics nano
+    """
+
+    numerics: Annotated[str | None, _option("M")] = None
+    """Instead: judge some pairs with this model in every memory mode, and compare the log-probabilities that
+    were sampled with those of training's packed forward."""
+    pairs: Annotated[Path | None, _option("FILE")] = None
+    """With --numerics: a pairs file. Pairs of the synthetic world by default."""
+    limit: Annotated[int, _option("N")] = 16
+    """With --numerics: how many pairs. 16 by default."""
+    device: Annotated[str | None, _option("DEVICE")] = None
+    """With --numerics: cpu, cuda, cuda:1. A GPU where there is one by default."""
+    dtype: Annotated[Literal["float32", "bfloat16"] | None, _option("DTYPE")] = None
+    """With --numerics: float32 or bfloat16. bfloat16 on a GPU, float32 on a CPU by default."""
     json: Flag = False
     """Print JSON instead of a table."""
 
@@ -268,7 +284,19 @@ class DoctorCommand:
         """Examines the machine; 1 if judging cannot work here."""
         from vrthinker import doctor
 
-        return doctor.main(as_json=self.json)
+        if self.numerics is None:
+            options = {"--pairs": self.pairs, "--device": self.device, "--dtype": self.dtype}
+            if unused := [name for name, value in options.items() if value is not None]:
+                raise InputError(f"{unused[0]}: allowed only with --numerics MODEL")
+            return doctor.main(as_json=self.json)
+        if self.limit < 1:
+            raise InputError(f"--limit: got {self.limit}, allowed: at least 1")
+        report = doctor.numerics(self.numerics, self.pairs, self.limit, device=self.device, dtype=self.dtype)
+        if self.json:
+            sys.stdout.write(report.as_json() + "\n")
+        else:
+            doctor.print_numerics(report)
+        return 0
 
 
 @dataclass(frozen=True)

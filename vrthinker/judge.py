@@ -178,6 +178,11 @@ class Judge:
 
         loaded_templates = _load_templates(Path(templates) if templates else None, required=True)
         settings = _override(JudgeSettings(), max_pixels, episode_settings)
+        if settings.episode.memory != "rerender":
+            raise InputError(
+                f"memory: got {settings.episode.memory!r}, allowed over an endpoint: rerender (a server's "
+                "cache is out of reach)"
+            )
         engine = EndpointEngine(base_url, model, **(engine_options or {}))
         return cls(engine, settings, templates=loaded_templates)
 

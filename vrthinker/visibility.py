@@ -16,7 +16,12 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Literal, NamedTuple
+
+MemoryMode = Literal["rerender", "evict", "renumber"]
+"""How expired frames leave the context (method section 3, docs/memory.md). `rerender`: the context is written
+anew without them. `evict`: their rows leave the KV cache; what stays keeps its keys, values and positions.
+`renumber`: `evict`, and survivors are re-rotated so that positions close up; inference only."""
 
 
 class ShownFrame(NamedTuple):
@@ -46,13 +51,14 @@ class WindowMemory:
         if self.rounds is not None and self.rounds < 0:
             raise ValueError(f"window: got {self.rounds}, allowed: 0, 1, 2, ... or None for no limit")
 
+    def hidden_from(self, outcome: int) -> int | None:
+        """The first round to which the frames of `outcome` are hidden; None if they never are."""
+        return None if outcome == 0 or self.rounds is None else outcome + self.rounds + 1
+
     def is_live(self, outcome: int, round_number: int) -> bool:
         """Whether the frames of `outcome` are live while round `round_number` is written."""
-        if outcome >= round_number:
-            return False
-        if outcome == 0 or self.rounds is None:
-            return True
-        return round_number <= outcome + self.rounds
+        hidden_from = self.hidden_from(outcome)
+        return outcome < round_number and (hidden_from is None or round_number < hidden_from)
 
 
 @dataclass(frozen=True)

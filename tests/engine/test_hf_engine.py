@@ -25,7 +25,7 @@ from vrthinker.engine.base import (
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.errors import EngineError, InputError
-from vrthinker.visibility import ShownFrame, VisibilityRecord, WindowMemory
+from vrthinker.visibility import MemoryMode, ShownFrame, VisibilityRecord, WindowMemory
 
 FAMILIES = ("qwen2.5-vl", "qwen3-vl")
 TOLERANCE = 1e-5
@@ -61,7 +61,13 @@ class Conversation:
     """One session driven by the visibility record, with its live context kept the slow, obvious way."""
 
     def __init__(
-        self, engine: HFEngine, rng: np.random.Generator, window: int | None, first: int, seed: int = 0
+        self,
+        engine: HFEngine,
+        rng: np.random.Generator,
+        window: int | None,
+        first: int,
+        seed: int = 0,
+        memory: MemoryMode = "rerender",
     ):
         self.engine, self.rng = engine, rng
         self.factor = engine.model.patch_size * engine.model.merge_size
@@ -71,7 +77,7 @@ class Conversation:
             Message("system", (TextSegment(f"You judge videos. {'x' * int(rng.integers(0, 40))}"),)),
             shows(self.factor, 0, numbers, rng),
         ]
-        self.session = engine.open(self.messages, seed=seed)
+        self.session = engine.open(self.messages, seed=seed, memory=memory)
         self.record.show(0, numbers)
         self.turns: list[object] = list(self.messages)
         self.pending: tuple[Message, ...] = ()

@@ -14,7 +14,7 @@ from episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, TextSegment
+from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
@@ -23,6 +23,7 @@ from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools import ToolErrorKind
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import EngineError, InputError, VideoError
+from vrthinker.video.workspace import Workspace
 
 
 def asks(*numbers: int) -> str:
@@ -324,3 +325,89 @@ def test_logprobs_that_are_not_finite_are_an_engine_error(make_item: MakeItem) -
     trajectory = EpisodeRunner(Broken([[DONE]])).run_one(make_item())
     assert trajectory.outcome.stop_reason is StopReason.ENGINE_ERROR
     assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory
+
+
+# Groups
+
+
+class Bounded(ScriptedEngine):
+    """Counts how many sessions are open at most."""
+
+    most_open = 0
+
+    def submit(self, request: RoundRequest) -> None:
+        self.most_open = max(self.most_open, self.open_sessions)
+        super().submit(request)
+
+
+def test_a_group_is_one_first_input_and_an_episode_per_seed(make_item: MakeItem) -> None:
+    engine = Bounded([[DONE]] * 8, max_sessions=4)
+    opened: list[str] = []
+
+    def counting(name: str, **more: object) -> EpisodeItem:
+        item = make_item(name, **more)
+
+        def open_workspace() -> Workspace:
+            opened.append(name)
+            return item.open_workspace()
+
+        return replace(item, open_workspace=open_workspace)
+
+    items = [
+        counting("a", group_seeds=(3, 5, 8)),
+        counting("b", seed=1),
+        counting("c", group_seeds=(7, 7)),
+        counting("d", group_seeds=(1, 2)),
+    ]
+    found = list(EpisodeRunner(engine).run(items))
+    assert sorted((done.item.id, done.item.seed) for done in found) == [
+        *[("a", 3), ("a", 5), ("a", 8)],
+        ("b", 1),
+        *[("c", 7), ("c", 7), ("d", 1), ("d", 2)],
+    ]
+    for done in found:
+        assert done.trajectory is not None
+        assert done.trajectory.seed == done.item.seed
+        assert done.item.group_seeds is None
+    assert sorted(opened) == ["a", "b", "c", "d"], "clips are opened once per group"
+    assert sorted(seen.seed for seen in engine.seen) == sorted(done.item.seed for done in found)
+    assert engine.most_open <= 4
+    assert engine.open_sessions == 0
+
+
+def test_a_group_that_cannot_run_does_not_stop_the_others(make_item: MakeItem) -> None:
+    def broken() -> Workspace:
+        raise VideoError("x.mp4", "it is not there")
+
+    engine = ScriptedEngine([[DONE]] * 4, max_sessions=2)
+    items = [
+        make_item("large", group_seeds=(1, 2, 3)),
+        make_item("none", group_seeds=()),
+        replace(make_item("broken", group_seeds=(1, 2)), open_workspace=broken),
+        make_item("good", group_seeds=(1, 2)),
+    ]
+    found = list(EpisodeRunner(engine).run(items))
+    errors = {(done.item.id, done.item.seed): str(done.error) for done in found if done.error is not None}
+    for seed in (1, 2, 3):
+        assert "group_seeds: got 3, allowed: 1 to 2, the episodes that run at once" in errors["large", seed]
+    assert "group_seeds: got 0, allowed: 1 to 2" in errors["none", 0]
+    assert "it is not there" in errors["broken", 1]
+    assert "it is not there" in errors["broken", 2]
+    assert len(errors) == 6
+    assert [done.item.id for done in found if done.trajectory is not None] == ["good", "good"]
+    assert engine.open_sessions == 0
+
+
+def test_an_engine_that_cannot_fork_fails_its_group_and_leaves_nothing_open(make_item: MakeItem) -> None:
+    class NoForks(ScriptedEngine):
+        def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
+            raise EngineError("no forks today")
+
+    engine = NoForks([[DONE]] * 4, max_sessions=4)
+    found = list(EpisodeRunner(engine).run([make_item("a", group_seeds=(1, 2)), make_item("b")]))
+    assert (
+        sorted((done.item.id, str(done.error)) for done in found if done.error is not None)
+        == [("a", "no forks today")] * 2
+    )
+    assert [done.item.id for done in found if done.trajectory is not None] == ["b"]
+    assert engine.open_sessions == 0

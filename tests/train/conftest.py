@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from sampled import Sampled, Stage
 
     from vrthinker.episode.trajectory import Trajectory
+    from vrthinker.visibility import MemoryMode
 
 sys.path.insert(0, str(Path(__file__).parent))
 
@@ -68,7 +69,7 @@ def _outcomes(program: str) -> Iterator[Outcomes]:
 KINDS = ("qwen2.5-vl", "qwen3-vl", "nano")
 MakeCheckpoint = Callable[[str], Path]
 MakeStage = Callable[[str], "Stage"]
-MakeEpisodes = Callable[[str, int | None], "list[tuple[Trajectory, list[Sampled]]]"]
+MakeEpisodes = Callable[..., "list[tuple[Trajectory, list[Sampled]]]"]
 
 
 @pytest.fixture(scope="session")
@@ -82,7 +83,7 @@ def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
         folder = tmp_path_factory.mktemp("checkpoint") / kind
         if kind == "nano":
             return write_nano(folder, seed=3)
-        return make_tiny(folder, "qwen3-vl" if kind == "qwen3-vl" else "qwen2.5-vl", seed=3)
+        return make_tiny(folder, "qwen3-vl" if kind == "qwen3-vl" else "qwen2.5-vl", seed=3, layers=4)
 
     return make
 
@@ -120,11 +121,16 @@ def stage_of(clip_pair: tuple[Path, Path]) -> MakeStage:
 
 @pytest.fixture(scope="session")
 def episodes_of(checkpoint_of: MakeCheckpoint, stage_of: MakeStage) -> MakeEpisodes:
-    """Sampled episodes of a kind of checkpoint under a window: `sampled.EPISODES`, and one written freely."""
+    """Sampled episodes of a kind of checkpoint under a window: `sampled.EPISODES`, and one written freely.
+
+    `make(kind, window, memory="rerender")`.
+    """
     from sampled import EPISODES
 
     @functools.cache
-    def make(kind: str, window: int | None) -> list[tuple[Trajectory, list[Sampled]]]:
-        return stage_of(kind).sample(checkpoint_of(kind), [*EPISODES, None], window=window)
+    def make(
+        kind: str, window: int | None, memory: MemoryMode = "rerender"
+    ) -> list[tuple[Trajectory, list[Sampled]]]:
+        return stage_of(kind).sample(checkpoint_of(kind), [*EPISODES, None], window=window, memory=memory)
 
     return make

@@ -39,7 +39,7 @@ from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.reader import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
-from vrthinker.visibility import ShownFrame
+from vrthinker.visibility import MemoryMode, ShownFrame
 
 Ending = Literal["look", "unknown frame", "not json", "cut", "answer"]
 """How a round ends; `cut`: a call, and then text up to the token limit."""
@@ -92,8 +92,8 @@ class Recorder(HFEngine):
         self.rounds: dict[int, list[Sampled]] = defaultdict(list)
         """By the session's seed."""
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
-        session = super().open(messages, seed=seed)
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        session = super().open(messages, seed=seed, memory=memory)
         self._seeds[session.id] = seed
         return session
 
@@ -160,6 +160,7 @@ class Stage:
         episodes: Sequence[Sequence[Ending] | None],
         *,
         window: int | None,
+        memory: MemoryMode = "rerender",
         most_context: int = 32_768,
     ) -> list[tuple[Trajectory, list[Sampled]]]:
         """Runs episodes in one batch, at temperature 1; each is shown other first frames.
@@ -168,12 +169,15 @@ class Stage:
             folder: The checkpoint.
             episodes: How the rounds of each end; None lets the model write freely.
             window: p.
+            memory: How expired frames leave.
             most_context: The engine's limit.
         """
         workspace = self.open()
         endings = {seed: kinds for seed, kinds in enumerate(episodes) if kinds is not None}
         engine = Recorder(folder, endings, n_frames=workspace.n_frames, most_context=most_context)
-        settings = EpisodeSettings(window=window, temperature=1.0, max_rounds=8, max_round_tokens=20)
+        settings = EpisodeSettings(
+            window=window, memory=memory, temperature=1.0, max_rounds=8, max_round_tokens=20
+        )
         items = []
         for seed in range(len(episodes)):
             first = (1 + seed % 3, 5, workspace.n_frames_1 + 2 + seed % 2)

@@ -37,6 +37,8 @@ class EvalWorldCommand:
     """Who picks the retrieved frames; own is always among them. None (the first round) is read off own."""
     temperature: Annotated[float | None, option("T")] = None
     """0 is greedy. The checkpoint's own by default."""
+    memory: Annotated[Literal["rerender", "evict", "renumber"] | None, option("MODE")] = None
+    """How expired frames leave the context (docs/memory.md). The checkpoint's own by default."""
     batch_size: int = 64
     """Episodes that advance together."""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -63,7 +65,8 @@ class EvalWorldCommand:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
         if self.row is not None:
             check_writable("--row", self.row)
-        overrides: dict[str, Any] = {} if self.temperature is None else {"temperature": self.temperature}
+        given = {"temperature": self.temperature, "memory": self.memory}
+        overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
         with (
             Judge.from_pretrained(
                 self.model, device=self.device, batch_size=self.batch_size, **overrides
@@ -89,6 +92,7 @@ class EvalWorldCommand:
                 "pairs": self.limit,
                 "seed": self.seed,
                 "temperature": judge.settings.episode.temperature,
+                "memory": judge.settings.episode.memory,
             }
             append_row(self.row, {**about, **report.as_json()})
         return _print(report, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)

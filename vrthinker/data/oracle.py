@@ -36,6 +36,7 @@ from vrthinker.engine.base import (
 )
 from vrthinker.engine.context import LiveContext
 from vrthinker.errors import EngineError
+from vrthinker.visibility import MemoryMode
 
 
 class Behavior(enum.StrEnum):
@@ -127,7 +128,7 @@ class OracleEngine(Engine):
         """How many sessions may be open at once."""
         return self._max_sessions
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
         """Starts a session; the clips of its first frames say whose truth is read, in either order.
 
         Raises:

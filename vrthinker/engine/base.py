@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
-from vrthinker.visibility import ShownFrame
+from vrthinker.visibility import MemoryMode, ShownFrame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -217,8 +217,14 @@ class Engine(Protocol):
     def max_sessions(self) -> int:
         """How many sessions may be open at once."""
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
-        """Starts a session from its first input X. Equal seeds sample equal texts, batched or alone."""
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        """Starts a session from its first input X. Equal seeds sample equal texts, batched or alone.
+
+        Args:
+            messages: X.
+            seed: Of its samples.
+            memory: How expired frames leave. An engine that cannot do that refuses with `EngineError`.
+        """
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
         """Copies a session that has written nothing yet into one session per seed (a group)."""

@@ -44,6 +44,7 @@ from vrthinker.engine.context import LiveContext
 from vrthinker.engine.endpoint_client import ChatClient, ChatFailure, EndpointUsage
 from vrthinker.engine.endpoint_wire import ImageFormat, chat_messages, clean_line, data_uri
 from vrthinker.errors import EngineError, InputError
+from vrthinker.visibility import MemoryMode
 
 _IMAGE_CACHE_BYTES = 256 * 2**20
 _FrameKey = tuple[Hashable, ...]
@@ -181,12 +182,18 @@ class EndpointEngine(Engine):
         """The account so far, a copy."""
         return self._client.usage
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
         """Starts a session; nothing is sent until its first round.
 
         Raises:
-            EngineError: `max_sessions` are open, the engine is shut down, or a message cannot be sent.
+            EngineError: `max_sessions` are open, the engine is shut down, a message cannot be sent, or
+                `memory` is not `rerender`: a server's cache is out of reach.
         """
+        if memory != "rerender":
+            raise EngineError(
+                f"{self.name}: memory: got {memory!r}, allowed over an endpoint: rerender; use an engine "
+                "that runs the model itself"
+            )
         if self._loop is None:
             raise EngineError(f"{self.name}: the engine is shut down")
         if len(self._sessions) >= self._max_sessions:

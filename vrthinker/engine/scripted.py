@@ -25,7 +25,7 @@ from vrthinker.engine.base import (
 )
 from vrthinker.engine.context import LiveContext, Turn
 from vrthinker.errors import EngineError
-from vrthinker.visibility import ShownFrame
+from vrthinker.visibility import MemoryMode, ShownFrame
 
 Script = Callable[[int, int, Sequence[Message]], str] | Sequence[Sequence[str]]
 """A function of (session index, round number, live messages), or one sequence of round texts per session."""
@@ -128,8 +128,8 @@ class ScriptedEngine(Engine):
         """How many sessions are open: 0 when a runner has cleaned up."""
         return len(self._sessions)
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
-        """Starts a session.
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        """Starts a session. What a text shows is the same under every `memory`.
 
         Raises:
             EngineError: `max_sessions` are open, or a showing appears twice.

@@ -45,7 +45,9 @@ from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, 
 class EpisodeItem:
     """What to judge: an id, a caption, and how to open its workspace (called once, maybe in a thread).
 
-    `first_frames` are shown first instead of `EpisodeSettings.initial_frames` evenly spaced ones.
+    `first_frames` are shown first instead of `EpisodeSettings.initial_frames` evenly spaced ones. With
+    `group_seeds`, one episode is sampled per seed, and they share the first input: it is decoded, encoded and
+    prefilled once. `seed` does nothing then.
     """
 
     id: str
@@ -54,6 +56,18 @@ class EpisodeItem:
     dataset: str | None = None
     seed: int = 0
     first_frames: tuple[int, ...] | None = None
+    group_seeds: tuple[int, ...] | None = None
+
+    @property
+    def n_episodes(self) -> int:
+        """How many episodes it becomes."""
+        return 1 if self.group_seeds is None else len(self.group_seeds)
+
+    def members(self) -> list[EpisodeItem]:
+        """The items of the single episodes, with their seeds."""
+        if self.group_seeds is None:
+            return [self]
+        return [replace(self, seed=seed, group_seeds=None) for seed in self.group_seeds]
 
 
 @dataclass

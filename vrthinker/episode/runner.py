@@ -27,7 +27,10 @@ _LOOK_UP_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Finished:
-    """One item's end: a trajectory, or the error that kept it from starting."""
+    """One episode's end: a trajectory, or the error that kept it from starting.
+
+    `item` is the episode's own: of a group, each member's with its seed.
+    """
 
     item: EpisodeItem
     trajectory: Trajectory | None
@@ -89,6 +92,10 @@ class EpisodeRunner:
             InputError: The item cannot be judged (bad clip, caption, template).
             EngineError: The engine refused the session.
         """
+        if item.n_episodes != 1:
+            raise InputError(
+                f"item {item.id!r}: got {item.n_episodes} episodes, wanted 1; `run` takes groups"
+            )
         (finished,) = self.run([item])
         if finished.trajectory is None:
             assert finished.error is not None
@@ -102,7 +109,8 @@ class _Loop:
     def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem]) -> None:
         self.runner, self.items = runner, items
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="vrthinker-decode")
-        self.opening: dict[Future[tuple[Episode, tuple[Message, ...]]], EpisodeItem] = {}
+        self.opening: dict[Future[tuple[list[Episode], tuple[Message, ...]]], EpisodeItem] = {}
+        self.waiting: EpisodeItem | None = None  # a group that does not fit in yet
         self.decoding: dict[Future[None], tuple[Session, Episode]] = {}
         self.writing: dict[int, tuple[Session, Episode]] = {}
         self.sessions: dict[int, Session] = {}
@@ -110,11 +118,12 @@ class _Loop:
 
     @property
     def under_way(self) -> int:
-        return len(self.opening) + len(self.decoding) + len(self.writing)
+        opening = sum(item.n_episodes for item in self.opening.values())
+        return opening + len(self.decoding) + len(self.writing)
 
     def run(self) -> Iterator[Finished]:
         while True:
-            self._take_items()
+            yield from self._take_items()
             yield from self._advance_decodes(block=not self.writing)
             if self.writing:
                 # While something decodes, look up now and then: it should join the batch when it is ready.
@@ -124,30 +133,52 @@ class _Loop:
                     raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
                 for result in results:
                     yield from self._read(result)
-            elif not self.under_way and self.exhausted:
+            elif not self.under_way and self.exhausted and self.waiting is None:
                 return
 
-    def _take_items(self) -> None:
-        while not self.exhausted and self.under_way < self.runner.concurrency:
-            try:
-                item = next(self.items)
-            except StopIteration:
-                self.exhausted = True
-            else:
-                self.opening[self.pool.submit(self._open, item)] = item
+    def _take_items(self) -> Iterator[Finished]:
+        most = self.runner.concurrency
+        while self.waiting is not None or (not self.exhausted and self.under_way < most):
+            item = self.waiting
+            if item is None:
+                try:
+                    item = next(self.items)
+                except StopIteration:
+                    self.exhausted = True
+                    return
+            if not 1 <= item.n_episodes <= most:
+                error = InputError(
+                    f"item {item.id!r}: group_seeds: got {item.n_episodes}, allowed: 1 to {most}, the "
+                    "episodes that run at once"
+                )
+                self.waiting = None
+                yield from (Finished(member, None, error) for member in item.members() or [item])
+                continue
+            if self.under_way + item.n_episodes > most:
+                self.waiting = item
+                return
+            self.waiting = None
+            self.opening[self.pool.submit(self._open, item)] = item
 
-    def _open(self, item: EpisodeItem) -> tuple[Episode, tuple[Message, ...]]:
+    def _open(self, item: EpisodeItem) -> tuple[list[Episode], tuple[Message, ...]]:
         runner = self.runner
-        episode = Episode(
-            item,
-            item.open_workspace(),
-            runner.settings,
-            runner.templates,
-            runner.tools,
-            runner.engine.name,
-            runner.engine.policy_version,
-        )
-        return episode, episode.first_input(decode=runner.decode_ahead)
+        workspace = item.open_workspace()
+        episodes = [
+            Episode(
+                member,
+                workspace,
+                runner.settings,
+                runner.templates,
+                runner.tools,
+                runner.engine.name,
+                runner.engine.policy_version,
+            )
+            for member in item.members()
+        ]
+        first_input = episodes[0].first_input(decode=runner.decode_ahead)
+        for episode in episodes[1:]:
+            episode.first_input(decode=False)
+        return episodes, first_input
 
     def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
         """Moves what has been decoded on to the engine; with `block`, waits until something has."""
@@ -164,16 +195,25 @@ class _Loop:
                 yield from self._failed_decode(session, episode, error)
 
     def _start(
-        self, opened: Future[tuple[Episode, tuple[Message, ...]]], item: EpisodeItem
+        self, opened: Future[tuple[list[Episode], tuple[Message, ...]]], item: EpisodeItem
     ) -> Iterator[Finished]:
+        engine, members = self.runner.engine, item.members()
+        sessions: list[Session] = []
         try:
-            episode, first_input = opened.result()
-            session = self.runner.engine.open(first_input, seed=item.seed)
-            self.sessions[session.id] = session
+            episodes, first_input = opened.result()
+            memory = self.runner.settings.memory
+            sessions.append(engine.open(first_input, seed=members[0].seed, memory=memory))
+            if len(members) > 1:
+                # The first input is computed here, once; the other members get copies.
+                sessions += engine.fork(sessions[0], [member.seed for member in members[1:]])
         except VRThinkerError as error:
-            yield Finished(item, None, error)
+            for session in sessions:
+                engine.close(session)
+            yield from (Finished(member, None, error) for member in members)
             return
-        self._submit(session, episode)
+        self.sessions.update({session.id: session for session in sessions})
+        for session, episode in zip(sessions, episodes, strict=True):
+            self._submit(session, episode)
 
     def _read(self, result: RoundResult) -> Iterator[Finished]:
         session, episode = self.writing.pop(result.session.id)

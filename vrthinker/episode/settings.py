@@ -17,6 +17,7 @@ from vrthinker.engine.base import MIN_TEMPERATURE
 from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName
 from vrthinker.errors import InputError
 from vrthinker.video.resize import ResizeSettings
+from vrthinker.visibility import MemoryMode
 
 SETTINGS_FILE = "vrthinker.json"
 PROMPTS_FOLDER = "vrthinker_prompts"
@@ -34,8 +35,9 @@ class EpisodeSettings(BaseModel):
     """N_ex, the most frames that one tool call may show."""
     window: int | None = Field(1, ge=0)
     """p, how many rounds a retrieved frame stays visible; null keeps it to the end."""
-    memory: Literal["rerender"] = "rerender"
-    """How expired frames leave the context."""
+    memory: MemoryMode = "rerender"
+    """How expired frames leave the context: `rerender` (the paper's), `evict`, or `renumber` (inference
+    only). A policy is used in the mode in which it was trained; docs/memory.md says what differs."""
     max_rounds: int = Field(6, ge=1, le=64)
     """Ours: the last round is told to answer."""
     max_round_tokens: int = Field(512, ge=1, le=32768)

@@ -77,13 +77,13 @@ def training_sequences(
             is not on the model's grid, or a frame expires that was not there.
     """
     if trajectory.settings.memory != "rerender":
-        raise InputError(f"memory: got {trajectory.settings.memory!r}, allowed here: rerender")
-    frames = _frames(trajectory, frame_factor, resize)
+        got = trajectory.settings.memory
+        raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
+    first, outcomes = replayed_messages(trajectory, frame_factor, resize)
     context = Context(markup, frame_factor)
-    context.append_messages([_message(m, frames) for m in trajectory.first_input])
+    context.append_messages(first)
     found: list[TrainingSequence] = []
     learned: list[tuple[int, int]] = []
-    pending: tuple[MessageRecord, ...] = ()
     last_id: int | None = None
     for number, record in enumerate(trajectory.rounds):
         if number:
@@ -95,12 +95,37 @@ def training_sequences(
                 except ValueError as error:
                     raise InputError(f"trajectory {trajectory.id!r}, round {number + 1}: {error}") from None
             context.close_turn(last_id)
-            context.append_messages([_message(m, frames) for m in pending])
+            context.append_messages(outcomes[number - 1])
         ids = snapshot_ids(record, markup) if only_snapshots else round_ids(record, markup)
         learned.append((len(context), len(context) + len(ids)))
         context.append_round(ids)
-        last_id, pending = ids[-1] if ids else None, record.outcome_messages
+        last_id = ids[-1] if ids else None
     return found + _sequence(trajectory.id, context, learned)
+
+
+def replayed_messages(
+    trajectory: Trajectory, frame_factor: tuple[int, int], resize: ResizeSettings | None = None
+) -> tuple[list[Message], list[list[Message]]]:
+    """The messages that the engine was given: the first input's, and those after each round.
+
+    Args:
+        trajectory: Any.
+        frame_factor: (height, width) pixels of one merged patch.
+        resize: See `training_sequences`.
+
+    Raises:
+        InputError: A frame is shown that it has no record of, or is not on the model's grid.
+    """
+    frames = _frames(trajectory, frame_factor, resize)
+    first = [_message(message, frames) for message in trajectory.first_input]
+    return first, [[_message(m, frames) for m in record.outcome_messages] for record in trajectory.rounds]
+
+
+def frame_key(segment: FrameSegment) -> FrameKey:
+    """A frame's key, of a replayed segment or of one that an engine was given."""
+    path, index = str(segment.key[0]), segment.key[1]
+    assert isinstance(index, int)
+    return (path, index, *segment.size)
 
 
 def round_ids(record: RoundRecord, markup: Markup) -> list[int]:
@@ -127,14 +152,8 @@ def _sequence(name: str, context: Context, learned: Sequence[tuple[int, int]]) -
     mask = np.zeros(len(ids), dtype=bool)
     for start, end in learned:
         mask[start:end] = True
-    frames = tuple((first, _key(piece.segment)) for first, piece in context.frames())
+    frames = tuple((first, frame_key(piece.segment)) for first, piece in context.frames())
     return [TrainingSequence(name, ids, np.ascontiguousarray(context.positions()), mask, frames)]
-
-
-def _key(segment: FrameSegment) -> FrameKey:
-    path, index = str(segment.key[0]), segment.key[1]
-    assert isinstance(index, int)
-    return (path, index, *segment.size)
 
 
 def _frames(

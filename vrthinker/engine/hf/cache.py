@@ -7,7 +7,7 @@ nothing: what lies behind a row's length is garbage that the mask hides until it
 The cache does not know lengths; `KVCache.plan` says for one forward where each row writes and how much
 of it is read. Invariant: a forward reads only positions below `read_length`, all of which have been
 written since the last reallocation. Hidden garbage must be finite (0 times NaN is NaN): storage starts as
-zeros, and a row whose logits were not finite is cleared.
+zeros, a row whose logits were not finite is cleared, and so is what an eviction leaves behind.
 """
 
 from __future__ import annotations
@@ -99,11 +99,11 @@ class KVCache:
             for tensor in tensors:
                 tensor[target, :, :length] = tensor[source, :, :length]
 
-    def clear_row(self, row: int) -> None:
-        """Zeroes a row: what a failed forward left there could be NaN, which no mask hides."""
+    def clear_row(self, row: int, start: int = 0, end: int | None = None) -> None:
+        """Zeroes positions [start, end) of a row: what was left there could be NaN, which no mask hides."""
         for tensors in (self.keys, self.values):
             for tensor in tensors:
-                tensor[row].zero_()
+                tensor[row, :, start:end].zero_()
 
     def plan(self, rows: list[int], starts: list[int], read_length: int) -> ForwardPlan:
         """Sets up the next forward."""

@@ -2,7 +2,8 @@
 
 Invariant: the ids of the context are the concatenation of the pieces' ids, and nothing but expiry
 (which removes whole frame pieces) and appending ever changes them. What the cache holds is always a
-prefix of the context: `cached` tokens.
+prefix of the context: `cached` tokens. Positions follow the memory mode: contiguous, or (`evict`) as they
+were given, with gaps where frames left.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import numpy as np
 from vrthinker.engine.base import FrameSegment, Message
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.positions import Positions, mrope_positions
-from vrthinker.visibility import ShownFrame
+from vrthinker.visibility import MemoryMode, ShownFrame
 
 
 @dataclass(frozen=True)
@@ -26,6 +27,16 @@ class TokenPiece:
 
     def __len__(self) -> int:
         return len(self.ids)
+
+    @property
+    def n_positions(self) -> int:
+        """How many positions it takes."""
+        return len(self.ids)
+
+    @property
+    def parts(self) -> list[int | tuple[int, int]]:
+        """As `mrope_positions` takes it."""
+        return [len(self.ids)]
 
 
 @dataclass(frozen=True)
@@ -43,8 +54,33 @@ class FramePiece:
     def __len__(self) -> int:
         return self.grid[0] * self.grid[1] + 2
 
+    @property
+    def n_positions(self) -> int:
+        """How many positions it takes: fewer than it has tokens."""
+        return max(self.grid) + 2
+
+    @property
+    def parts(self) -> list[int | tuple[int, int]]:
+        """As `mrope_positions` takes it."""
+        return [1, self.grid, 1]
+
 
 Piece = TokenPiece | FramePiece
+
+
+@dataclass(frozen=True)
+class LeavingRows:
+    """Rows of the cache that expiry frees.
+
+    Attributes:
+        start: The first one.
+        end: Behind the last one.
+        n_positions: How many positions they took.
+    """
+
+    start: int
+    end: int
+    n_positions: int
 
 
 @dataclass
@@ -54,11 +90,19 @@ class Context:
     Args:
         markup: Markers and encoding.
         frame_factor: (height, width) pixels of one merged patch.
+        memory: How expired frames leave.
+        pieces: In order.
+        starts: The position at which each piece starts.
+        next_position: Of the next token.
+        cached: How many of its first tokens the cache holds.
     """
 
     markup: Markup
     frame_factor: tuple[int, int]
+    memory: MemoryMode = "rerender"
     pieces: list[Piece] = field(default_factory=list)
+    starts: list[int] = field(default_factory=list)
+    next_position: int = 0
     cached: int = 0
 
     def __len__(self) -> int:
@@ -66,7 +110,14 @@ class Context:
 
     def clone(self) -> Context:
         """An independent context over the same pieces, with nothing cached."""
-        return Context(self.markup, self.frame_factor, list(self.pieces))
+        return Context(
+            self.markup,
+            self.frame_factor,
+            self.memory,
+            list(self.pieces),
+            list(self.starts),
+            self.next_position,
+        )
 
     def append_messages(self, messages: Sequence[Message]) -> None:
         """Adds turns and the assistant's opening after them."""
@@ -79,7 +130,7 @@ class Context:
                     ids = []
                     height, width = segment.size
                     grid = (height // self.frame_factor[0], width // self.frame_factor[1])
-                    self.pieces.append(FramePiece(segment, grid))
+                    self._append(FramePiece(segment, grid))
                 else:
                     ids += self.markup.encode(segment.text)
             ids += self.markup.turn_closing
@@ -94,8 +145,14 @@ class Context:
         closed = last_id == self.markup.turn_end
         self._append_ids(self.markup.newline if closed else self.markup.turn_closing)
 
-    def expire(self, expired: Iterable[ShownFrame]) -> None:
-        """Removes frames; the cache keeps what comes before the first of them.
+    def expire(self, expired: Iterable[ShownFrame]) -> list[LeavingRows]:
+        """Removes frames.
+
+        Under `rerender` the cache keeps what comes before the first of them. Otherwise it keeps everything
+        else, and the rows that are returned have to leave it.
+
+        Returns:
+            Rows of the cache, in order, touching ones as one; always empty under `rerender`.
 
         Raises:
             ValueError: One of them is not in the context.
@@ -104,18 +161,28 @@ class Context:
         missing = gone - {p.segment.shown for p in self.pieces if isinstance(p, FramePiece)}
         if missing:
             raise ValueError(f"expired: {sorted(missing)} are not in the context")
-        kept: list[Piece] = []
-        before = 0
-        intact = True
-        for piece in self.pieces:
+        if not gone:
+            return []
+        kept, starts = [], []
+        leaving: list[LeavingRows] = []
+        offset = 0
+        for piece, start in zip(self.pieces, self.starts, strict=True):
+            end = offset + len(piece)
             if isinstance(piece, FramePiece) and piece.segment.shown in gone:
-                intact = False
-                continue
-            kept.append(piece)
-            before += len(piece) if intact else 0
-        self.pieces = kept
-        if gone:
-            self.cached = min(self.cached, before)
+                leaving.append(LeavingRows(offset, end, piece.n_positions))
+            else:
+                kept.append(piece)
+                starts.append(start)
+            offset = end
+        self.pieces, self.starts = kept, starts
+        if self.memory != "evict":
+            self._close_up()
+        if self.memory == "rerender":
+            self.cached = min(self.cached, leaving[0].start)
+            return []
+        assert leaving[-1].end <= self.cached, "the cache holds whole rounds"
+        self.cached -= sum(rows.end - rows.start for rows in leaving)
+        return _joined(leaving)
 
     def token_ids(self) -> np.ndarray:
         """int64 `[tokens]`."""
@@ -129,11 +196,21 @@ class Context:
         return np.asarray(ids, dtype=np.int64)
 
     def positions(self) -> Positions:
-        """int64 `[3, tokens]`, contiguous (`rerender`)."""
+        """int64 `[3, tokens]`."""
+        columns = [np.empty((3, 0), np.int64)]
         parts: list[int | tuple[int, int]] = []
-        for piece in self.pieces:
-            parts += [len(piece)] if isinstance(piece, TokenPiece) else [1, piece.grid, 1]
-        return mrope_positions(parts)
+        begin = position = 0
+        for piece, start in zip(self.pieces, self.starts, strict=True):
+            if start != position and parts:
+                columns.append(mrope_positions(parts, begin))
+                parts = []
+            if not parts:
+                begin = position = start
+            parts += piece.parts
+            position += piece.n_positions
+        if parts:
+            columns.append(mrope_positions(parts, begin))
+        return np.concatenate(columns, axis=1)
 
     def frames(self) -> Iterator[tuple[int, FramePiece]]:
         """Each live frame with the index of its first placeholder token."""
@@ -145,4 +222,27 @@ class Context:
 
     def _append_ids(self, ids: Sequence[int]) -> None:
         if ids:
-            self.pieces.append(TokenPiece(tuple(ids)))
+            self._append(TokenPiece(tuple(ids)))
+
+    def _append(self, piece: Piece) -> None:
+        self.pieces.append(piece)
+        self.starts.append(self.next_position)
+        self.next_position += piece.n_positions
+
+    def _close_up(self) -> None:
+        """Contiguous positions."""
+        self.next_position = 0
+        for index, piece in enumerate(self.pieces):
+            self.starts[index] = self.next_position
+            self.next_position += piece.n_positions
+
+
+def _joined(leaving: list[LeavingRows]) -> list[LeavingRows]:
+    """Touching rows as one."""
+    joined: list[LeavingRows] = []
+    for rows in leaving:
+        if joined and joined[-1].end == rows.start:
+            last = joined.pop()
+            rows = LeavingRows(last.start, rows.end, last.n_positions + rows.n_positions)
+        joined.append(rows)
+    return joined

@@ -1,8 +1,10 @@
 """The transformers engine: many sessions advance together over one preallocated cache.
 
-Memory is `rerender` (method section 3): the context of a round is the stored ids without the expired
-frames, at fresh contiguous positions; what the cache already holds before the first removed frame is
-reused, what comes after it is prefilled again.
+Every session has its memory mode (method section 3, docs/memory.md). `rerender`: the context of a round is
+the stored ids without the expired frames, at fresh contiguous positions; what the cache already holds before
+the first removed frame is reused, what comes after it is prefilled again. `evict`: the expired frames' rows
+leave the cache in place, all sessions and layers in one call, and nothing is prefilled but what is new.
+`renumber`: the same, and survivors' keys are turned so that positions close up.
 
 Scheduling: `collect` prefills what was submitted since the last call, then decodes all sessions that
 are writing, one token a step, until at least one round is finished. Sessions join and leave between
@@ -29,6 +31,7 @@ from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.sampling import Draw, FormCursor, round_uniforms, sample
 from vrthinker.engine.hf.session import RoundState, SessionState
 from vrthinker.errors import EngineError, InputError, VRThinkerError
+from vrthinker.visibility import MemoryMode
 
 _FORWARD_ERRORS = (RuntimeError, IndexError, ValueError)
 """What a forward can end with: out of memory (a RuntimeError), shapes that do not fit, bad numbers."""
@@ -43,7 +46,8 @@ class HFEngine:
         dtype: `float32` or `bfloat16`; bfloat16 on a GPU, float32 on a CPU, by default.
         max_sessions: Most sessions open at once.
         max_context_tokens: Most tokens of context and text of one session (the model's own limit, if lower).
-        prefix_reuse: Reuse the cache before the first removed frame; off re-prefills every round whole.
+        prefix_reuse: Under `rerender`, reuse the cache before the first removed frame; off re-prefills every
+            round whole.
         prefill_tokens: Most tokens of one prefill forward.
         feature_cache_bytes: Limit on encoded frames kept between rounds.
         keep_logits: Return every step's logits (for tests and drift reports; they take much memory).
@@ -111,14 +115,16 @@ class HFEngine:
         """Most sessions open at once."""
         return self._max_sessions
 
-    def open(self, messages: Sequence[Message], *, seed: int = 0) -> Session:
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
         """Starts a session. Nothing is computed until its first round.
 
         Raises:
-            EngineError: `max_sessions` are open.
+            EngineError: `max_sessions` are open, or the model's rotary embedding cannot be renumbered.
         """
+        if memory == "renumber" and (obstacle := self.model.renumber_obstacle):
+            raise EngineError(f"memory: got 'renumber', allowed with this model: rerender, evict; {obstacle}")
         factor = self.model.patch_size * self.model.merge_size
-        context = Context(self.markup, (factor, factor))
+        context = Context(self.markup, (factor, factor), memory)
         context.append_messages(messages)
         return self._add(context, seed).session
 
@@ -126,7 +132,8 @@ class HFEngine:
         """Copies an unwritten session; its context is prefilled once and its cache row copied.
 
         Raises:
-            EngineError: The session has written a round, or there is no room.
+            EngineError: The session has written a round, there is no room, or its context cannot be computed.
+            VideoError: One of its frames does not decode.
         """
         parent = self._state(session)
         if parent.rounds or parent.writing is not None:
@@ -135,21 +142,30 @@ class HFEngine:
             raise EngineError(
                 f"fork: {len(seeds)} more sessions do not fit into max_sessions={self._max_sessions}"
             )
-        if parent.filled < len(parent.context):
-            self._rows.prefill([parent])
-        children = [self._add(parent.context.clone(), seed) for seed in seeds]
-        for child in children:
-            assert parent.row is not None
-            row = self._rows.enter(child, len(child.context) + 1)
-            self._rows.cache.copy_row(parent.row, row, parent.filled)
-            child.filled = child.context.cached = parent.filled
+        children: list[SessionState] = []
+        try:
+            if parent.filled < len(parent.context):
+                self.features.get([piece.segment for _, piece in self._rows.new_frames(parent)])
+                self._rows.prefill([parent])
+            for seed in seeds:
+                child = self._add(parent.context.clone(), seed)
+                children.append(child)
+                row = self._rows.enter(child, len(child.context) + 1)
+                assert parent.row is not None
+                self._rows.cache.copy_row(parent.row, row, parent.filled)
+                child.filled = child.context.cached = parent.filled
+        except _FORWARD_ERRORS as error:
+            for child in children:
+                self.close(child.session)
+            raise EngineError(f"fork: session {session.id}: {_one_line(error)}") from error
         return [child.session for child in children]
 
     def submit(self, request: RoundRequest) -> None:
         """Queues a round (see `Engine.submit`).
 
         Raises:
-            EngineError: The session is unknown or has a round under way.
+            EngineError: The session is unknown, has a round under way, or had one that failed and evicts: its
+                cache cannot be computed anew.
             ValueError: An expired frame is not in the context.
         """
         state = self._state(request.session)
@@ -157,33 +173,42 @@ class HFEngine:
             raise EngineError(f"submit: session {request.session.id} has a round under way")
         if state.rounds and not request.new:
             raise EngineError(f"submit: session {request.session.id}: a later round needs new messages")
+        if request.expired and not state.rounds:
+            raise EngineError(f"submit: session {request.session.id}: frames expire before its first round")
         context = state.context
-        context.expire(request.expired)
+        evicts = context.memory != "rerender"
+        if evicts and state.failed:
+            raise EngineError(f"submit: session {request.session.id}: a round failed, and its cache is lost")
+        state.leaving = context.expire(request.expired)
         if state.rounds:
             context.close_turn(state.last_id)
         if request.new:
             context.append_messages(request.new)
-        if not self._prefix_reuse:
+        if not self._prefix_reuse and not evicts:
             context.cached = 0
         total = len(context)
         # At least one token is computed, for the logits that the first sampled token is drawn from.
-        context.cached = state.filled = min(context.cached, total - 1)
+        context.cached = min(context.cached, total - 1)
+        if not state.leaving:
+            state.filled = context.cached
         state.rounds += 1
+        # Gaps count: positions go on as if nothing had left, and the model knows only so many.
+        taken = max(total, context.next_position)
         limits = request.limits
         cursor = None
         if limits.form is not None:
             cursor = FormCursor(limits.form, self.markup.encode_option, self.markup.turn_end)
-        budget = min(limits.max_tokens, self.max_context_tokens - total)
+        budget = min(limits.max_tokens, self.max_context_tokens - taken)
         state.writing = RoundState(
             limits=limits,
             budget=budget,
             uniforms=iter(round_uniforms(state.seed, state.rounds, 2 * limits.max_tokens + 1)),
             cursor=cursor,
             prompt_tokens=total,
-            prefilled_tokens=total - state.filled,
+            prefilled_tokens=total - context.cached,
         )
         if budget < 1:
-            error = f"context: {total} tokens, allowed: fewer than {self.max_context_tokens}"
+            error = f"context: {taken} tokens, allowed: fewer than {self.max_context_tokens}"
             self._fail(state, error, FinishReason.CONTEXT)
         else:
             self._queued.append(state)
@@ -252,9 +277,16 @@ class HFEngine:
     # Prefill
 
     def _admit(self) -> None:
-        """Prefills the queued sessions in groups and samples each one's first token."""
-        waiting = sorted(self._queued, key=lambda state: state.to_prefill)
-        self._queued = []
+        """Evicts, prefills the queued sessions in groups and samples each one's first token."""
+        queued, self._queued = self._queued, []
+        leaving = [state for state in queued if state.leaving]
+        try:
+            self._rows.evict(leaving)
+        except (VRThinkerError, *_FORWARD_ERRORS) as error:
+            for state in leaving:
+                self._fail(state, _one_line(error))
+            queued = [state for state in queued if state.writing is not None]
+        waiting = sorted(queued, key=lambda state: state.to_prefill)
         while waiting:
             group = [waiting.pop(0)]
             while waiting:
@@ -369,6 +401,7 @@ class HFEngine:
             self._rows.cache.clear_row(state.row)
         self._finish(state, error)
         state.filled = state.context.cached = 0
+        state.leaving, state.failed = [], True
 
 
 def _device(name: str | None) -> torch.device:

@@ -1,6 +1,7 @@
 """Encoded frames, kept under a byte limit, so that a frame shared by rounds or episodes is encoded once.
 
-Keyed by what makes the pixels distinct (file, frame index, size); emptied when the weights change.
+Keyed by what makes the pixels distinct (file, frame index, size); emptied when the weights change, so that
+what is kept is always of the policy version at hand.
 """
 
 from __future__ import annotations
@@ -29,8 +30,12 @@ class FeatureCache:
         self.hits = 0
         self.misses = 0
 
-    def get(self, segments: Sequence[FrameSegment]) -> list[FrameFeatures]:
+    def get(self, segments: Sequence[FrameSegment], *, counted: bool = True) -> list[FrameFeatures]:
         """Features of frames, in order; each distinct missing frame is loaded and encoded once.
+
+        Args:
+            segments: The frames.
+            counted: Count hits and misses: not where somebody asks twice for the same purpose.
 
         Raises:
             VideoError: A frame does not decode.
@@ -41,12 +46,12 @@ class FeatureCache:
             if segment.key in self._kept:
                 self._kept.move_to_end(segment.key)
                 found[segment.key] = self._kept[segment.key]
-                self.hits += 1
+                self.hits += counted
             elif segment.key in missing:
-                self.hits += 1
+                self.hits += counted
             else:
                 missing[segment.key] = segment
-                self.misses += 1
+                self.misses += counted
         todo = list(missing.values())
         for start in range(0, len(todo), _FRAMES_PER_FORWARD):
             part = todo[start : start + _FRAMES_PER_FORWARD]
@@ -56,8 +61,14 @@ class FeatureCache:
                 self._keep(segment.key, features)
         return [found[segment.key] for segment in segments]
 
+    @property
+    def hit_rate(self) -> float:
+        """Share of the frames asked for so far that did not have to be encoded; 0 before any was."""
+        asked = self.hits + self.misses
+        return self.hits / asked if asked else 0.0
+
     def clear(self) -> None:
-        """Forgets everything (new weights)."""
+        """Forgets everything (new weights). The counts go on."""
         self._kept.clear()
         self.size_bytes = 0
 

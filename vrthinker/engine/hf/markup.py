@@ -14,9 +14,8 @@ import torch
 from vrthinker.engine.hf.sampling import Vocabulary
 from vrthinker.errors import InputError
 
-_REMEMBERED_TEXTS = 100_000
-_REMEMBERED_LENGTH = 256
-"""Characters up to which a text is remembered: labels, roles and options come again and again."""
+_REMEMBERED_CHARACTERS = 8_000_000
+"""Of texts whose ids are kept: labels, roles, options and a group's prompt come again and again."""
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -50,6 +49,7 @@ class Markup:
         self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
         self.image_pad = known["<|image_pad|>"]
         self._remembered: dict[str, tuple[int, ...]] = {}
+        self._remembered_characters = 0
         self.newline = self.encode("\n")
         self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
 
@@ -58,15 +58,17 @@ class Markup:
         return list(self.encode_option(text))
 
     def encode_option(self, text: str) -> tuple[int, ...]:
-        """`encode` for a text that is not changed by whoever has it; short ones are remembered."""
+        """`encode`, for whoever does not change the result."""
         ids = self._remembered.get(text)
         if ids is None:
             encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
             ids = tuple(encoded["input_ids"])
-            if len(text) <= _REMEMBERED_LENGTH:
-                if len(self._remembered) >= _REMEMBERED_TEXTS:
-                    self._remembered.clear()
-                self._remembered[text] = ids
+            # Each counts a little besides its length: many short ones take memory too.
+            self._remembered_characters += len(text) + 50
+            if self._remembered_characters > _REMEMBERED_CHARACTERS:
+                self._remembered.clear()
+                self._remembered_characters = len(text) + 50
+            self._remembered[text] = ids
         return ids
 
     def decode(self, ids: list[int]) -> str:

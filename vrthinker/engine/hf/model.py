@@ -11,6 +11,7 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -210,6 +211,22 @@ class VisionLanguageModel:
     def family(self) -> str:
         """`qwen2.5-vl` or `qwen3-vl`."""
         return FAMILIES[self.model.config.model_type]
+
+    @cached_property
+    def inv_freq(self) -> torch.Tensor:
+        """Inverse frequencies of the text model's rotary embedding, `[head_dim / 2]`, on the CPU.
+
+        Evictions are planned there, and should not wait for a GPU.
+        """
+        frequencies: torch.Tensor = self.model.model.language_model.rotary_emb.inv_freq
+        return frequencies.detach().cpu()
+
+    @property
+    def renumber_obstacle(self) -> str | None:
+        """Why keys cannot be turned to other positions; None where they can."""
+        kind = getattr(self.model.model.language_model.rotary_emb, "rope_type", "default")
+        # Scaled kinds may change their frequencies with the length.
+        return None if kind == "default" else f"its rotary embedding is of the kind {kind!r}"
 
     def new_cache(self) -> KVCache:
         """An empty cache of this model's shape."""

@@ -1,4 +1,4 @@
-"""Sessions on cache rows: the two forwards, prefill and one decode step, over ragged sessions.
+"""Sessions on cache rows: the two forwards, prefill and one decode step, over ragged sessions; and eviction.
 
 Invariant: row r of the cache belongs to `rows[r]`, and rows are compact (a session that leaves gives its
 row to the last one), so that decoding reads a view of the cache and never a copy.
@@ -6,7 +6,7 @@ row to the last one), so that decoding reads a view of the cache and never a cop
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,9 @@ from vrthinker.engine.hf.features import FeatureCache
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
 from vrthinker.engine.hf.session import SessionState
+from vrthinker.kernels.evict.op import evict_cache
+from vrthinker.kernels.evict.plan import plan_eviction
+from vrthinker.visibility import MemoryMode
 
 
 @dataclass
@@ -100,6 +103,37 @@ class SessionRows:
         frames = state.context.frames()
         return [(first, piece) for first, piece in frames if first + len(piece) - 2 > state.filled]
 
+    def evict(self, states: Sequence[SessionState]) -> None:
+        """Lets the rows that are `leaving` leave the cache: one call per memory mode, whatever the batch.
+
+        The rows behind them close up in place (`renumber`: turned to their new positions). What is left over
+        at the end is zeroed, so that no later forward meets what stood there.
+        """
+        for memory in ("evict", "renumber"):
+            chosen = {state.row: state for state in states if state.context.memory == memory}
+            if chosen:
+                self._evict(chosen, memory)
+
+    def _evict(self, chosen: Mapping[int | None, SessionState], memory: MemoryMode) -> None:
+        spans: list[list[tuple[int, int]]] = [[] for _ in range(self.cache.rows)]
+        freed: list[list[int]] = [[] for _ in spans]
+        lengths = [0] * len(spans)
+        for row, state in chosen.items():
+            assert row is not None
+            spans[row] = [(rows.start, rows.end) for rows in state.leaving]
+            freed[row] = [rows.n_positions for rows in state.leaving]
+            lengths[row] = state.filled
+        plan = plan_eviction(spans, lengths, freed_positions=freed)
+        turned = self._model.inv_freq if memory == "renumber" else None
+        # Layers may differ in rows for a while: memory can run out half-way through growing them.
+        keys = [layer[: len(spans)] for layer in self.cache.keys]
+        values = [layer[: len(spans)] for layer in self.cache.values]
+        evict_cache(keys, values, plan, inv_freq=turned)
+        for row, state in chosen.items():
+            assert row is not None
+            self.cache.clear_row(row, plan.new_lengths[row], state.filled)
+            state.filled, state.leaving = plan.new_lengths[row], []
+
     def prefill(self, states: Sequence[SessionState]) -> torch.Tensor:
         """Computes the missing tokens of each context.
 
@@ -159,7 +193,8 @@ class SessionRows:
     def _share(self, state: SessionState) -> _Prefill:
         assert state.row is not None
         frames = self.new_frames(state)
-        encoded = self._features.get([piece.segment for _, piece in frames])
+        # The engine asked before, so that a frame that does not decode fails its own session.
+        encoded = self._features.get([piece.segment for _, piece in frames], counted=False)
         return _Prefill(
             row=state.row,
             start=state.filled,

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vrthinker.engine.base import FinishReason, RoundLimits, Session
-from vrthinker.engine.hf.context import Context
+from vrthinker.engine.hf.context import Context, LeavingRows
 from vrthinker.engine.hf.sampling import FormCursor
 
 
@@ -50,8 +50,11 @@ class SessionState:
         context: Its pieces, up to the last finished round.
         seed: Of its samples.
         row: Its row of the cache, once it has one.
-        filled: Tokens of the row that are valid: `context.cached`, and what the round under way added.
+        filled: Tokens of the row that are valid: `context.cached`, and what the round under way added;
+            while rows are `leaving`, they count too.
+        leaving: Rows of frames that have expired and still have to leave the cache, in order.
         rounds: Rounds begun.
+        failed: A round ended in an error, and its row was cleared.
         last_id: The last token of the last finished round.
         writing: The round under way.
     """
@@ -61,7 +64,9 @@ class SessionState:
     seed: int
     row: int | None = None
     filled: int = 0
+    leaving: list[LeavingRows] = field(default_factory=list)
     rounds: int = 0
+    failed: bool = False
     last_id: int | None = None
     writing: RoundState | None = None
 
