@@ -35,10 +35,10 @@ class DictatedEngine(HFEngine):
         self._said: dict[int, int] = {}
         real = self.features.get
 
-        def remember(segments: Sequence[Any]) -> Any:
+        def remember(segments: Sequence[Any], **options: Any) -> Any:
             for segment in segments:
                 self.shown[segment.key[:2]] = segment.load()
-            return real(segments)
+            return real(segments, **options)
 
         self.features.get = remember  # type: ignore[method-assign]
 
