@@ -127,7 +127,7 @@ def test_flex_attention_is_compiled_once_for_all_lengths(device: str) -> None:
     where = torch.device(device)
     with torch.no_grad():
         for seed, pack in enumerate(packs):
-            given = inputs(pack, where, torch.float32, seed)
+            given = [tensor.detach() for tensor in inputs(pack, where, torch.float32, seed)]
             mask = packed_attention.block_mask(pack, where)
             scale = 32**-0.5
             flex = packed_attention._compiled_flex()(*given, block_mask=mask, scale=scale, enable_gqa=True)
