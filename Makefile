@@ -30,7 +30,7 @@ demo: install
 # Retrains the judge that ships with the package, from random weights, and measures it. Stopped or killed, the
 # same command goes on. The result is in $(NANO_RUN)/model; copying it over vrthinker/checkpoints/nano ships it.
 nano: install
-	@echo "==> training the nano judge from nothing (under 25 minutes on 2 idle cores)"
+	@echo "==> training the nano judge from nothing (about 25 minutes on 2 idle cores)"
 	@$(VENV)/bin/vrthinker train cold-start --recipe nano --seed $(NANO_SEED) --out $(NANO_RUN)
 	@echo "==> judging 512 held-out pairs"
 	@$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --seed 77 --out $(NANO_RUN)/eval
