@@ -9,6 +9,8 @@ many bytes (half read, half written, into memory that was touched before), measu
 
 from __future__ import annotations
 
+import contextlib
+import ctypes
 import gc
 import importlib
 import importlib.util
@@ -134,8 +136,8 @@ def why_not_compiled(device: str) -> str | None:
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:
     """Memory that one call takes at its peak, on top of what is there before it; None when unknown.
 
-    On a CPU it is the process's resident memory, so memory that was touched before and is used again does
-    not count.
+    On a CPU it is the resident memory. Where the C library can (glibc), free memory that the process
+    still holds goes back to the system first; elsewhere what is used again does not count.
     """
     gc.collect()
     if device == "cuda":
@@ -146,6 +148,8 @@ def peak_bytes(run: Callable[[], object], device: str) -> int | None:
         torch.cuda.synchronize()
         del result
         return int(torch.cuda.max_memory_allocated() - before)
+    with contextlib.suppress(OSError, AttributeError, TypeError):
+        ctypes.CDLL(None).malloc_trim(0)
     try:
         Path("/proc/self/clear_refs").write_text("5")
         before = _resident("VmRSS")

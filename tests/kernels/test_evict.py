@@ -286,8 +286,9 @@ key, value = torch.randn(1, 8, 6000, 64), torch.randn(1, 8, 6000, 64)
 wanted = torch.cat((key[:, :, :1], key[:, :, 900:]), 2)
 torch.set_num_threads(4)
 small = plan_eviction([[(1, 2)]], [3])
-evict_cache([torch.ones(1, 1, 3, 4)], [torch.ones(1, 1, 3, 4)], small)  # all is loaded before memory is
-scarce with open("/proc/self/statm") as statm:
+# Everything is loaded before memory is scarce.
+evict_cache([torch.ones(1, 1, 3, 4)], [torch.ones(1, 1, 3, 4)], small)
+with open("/proc/self/statm") as statm:
     used = int(statm.read().split()[0]) * resource.getpagesize()
 resource.setrlimit(resource.RLIMIT_AS, (used + (1 << 20), resource.RLIM_INFINITY))
 try:
