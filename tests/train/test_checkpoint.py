@@ -8,7 +8,7 @@ import random
 import shutil
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -31,10 +31,10 @@ SEED = 20261121
 Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
-def trained(steps: int = 3) -> tuple[SmallModel, torch.optim.AdamW]:
+def trained(steps: int = 3, kind: Literal["adamw", "muon"] = "adamw") -> tuple[SmallModel, torch.optim.AdamW]:
     """A model a few steps on; `seldom` has had no gradient."""
     model = small_model().train()
-    optimizer = make_optimizer(model, OptimizerSettings())
+    optimizer = make_optimizer(model, OptimizerSettings(kind=kind))
     torch.manual_seed(SEED)
     for step in range(steps):
         optimizer.zero_grad()
@@ -71,8 +71,9 @@ def names(run: Path) -> list[str]:
     return sorted(path.name for path in (run / "checkpoints").iterdir())
 
 
-def test_all_of_it_comes_back(run: Path) -> None:
-    model, optimizer = trained()
+@pytest.mark.parametrize("kind", ["adamw", "muon"])
+def test_all_of_it_comes_back(run: Path, kind: Literal["adamw", "muon"]) -> None:
+    model, optimizer = trained(kind=kind)
     wanted = state_of(model, optimizer)
     assert "exp_avg/embed.weight" in wanted
     assert "exp_avg/seldom.weight" not in wanted
@@ -82,9 +83,10 @@ def test_all_of_it_comes_back(run: Path) -> None:
     assert found is not None
     assert (found.path, found.step, found.state) == (path, 12, {"seen": [1, 2]})
     other = small_model()
-    fresh = make_optimizer(other, OptimizerSettings())
+    fresh = make_optimizer(other, OptimizerSettings(kind=kind))
     load_checkpoint(found, other, fresh)
     assert_same(state_of(other, fresh), wanted)
+    assert ("exp_avg_sq/layer.linear1.weight" in wanted) == (kind == "adamw")
     assert other.head.weight is other.embed.weight
 
 
@@ -120,8 +122,8 @@ def test_weights_in_one_storage_and_in_odd_orders_come_back(run: Path) -> None:
     assert other.turned.stride() == model.turned.stride() == (1, 3)
 
 
-@pytest.mark.parametrize("fused", [False, True])
-def test_training_goes_on_in_the_same_bits(run: Path, fused: bool) -> None:
+@pytest.mark.parametrize("how", ["adamw", "adamw-fused", "muon"])
+def test_training_goes_on_in_the_same_bits(run: Path, how: str) -> None:
     def step(model: torch.nn.Module, optimizer: torch.optim.AdamW, number: int) -> None:
         optimizer.zero_grad()
         torch.manual_seed(number)
@@ -131,7 +133,13 @@ def test_training_goes_on_in_the_same_bits(run: Path, fused: bool) -> None:
 
     def make() -> tuple[torch.nn.Module, torch.optim.AdamW]:
         model = small_model().train()
-        return model, torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], 0.01, fused=fused)
+        if how == "muon":
+            muon = make_optimizer(model, OptimizerSettings(kind="muon"))
+            for group in muon.param_groups:
+                group["lr"] = 0.01
+            return model, muon
+        trainable = [p for p in model.parameters() if p.requires_grad]
+        return model, torch.optim.AdamW(trainable, 0.01, fused=how == "adamw-fused")
 
     model, optimizer = make()
     for number in range(4):
@@ -302,6 +310,17 @@ def test_an_optimizer_file_that_does_not_fit_changes_nothing(run: Path) -> None:
         with pytest.raises(InputError, match=said):
             load_checkpoint(checkpoint, other, fresh)
         assert_same(state_of(other, fresh), before)
+
+
+def test_a_run_goes_on_with_its_own_kind_of_optimizer(run: Path) -> None:
+    model, optimizer = trained(1)
+    checkpoint = open_checkpoint(save_checkpoint(run, step=1, model=model, optimizer=optimizer, state={}))
+    other = small_model()
+    muon = make_optimizer(other, OptimizerSettings(kind="muon"))
+    before = state_of(other, muon)
+    with pytest.raises(InputError, match="does not fit this model: lacks nothing, and has exp_avg_sq/layer"):
+        load_checkpoint(checkpoint, other, muon)
+    assert_same(state_of(other, muon), before)
 
 
 def test_another_optimizer_is_refused(run: Path) -> None:

@@ -2,7 +2,7 @@
 
     RUN/checkpoints/step-00000123/
         model.safetensors       what training changes: trainable parameters and persistent buffers, by name
-        optimizer.safetensors   AdamW's `exp_avg/NAME`, `exp_avg_sq/NAME` and `step/NAME`
+        optimizer.safetensors   `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`
         state.json              schema_version, step, state (the stage's own JSON), files (size, SHA-256)
 
 Invariant: a folder named `step-...` was whole when it got that name. It is written under another name, synced
@@ -96,7 +96,7 @@ def save_checkpoint(
         run: The run folder, held by the caller.
         step: Finished steps.
         model: Its trainable parameters and persistent buffers are saved.
-        optimizer: AdamW over the model's trainable parameters.
+        optimizer: Over the model's trainable parameters (`make_optimizer`).
         state: JSON values.
         keep: Whole checkpoints that stay, this one included; at least 1.
 
@@ -174,7 +174,7 @@ def load_checkpoint(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: t
     Args:
         checkpoint: From `latest_checkpoint` or `open_checkpoint`.
         model: Same trainable names, shapes and types as the one that was saved.
-        optimizer: AdamW over it. Its learning rate, betas and decay stay as they are.
+        optimizer: Over it. Its learning rate, betas and decay stay as they are.
 
     Raises:
         InputError: Names, shapes or types differ, or a file cannot be read; got and wanted are named.

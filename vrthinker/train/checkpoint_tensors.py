@@ -16,7 +16,7 @@ from safetensors import SafetensorError, safe_open
 
 from vrthinker.errors import InputError
 
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+_ADAMW, _ORTHOGONAL = ("exp_avg", "exp_avg_sq", "step"), ("exp_avg",)
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
@@ -29,17 +29,19 @@ def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """AdamW's state as `exp_avg/NAME`, `exp_avg_sq/NAME`, `step/NAME`; none for what has had no gradient yet.
+    """The state as `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`; none before any gradient.
 
     Raises:
         ValueError: The optimizer keeps something else.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
+    kept = _moments(optimizer)
     found: dict[str, torch.Tensor] = {}
     for parameter, state in optimizer.state.items():
-        if state.keys() != set(_MOMENTS):
+        if state.keys() != set(kept[parameter]):
             raise ValueError(
-                f"optimizer: got the state {sorted(state)}, allowed: AdamW's {', '.join(_MOMENTS)}"
+                f"optimizer: got the state {sorted(state)}, allowed: {', '.join(kept[parameter])} "
+                "(AdamW's, or Muon's)"
             )
         for moment, value in state.items():
             found[f"{moment}/{names[id(parameter)]}"] = value.detach()
@@ -98,13 +100,22 @@ def _wanted_moments(
 ) -> dict[str, torch.Tensor]:
     """What the file may hold: each of the optimizer's parameters has all of its moments there, or none."""
     names = {id(tensor): name for name, tensor in changing.items()}
-    optimized = {names[id(p)]: p for group in optimizer.param_groups for p in group["params"]}
+    kept = {names[id(p)]: (p, moments) for p, moments in _moments(optimizer).items()}
     found = {key.partition("/")[2] for key in file.keys()}  # noqa: SIM118 (it is no dict)
     return {
         f"{moment}/{name}": torch.zeros((), dtype=torch.float32) if moment == "step" else parameter
-        for name, parameter in optimized.items()
+        for name, (parameter, moments) in kept.items()
         if name in found
-        for moment in _MOMENTS
+        for moment in moments
+    }
+
+
+def _moments(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
+    """What is kept of each parameter: one mean of what Muon moves, more of what AdamW moves."""
+    return {
+        parameter: _ORTHOGONAL if group.get("orthogonal") else _ADAMW
+        for group in optimizer.param_groups
+        for parameter in group["params"]
     }
 
 

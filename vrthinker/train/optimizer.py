@@ -1,18 +1,28 @@
-"""AdamW as every stage uses it, and its settings."""
+"""The optimizer as every stage uses it, and its settings: AdamW, or Muon for a judge trained from nothing."""
 
 from __future__ import annotations
+
+from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 
 from vrthinker.errors import InputError
+from vrthinker.train.muon import Muon
 
 
 class OptimizerSettings(BaseModel):
-    """AdamW's settings. The paper names none but the learning rate: all of these are ours."""
+    """AdamW's settings, and Muon's. The paper names none but the learning rate: all of these are ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
+    kind: Literal["adamw", "muon"] = "adamw"
+    """`muon` moves the weights of linear layers by orthogonal steps, and the rest (embeddings, the output
+    head, norms, biases, convolutions) by AdamW. For training from random weights: docs/log.md."""
+    momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    """Decay of the mean of the gradients of what `muon` moves."""
+    matrix_rate: float = Field(1.0, gt=0.0)
+    """Learning rate of what `muon` moves, as a multiple of the others'."""
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     """Decay of the mean of the gradients."""
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
@@ -28,7 +38,7 @@ class OptimizerSettings(BaseModel):
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """AdamW over what is trainable in a model, tied weights once.
+    """The optimizer over what is trainable in a model, tied weights once.
 
     Norms, biases and whatever else has fewer than two dimensions are not decayed. The learning rate is
     0 until it is set on the parameter groups.
@@ -50,17 +60,43 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
                 "float64 (a step of 1e-6 is lost in the rounding of a half-precision weight); load the "
                 "model in float32 and compute its forward under autocast"
             )
-    decayed = [p for _, p in trainable if p.dim() >= 2]
+    matrices = _hidden_matrices(model) if settings.kind == "muon" else set()
+    decayed = [p for _, p in trainable if p.dim() >= 2 and p not in matrices]
     kept = [p for _, p in trainable if p.dim() < 2]
-    groups = [
+    groups: list[dict[str, Any]] = [
         {"params": decayed, "weight_decay": settings.weight_decay},
         {"params": kept, "weight_decay": 0.0},
     ]
-    return torch.optim.AdamW(
-        [group for group in groups if group["params"]],
-        lr=0.0,
-        betas=(settings.beta1, settings.beta2),
-        eps=settings.eps,
+    common: dict[str, Any] = {
+        "lr": 0.0,
+        "betas": (settings.beta1, settings.beta2),
+        "eps": settings.eps,
         # The other version for a GPU needs room for another copy of the weights.
-        fused=True if all(p.is_cuda for _, p in trainable) else None,
+        "fused": True if all(p.is_cuda for _, p in trainable) else None,
+    }
+    if settings.kind == "adamw":
+        return torch.optim.AdamW([group for group in groups if group["params"]], **common)
+    groups = [{**group, "orthogonal": False} for group in groups]
+    groups.append(
+        {
+            "params": [p for _, p in trainable if p in matrices],
+            "weight_decay": settings.weight_decay,
+            "orthogonal": True,
+            "momentum": settings.momentum,
+            "lr_scale": settings.matrix_rate,
+        }
     )
+    return Muon([group for group in groups if group["params"]], **common)
+
+
+def _hidden_matrices(model: torch.nn.Module) -> set[torch.Tensor]:
+    """Weights of linear layers between the embeddings and the output head.
+
+    Both of these are tables, one row per token, and most of their rows get no gradient in a step.
+    """
+    tables: set[torch.Tensor] = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
+    head = getattr(model, "get_output_embeddings", lambda: None)()
+    if head is not None:
+        tables.add(head.weight)
+    linear: set[torch.Tensor] = {m.weight for m in model.modules() if isinstance(m, torch.nn.Linear)}
+    return {weight for weight in linear - tables if weight.requires_grad}

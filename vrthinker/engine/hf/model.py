@@ -19,6 +19,7 @@ import numpy as np
 import torch
 
 from vrthinker.engine.hf.cache import KVCache
+from vrthinker.engine.hf.patch_embed import use_patch_product
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
 
@@ -173,6 +174,7 @@ class VisionLanguageModel:
             self._check_complete(loading)
             self.model: Any = model.to(device).eval().requires_grad_(False)
             use_batched_attention(self.model.model.visual)
+            use_patch_product(self.model.model.visual)
             text, vision = self.model.config.text_config, self.model.config.vision_config
             self.hidden_size = int(text.hidden_size)
             self.vocabulary_size = int(self.model.lm_head.weight.shape[0])

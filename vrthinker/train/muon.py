@@ -1,0 +1,104 @@
+"""Muon: steps of momentum whose matrices are made orthogonal, beside AdamW for everything else.
+
+A matrix's step is the polar factor of its momentum, found by five Newton-Schulz iterations, so that every
+direction in which the gradient points moves equally far. Scaled as by Liu et al., a step is about as large as
+AdamW's would be, and the same learning rates serve.
+
+Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with its
+coefficients; J. Liu et al., "Muon is scalable for LLM training" (2025), the scale 0.2 * sqrt(longer side).
+`torch.optim.Muon` is the same rule and the oracle of the tests; it iterates in bfloat16, which a CPU without
+instructions for it computes several times slower than float32, and holds no parameters but matrices. Here the
+iteration is in float32, and matrices of one shape go through it together.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+
+_COEFFICIENTS = (3.4445, -4.775, 2.0315)
+_ITERATIONS = 5
+_EPS = 1e-7
+_RMS_OF_ADAMW = 0.2
+
+
+class Muon(torch.optim.AdamW):
+    """AdamW, except in parameter groups with `orthogonal=True`, whose parameters are all matrices.
+
+    Groups of matrices take `momentum`, `weight_decay` and `lr_scale` (a factor on the learning rate). Their
+    state is `exp_avg`, the mean of the gradients.
+
+    Args:
+        groups: Parameter groups, each with `orthogonal`.
+        lr: As for AdamW, of all groups; so are the further ones.
+        betas: See `lr`; of groups that are not orthogonal.
+        eps: See `betas`.
+        fused: See `betas`.
+    """
+
+    def __init__(
+        self,
+        groups: Sequence[dict[str, Any]],
+        *,
+        lr: float,
+        betas: tuple[float, float],
+        eps: float,
+        fused: bool | None = None,
+    ) -> None:
+        for group in groups:
+            wrong = [tuple(p.shape) for p in group["params"] if group["orthogonal"] and p.dim() != 2]
+            if wrong:
+                raise ValueError(f"orthogonal: got a parameter of shape {wrong[0]}, allowed: matrices")
+        super().__init__(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+
+    @torch.no_grad()
+    def step(self, closure: Callable[[], Any] | None = None) -> Any:
+        """One step. The gradients of matrices are used up: they are None afterwards."""
+        if closure is not None:
+            raise ValueError("closure: got one, allowed: None; call backward before the step")
+        for group in self.param_groups:
+            if group["orthogonal"]:
+                self._step_matrices(group)
+                for parameter in group["params"]:
+                    parameter.grad = None  # nothing left here for AdamW
+        return super().step()
+
+    def _step_matrices(self, group: dict[str, Any]) -> None:
+        rate = group["lr"] * group["lr_scale"]
+        by_shape: dict[tuple[int, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
+        for parameter in group["params"]:
+            if parameter.grad is None:
+                continue
+            state = self.state[parameter]
+            if not state:
+                state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
+            mean = state["exp_avg"].lerp_(parameter.grad, 1 - group["momentum"])
+            # Nesterov: the mean as it would be if the same gradient came once more.
+            ahead = parameter.grad.lerp(mean, group["momentum"])
+            by_shape.setdefault((*parameter.shape,), []).append((parameter, ahead))
+        for shape, members in by_shape.items():
+            steps = orthogonalize(torch.stack([ahead for _, ahead in members]))
+            scale = _RMS_OF_ADAMW * max(shape) ** 0.5
+            for (parameter, _), step in zip(members, steps, strict=True):
+                parameter.mul_(1 - rate * group["weight_decay"]).add_(step, alpha=-rate * scale)
+
+
+def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
+    """Singular values to about 1 (0.7 to 1.2), singular vectors kept; zeros stay zeros.
+
+    Args:
+        matrices: float32 or float64 `[batch, rows, columns]`.
+
+    Returns:
+        Likewise.
+    """
+    tall = matrices.shape[-2] > matrices.shape[-1]
+    found: torch.Tensor = matrices.mT if tall else matrices
+    found = found / (found.norm(dim=(-2, -1), keepdim=True) + _EPS)
+    first, second, third = _COEFFICIENTS
+    for _ in range(_ITERATIONS):
+        gram = found @ found.mT
+        found = first * found + (second * gram + third * gram @ gram) @ found
+    return found.mT if tall else found
