@@ -4,16 +4,13 @@
     python benchmarks/evicting_rollouts.py groups [--out ...]
 
 `boundary`: the time from submitting a round, at whose beginning frames expire and new ones come, to its first
-    token,
-at p = 1 and p = 2. Beside `evict` and `renumber` stand `rerender` with its reused prefix, `rerender` that
-prefills
-every round whole, and the floor: prefilling the same new tokens over a cache of the same length from which
-nothing had to leave. Frames are encoded beforehand for all.
+token, at p = 1 and p = 2. Beside `evict` and `renumber` stand `rerender` with its reused prefix, `rerender`
+that prefills every round whole, and the floor: prefilling the same new tokens over a cache of the same length
+from which nothing had to leave. Frames are encoded beforehand for all.
 
 `groups`: 64 episodes, 8 of each of 8 pairs, with rounds of fixed lengths (random weights). Independent
-    episodes prefill
-64 first inputs, groups 8. The bound takes the measured time of the first inputs that groups do not compute
-off the measured time of the independent episodes.
+episodes prefill 64 first inputs, groups 8. The bound takes the measured time of the first inputs that groups
+do not compute off the measured time of the independent episodes.
 """
 
 from __future__ import annotations

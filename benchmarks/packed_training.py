@@ -9,11 +9,9 @@ Competitors run over the same sampled tokens:
 - `padded`: all rounds of the group in one batch, padded to the longest.
 
 Equality first: log-probabilities under `rerender` must agree, and so must the gradient's norm. FLOPs are
-counted, not
-measured: matrix products of the text model, of the vision tower and of attention over the pairs of tokens
-    that each
-competitor's mask lets through (`padded`: also what padding costs), forward and backward. The bound on the
-speed-up is their ratio.
+counted, not measured: matrix products of the text model, of the vision tower, and of attention over the pairs
+of tokens that each competitor's mask lets through (`padded`: also what padding costs), forward and backward.
+The bound on the speed-up is their ratio.
 """
 
 from __future__ import annotations
