@@ -36,8 +36,8 @@ nano: install
 	@$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --seed 77 --out $(NANO_RUN)/eval
 
 test: install-dev
-	@echo "==> pytest (the slow tests: make test PYTEST_ARGS='-m slow')"
-	@$(VENV)/bin/python -m pytest $(PYTEST_ARGS)
+	@echo "==> pytest, a process per core (the slow tests: make test PYTEST_ARGS='-m slow')"
+	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
 lint: install-dev
 	@echo "==> ruff check"
