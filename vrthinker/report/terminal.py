@@ -140,7 +140,7 @@ class FileProgress:
             }
             sys.stdout.write(json.dumps(summary, indent=2) + "\n")
             return 1 if failed else 0
-        console = Console(highlight=False)
+        console = Console(highlight=False, soft_wrap=True)  # a path in two lines cannot be copied
         overall = Counter(r.judgment["OA"] for r in records if r.judgment is not None)
         console.print(Text(f"{len(records) - len(failed)} verdicts in {out}"))
         if overall:
