@@ -6,7 +6,9 @@
 VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
-PIP := $(VENV)/bin/python -m pip --disable-pip-version-check -qq
+PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
+# Long steps show what they are doing; their output is kept in build/logs.
+WATCHED := scripts/watched.sh build/logs
 TORCH_CPU := 2.13.0
 PYTEST_ARGS ?=
 NANO_SEED ?= 0
@@ -88,10 +90,10 @@ $(VENV)/.python:
 # Without a GPU, torch's usual build would bring gigabytes of CUDA libraries for nothing.
 $(VENV)/.torch: $(VENV)/.python
 	@if nvidia-smi -L 2>/dev/null | grep -q GPU; then \
-		echo "==> torch (for the GPU)"; $(PIP) install 'torch>=2.11'; \
+		echo "==> torch (for the GPU)"; $(WATCHED)/torch.log $(PIP) install --no-compile 'torch>=2.11'; \
 	else \
 		echo "==> torch (no GPU seen: a CPU build where there is one)"; \
-		$(PIP) install 'torch==$(TORCH_CPU)+cpu' 2>/dev/null || $(PIP) install 'torch==$(TORCH_CPU)'; \
+		$(WATCHED)/torch.log sh -c "$(PIP) install --no-compile 'torch==$(TORCH_CPU)+cpu' || $(PIP) install --no-compile 'torch==$(TORCH_CPU)'"; \
 	fi
 	@touch $@
 
@@ -99,15 +101,15 @@ $(VENV)/.torch: $(VENV)/.python
 # isolated environment.
 $(VENV)/.build-tools: pyproject.toml | $(VENV)/.python
 	@echo "==> build tools"
-	@$(PIP) install 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' 'ninja>=1.11'
+	@$(WATCHED)/build-tools.log $(PIP) install --no-compile 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' 'ninja>=1.11'
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.torch $(VENV)/.build-tools
 	@echo "==> vrthinker and what it needs (compiles vrthinker._core)"
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) install --no-build-isolation -e .
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/install.log $(PIP) install --no-compile -v --no-build-isolation -e .
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	@echo "==> the developers' tools"
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(PIP) install --no-build-isolation -e '.[dev]'
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/install-dev.log $(PIP) install --no-compile --no-build-isolation -e '.[dev]'
 	@touch $@

@@ -33,7 +33,7 @@ from vrthinker.engine.base import (
 )
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.tiny import make_tiny
-from vrthinker.provenance import append_row
+from vrthinker.records.provenance import append_row
 from vrthinker.visibility import ShownFrame, VisibilityRecord, WindowMemory
 
 SESSIONS = 64

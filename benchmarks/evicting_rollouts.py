@@ -46,9 +46,9 @@ from vrthinker.engine.base import (
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.provenance import append_row
-from vrthinker.train.nano import nano_templates
+from vrthinker.records.provenance import append_row
 from vrthinker.visibility import MemoryMode, ShownFrame
+from vrthinker.world.nano import nano_templates
 
 # The boundary
 

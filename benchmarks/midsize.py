@@ -14,8 +14,6 @@ from typing import Any
 import numpy as np
 
 from vrthinker.data.pairs import load_pairs
-from vrthinker.data.world import PRESETS
-from vrthinker.data.world_files import PAIRS_FILE, make_world
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.engine.scripted import ScriptedEngine
@@ -23,12 +21,14 @@ from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.train.nano import nano_templates
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import MemoryMode
+from vrthinker.world.files import PAIRS_FILE, make_world
+from vrthinker.world.nano import nano_templates
+from vrthinker.world.world import PRESETS
 
 SIDE = 224
 """Frames are seen at 224 x 224 pixels: 64 tokens."""

@@ -15,8 +15,8 @@ from itertools import pairwise
 from pathlib import Path
 from statistics import fmean
 
-from vrthinker.provenance import append_row
-from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.records.provenance import append_row
 
 _LONGEST_STEP_SECONDS = 120.0
 _KEPT = ("date", "command", "commit", "dirty", "machine", "versions")

@@ -36,15 +36,15 @@ from midsize import Stage, make_midsize
 
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
-from vrthinker.provenance import append_row
-from vrthinker.train.batches import Batch, FrameLoader, collate
-from vrthinker.train.forward import learned_hidden
-from vrthinker.train.packed_attention import PackedAttention
-from vrthinker.train.packed_forward import packed_hidden
-from vrthinker.train.packing import Pack, pack_group
-from vrthinker.train.sequences import TrainingSequence, training_sequences
+from vrthinker.policy.batches import Batch, FrameLoader, collate
+from vrthinker.policy.forward import learned_hidden
+from vrthinker.policy.packed_attention import PackedAttention
+from vrthinker.policy.packed_forward import packed_hidden
+from vrthinker.policy.packing import Pack, pack_group
+from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.records.provenance import append_row
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 
 GROUP, ROUNDS, WINDOW = 8, 3, 1
 NAMES = ("packed", "per round", "padded", "packed, evict")

@@ -1,6 +1,18 @@
-# VRTHINKER_CUDA: AUTO uses nvcc where there is one, OFF never looks, ON stops where it is missing.
+# VRTHINKER_CUDA: AUTO builds the CUDA kernels where there are nvcc and a GPU, OFF never looks, ON needs nvcc only
+# (wheels are built that way) and stops where it is missing. Compiling for six architectures takes minutes, which
+# a machine that cannot run them should not spend.
 # Sets VRTHINKER_WITH_CUDA; vrthinker_set_cuda(target) adds what a target with CUDA sources needs.
 include(CheckLanguage)
+
+# A GPU whose driver is loaded: NVIDIA's own devices, or /dev/dxg under WSL.
+function(vrthinker_find_gpu result)
+  file(GLOB _devices "/proc/driver/nvidia/gpus/*" "/dev/nvidia[0-9]*" "/dev/dxg")
+  if(_devices)
+    set(${result} ON PARENT_SCOPE)
+  else()
+    set(${result} OFF PARENT_SCOPE)
+  endif()
+endfunction()
 
 set(VRTHINKER_CUDA AUTO CACHE STRING "Build the CUDA versions of the kernels: ON, OFF or AUTO")
 set_property(CACHE VRTHINKER_CUDA PROPERTY STRINGS AUTO ON OFF)
@@ -10,7 +22,16 @@ if(NOT _vrthinker_cuda MATCHES "^(AUTO|ON|OFF)$")
 endif()
 
 set(VRTHINKER_WITH_CUDA OFF)
-if(NOT _vrthinker_cuda STREQUAL "OFF")
+set(_vrthinker_look ON)
+if(_vrthinker_cuda STREQUAL "OFF")
+  set(_vrthinker_look OFF)
+elseif(_vrthinker_cuda STREQUAL "AUTO")
+  vrthinker_find_gpu(_vrthinker_look)
+  if(NOT _vrthinker_look)
+    message(STATUS "vrthinker: no GPU here, so the CUDA kernels are not built; -DVRTHINKER_CUDA=ON builds them")
+  endif()
+endif()
+if(_vrthinker_look)
   set(CMAKE_CUDA_ARCHITECTURES ${VRTHINKER_CUDA_ARCHITECTURES})
   check_language(CUDA)
   if(CMAKE_CUDA_COMPILER)

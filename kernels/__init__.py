@@ -96,7 +96,7 @@ def native_obstacles(device: torch.device) -> dict[Version, str | None]:
         For `choose_version`: None for a version that can run, or why it cannot.
     """
     try:
-        from vrthinker import _core
+        import vrthinker._core as _core
     except ImportError as error:
         missing = f"the native module vrthinker._core cannot be imported ({error}); reinstall the package"
         return {"reference": None, "cpu": missing, "cuda": missing}

@@ -37,7 +37,7 @@ import sys
 import time
 
 from vrthinker.kernels.measure import format_row, measure_op
-from vrthinker.provenance import append_row
+from vrthinker.records.provenance import append_row
 
 op, out = sys.argv[1:]
 for row in measure_op(op, "cuda", rounds=25, seed=time.time_ns() % 2**31):

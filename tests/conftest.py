@@ -1,15 +1,37 @@
-"""What every area shares: the rule for tests that need a GPU."""
+"""What every area shares: the CPU gauge, the rule for tests that need a GPU, checkpoints and clips."""
 
 from __future__ import annotations
 
 import functools
 import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
 
 import pytest
+from gauge import Gauge
+
+if TYPE_CHECKING:
+    from sampled import Sampled, Stage
+
+    from vrthinker.episode.trajectory import Trajectory
+    from vrthinker.visibility import MemoryMode
 
 # Before torch loads: on a machine shared with other work, OpenMP threads that spin while they wait cost
 # up to fifty times the work that they wait for.
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core already: more threads would only wait for cores
+    for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
+        os.environ.setdefault(variable, "1")
+
+MakeCheckpoint = Callable[[str], Path]
+MakeStage = Callable[[str], "Stage"]
+MakeEpisodes = Callable[..., "list[tuple[Trajectory, list[Sampled]]]"]
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Starts the gauge."""
+    config.pluginmanager.register(Gauge(config), "cpu-gauge")
 
 
 @functools.cache
@@ -32,3 +54,67 @@ def pytest_runtest_setup(item: pytest.Item) -> None:
     if os.environ.get("VRTHINKER_REQUIRE_GPU") == "1":
         pytest.fail(f"VRTHINKER_REQUIRE_GPU=1, but {reason}")
     pytest.skip(reason)
+
+
+@pytest.fixture(scope="session")
+def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
+    """A small random checkpoint: of each family, and nano before training."""
+    from vrthinker.engine.hf.tiny import make_tiny
+    from vrthinker.world.nano import write_nano
+
+    @functools.cache
+    def make(kind: str) -> Path:
+        folder = tmp_path_factory.mktemp("checkpoint") / kind
+        if kind == "nano":
+            return write_nano(folder, seed=3)
+        return make_tiny(folder, "qwen3-vl" if kind == "qwen3-vl" else "qwen2.5-vl", seed=3, layers=4)
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def clip_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """Two clips of different length, size and container."""
+    from clips import make_clip
+
+    folder = tmp_path_factory.mktemp("clips")
+    return (
+        make_clip(folder / "first.mp4", 12, size=(112, 168), fps=8),
+        make_clip(folder / "second.mkv", 10, size=(84, 56), fps=12),
+    )
+
+
+@pytest.fixture(scope="session")
+def stage_of(clip_pair: tuple[Path, Path]) -> MakeStage:
+    """The clips at the frame sizes of a kind of checkpoint."""
+    from sampled import Stage
+
+    from vrthinker.video.resize import ResizeSettings
+    from vrthinker.world.nano import nano_settings
+
+    @functools.cache
+    def make(kind: str) -> Stage:
+        if kind == "nano":
+            return Stage(clip_pair, nano_settings().resize)
+        patch = 16 if kind == "qwen3-vl" else 14
+        limits = {"min_pixels": (2 * patch) ** 2, "max_pixels": 64 * (2 * patch) ** 2}
+        return Stage(clip_pair, ResizeSettings(patch_size=patch, merge_size=2, **limits))
+
+    return make
+
+
+@pytest.fixture(scope="session")
+def episodes_of(checkpoint_of: MakeCheckpoint, stage_of: MakeStage) -> MakeEpisodes:
+    """Sampled episodes of a kind of checkpoint under a window: `sampled.EPISODES`, and one written freely.
+
+    `make(kind, window, memory="rerender")`.
+    """
+    from sampled import EPISODES
+
+    @functools.cache
+    def make(
+        kind: str, window: int | None, memory: MemoryMode = "rerender"
+    ) -> list[tuple[Trajectory, list[Sampled]]]:
+        return stage_of(kind).sample(checkpoint_of(kind), [*EPISODES, None], window=window, memory=memory)
+
+    return make

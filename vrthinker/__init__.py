@@ -13,14 +13,14 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from vrthinker._version import __version__ as __version__
+
 if TYPE_CHECKING:
     from vrthinker.episode.dimensions import Dimension, Judgments, Preference
     from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
     from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
     from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
     from vrthinker.judge import Judge, Verdict
-
-__version__ = "0.1.0"
 
 _HOMES = {
     "Dimension": "episode.dimensions",

@@ -6,7 +6,6 @@ is better per dimension, or, where it cannot, says null and why; it never makes 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -14,22 +13,29 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vrthinker.data.world import WORLD_COMMENT
-from vrthinker.episode.dimensions import Confidence, Judgments, Preference
-from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
+from vrthinker.episode.episode import EpisodeItem, episode_seed
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
-from vrthinker.episode.settings import PROMPTS_FOLDER, EpisodeSettings, JudgeSettings, load_judge_settings
+from vrthinker.episode.settings import (
+    PROMPTS_FOLDER,
+    SYNTHETIC_COMMENT,
+    EpisodeSettings,
+    JudgeSettings,
+    load_judge_settings,
+)
 from vrthinker.episode.trajectory import StopReason, Trajectory
 from vrthinker.errors import InputError
+from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import VideoReader, open_reader
+from vrthinker.video.open import open_reader
+from vrthinker.video.reader import VideoReader
 from vrthinker.video.workspace import Workspace
 
 if TYPE_CHECKING:
     from vrthinker.data.pairs import Pair
     from vrthinker.engine.base import Engine
-    from vrthinker.episode.tools import ToolRegistry
+    from vrthinker.episode.tools.registry import ToolRegistry
 
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
 VideoPath = str | PathLike[str]
@@ -82,6 +88,32 @@ class Verdict:
             reason=trajectory.outcome.reason,
             notes=(*trajectory.notes, *((note,) if note else ())),
             trajectory=trajectory,
+        )
+
+    def record(self, pair_id: str) -> VerdictRecord:
+        """The verdict as a line of a results file."""
+        trajectory = self.trajectory
+        judgment = None
+        if self.judgments is not None:
+            judgment = {dimension: int(getattr(self.judgments, dimension)) for dimension in Dimension}
+        return VerdictRecord.model_validate(
+            {
+                "id": pair_id,
+                "judgment": judgment,
+                "confidence": None if self.confidence is None else int(self.confidence),
+                "rounds": self.rounds,
+                "tool_calls": self.tool_calls,
+                "frames_seen": list(self.frames_seen),
+                "stop_reason": self.stop_reason.value,
+                "reason": self.reason,
+                "notes": list(self.notes),
+                "well_formed": trajectory.well_formed if trajectory.rounds else None,
+                "latency_seconds": trajectory.latency_seconds,
+                "prompt_tokens": trajectory.prompt_tokens,
+                "sampled_tokens": trajectory.sampled_tokens,
+                "seed": trajectory.seed,
+                "model": trajectory.engine,
+            }
         )
 
 
@@ -174,7 +206,7 @@ class Judge:
         Raises:
             InputError: The address, a template or a setting cannot be used.
         """
-        from vrthinker.engine.endpoint import EndpointEngine
+        from vrthinker.engine.endpoint.engine import EndpointEngine
 
         loaded_templates = _load_templates(Path(templates) if templates else None, required=True)
         settings = _override(JudgeSettings(), max_pixels, episode_settings)
@@ -270,21 +302,12 @@ class Judge:
                 tolerate_truncation=episode.tolerate_truncation,
             )
             if self.settings.clips == "synthetic":
-                foreign = [info.path for info in workspace.infos if info.comment != WORLD_COMMENT]
+                foreign = [info.path for info in workspace.infos if info.comment != SYNTHETIC_COMMENT]
                 if foreign:
                     workspace.note(FOREIGN_NOTE)
             return workspace
 
         return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
-
-
-def episode_seed(seed: int, item_id: str) -> int:
-    """The seed of one item of many: equal for equal ids, so that order and batch do not matter.
-
-    With one seed for all, every episode would draw the same random numbers, and errors would go together.
-    """
-    digest = hashlib.sha256(f"{seed}:{item_id}".encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:6], "big")
 
 
 def _load_templates(folder: Path | None, *, required: bool) -> PromptTemplates:

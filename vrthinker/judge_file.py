@@ -16,12 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.data.pairs import Pair
-from vrthinker.data.verdict_log import VerdictLog, VerdictRecord
-from vrthinker.episode.dimensions import Dimension
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line
 from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
 from vrthinker.judge import Judge, Verdict
+from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
 
 _POLL_SECONDS = 0.5
 _TRAJECTORY_START = b'{"schema_version":1,"id":'
@@ -32,34 +31,7 @@ def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
     if finished.trajectory is None:
         assert finished.error is not None
         return _failed(finished.item.id, finished.error, judge, seed)
-    return verdict_record(Verdict.of(finished.trajectory, judge.settings.note), finished.item.id)
-
-
-def verdict_record(verdict: Verdict, pair_id: str) -> VerdictRecord:
-    """The results line of a verdict."""
-    trajectory = verdict.trajectory
-    judgment = None
-    if verdict.judgments is not None:
-        judgment = {dimension: int(getattr(verdict.judgments, dimension)) for dimension in Dimension}
-    return VerdictRecord.model_validate(
-        {
-            "id": pair_id,
-            "judgment": judgment,
-            "confidence": None if verdict.confidence is None else int(verdict.confidence),
-            "rounds": verdict.rounds,
-            "tool_calls": verdict.tool_calls,
-            "frames_seen": list(verdict.frames_seen),
-            "stop_reason": verdict.stop_reason.value,
-            "reason": verdict.reason,
-            "notes": list(verdict.notes),
-            "well_formed": trajectory.well_formed if trajectory.rounds else None,
-            "latency_seconds": trajectory.latency_seconds,
-            "prompt_tokens": _total(trajectory, "prompt_tokens"),
-            "sampled_tokens": _sampled(trajectory),
-            "seed": trajectory.seed,
-            "model": trajectory.engine,
-        }
-    )
+    return Verdict.of(finished.trajectory, judge.settings.note).record(finished.item.id)
 
 
 def judge_file(
@@ -171,7 +143,7 @@ def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dic
     Returns:
         The configuration (JSON values) and the keys that do not change verdicts.
     """
-    from vrthinker.provenance import provenance
+    from vrthinker.records.provenance import provenance
 
     run = {
         "pairs": str(pairs_file.resolve()),
@@ -207,13 +179,3 @@ def _failed(pair_id: str, error: VRThinkerError, judge: Judge, seed: int) -> Ver
         seed=seed,
         model=judge.engine.name,
     )
-
-
-def _total(trajectory: Trajectory, name: str) -> int | None:
-    counts = [getattr(r, name) for r in trajectory.rounds]
-    return None if not counts or None in counts else sum(counts)
-
-
-def _sampled(trajectory: Trajectory) -> int | None:
-    counts = [None if r.token_ids is None else len(r.token_ids) for r in trajectory.rounds]
-    return None if not counts or None in counts else sum(count or 0 for count in counts)

@@ -59,7 +59,7 @@ def _run_native(
     block_size: int = 0,
     out_tokens: int = 0,
 ) -> None:
-    from vrthinker import _core
+    import vrthinker._core as _core
 
     arguments: dict[str, Any] = {
         "sources": _plain(sources),

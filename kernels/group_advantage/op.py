@@ -245,7 +245,7 @@ def _group_advantage(
     advantages, zero_variance = _empty_result(rewards, group_offsets, token_offsets, n_tokens)
     tensors = (rewards, group_offsets, valid, token_offsets, advantages, zero_variance)
     if version == "cpu":
-        from vrthinker import _core
+        import vrthinker._core as _core
 
         try:
             _core.group_advantage_cpu(*tensors, method, ddof, eps, torch.get_num_threads())
@@ -254,7 +254,7 @@ def _group_advantage(
         return advantages, zero_variance, torch.zeros(1, dtype=torch.int32, device="cpu")
     status = torch.empty(1, dtype=torch.int32, device=device)
     if version == "cuda":
-        from vrthinker import _core
+        import vrthinker._core as _core
 
         stream = torch.cuda.current_stream(device).cuda_stream
         _core.group_advantage_cuda(*tensors, status, method, ddof, eps, stream)

@@ -261,7 +261,7 @@ def _grpo_loss_op(
 
         grpo_loss_triton(*arguments)
         return outputs
-    from vrthinker import _core
+    import vrthinker._core as _core
 
     if version == "cuda":
         size = _core.grpo_loss_workspace_bytes(policy.shape[0], offsets.shape[0] - 1)

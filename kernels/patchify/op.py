@@ -135,7 +135,7 @@ def _patchify_op(
             std=std,
             out_dtype=out_dtype,
         )
-    from vrthinker import _core
+    import vrthinker._core as _core
 
     out = frames.new_empty(_out_shape(frames, patch_size, temporal_patch_size), dtype=out_dtype)
     arguments = (frames, out, patch_size, merge_size, temporal_patch_size, tuple(mean), tuple(std))

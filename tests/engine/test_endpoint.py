@@ -32,8 +32,8 @@ from vrthinker.engine.base import (
     TextSegment,
     write_rounds,
 )
-from vrthinker.engine.endpoint import EndpointEngine
-from vrthinker.engine.endpoint_client import completions_url, retry_after_seconds
+from vrthinker.engine.endpoint.client import completions_url, retry_after_seconds
+from vrthinker.engine.endpoint.engine import EndpointEngine
 from vrthinker.errors import EngineError, InputError
 from vrthinker.visibility import ShownFrame
 

@@ -29,7 +29,7 @@ from vrthinker.engine.base import (
     TextSegment,
     write_rounds,
 )
-from vrthinker.engine.endpoint import EndpointEngine
+from vrthinker.engine.endpoint.engine import EndpointEngine
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.visibility import ShownFrame
 

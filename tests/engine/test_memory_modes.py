@@ -23,14 +23,14 @@ from vrthinker.engine.base import (
     TextSegment,
     write_rounds,
 )
-from vrthinker.engine.endpoint import EndpointEngine
+from vrthinker.engine.endpoint.engine import EndpointEngine
 from vrthinker.engine.hf import model as hf_model
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.errors import EngineError
-from vrthinker.train.nano import write_nano
 from vrthinker.visibility import MemoryMode, ShownFrame
+from vrthinker.world.nano import write_nano
 
 KINDS = ("qwen2.5-vl", "qwen3-vl", "nano")
 

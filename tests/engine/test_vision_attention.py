@@ -13,7 +13,7 @@ import torch
 from vrthinker.engine.hf import vision_attention
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.engine.hf.tiny import make_tiny
-from vrthinker.train.forward import encode_frames
+from vrthinker.policy.forward import encode_frames
 
 
 def load(folder: Path) -> VisionLanguageModel:

@@ -10,7 +10,7 @@ from clips import make_clip
 
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 

@@ -13,7 +13,7 @@ from vrthinker.engine.base import FrameSegment, Message, TextSegment
 from vrthinker.episode.dimensions import DATASETS, dimension_texts
 from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates
 from vrthinker.episode.settings import JudgeSettings, load_judge_settings
-from vrthinker.episode.tools import ToolRegistry
+from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.errors import InputError
 from vrthinker.visibility import ShownFrame
 

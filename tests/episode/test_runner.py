@@ -20,7 +20,7 @@ from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import ToolErrorKind
+from vrthinker.episode.tools.base import ToolErrorKind
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import EngineError, InputError, VideoError
 from vrthinker.video.workspace import Workspace

@@ -7,14 +7,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.episode.grammar import FailureReason, ParseFailure, Span, ToolCall
-from vrthinker.episode.tools import (
-    FramesShown,
-    SelectFramesArguments,
-    ToolContext,
-    ToolError,
-    ToolErrorKind,
-    ToolRegistry,
-)
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind
+from vrthinker.episode.tools.registry import ToolRegistry
+from vrthinker.episode.tools.select_frames import SelectFramesArguments
 
 CONTEXT = ToolContext(n_frames=64, max_frames=8)
 

@@ -39,7 +39,7 @@ from vrthinker.evals.metrics import (
     table,
 )
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 

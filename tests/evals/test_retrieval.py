@@ -16,11 +16,11 @@ from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import ToolCall
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import FramesShown, ToolContext, ToolOutcome
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolOutcome
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.evals.retrieval import Retrieval, tools_for
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 

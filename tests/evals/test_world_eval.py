@@ -10,18 +10,18 @@ from typing import Any
 import numpy as np
 import pytest
 
-from vrthinker.data.oracle import BehaviorMix, OracleEngine, truths_by_clip
-from vrthinker.data.world import PRESETS, Difficulty, PairTruth
-from vrthinker.data.world_files import sample_world
-from vrthinker.data.world_reader import count, first_seen, hidden_events_seen
-from vrthinker.demo import make_tiny_judge
+from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.retrieval import Retrieval
 from vrthinker.evals.world import WorldReport, evaluate_world, load_report, report_of
 from vrthinker.judge import Judge
-from vrthinker.train.nano import nano_settings, nano_templates
+from vrthinker.world.files import sample_world
+from vrthinker.world.nano import nano_settings, nano_templates
+from vrthinker.world.oracle import BehaviorMix, OracleEngine, truths_by_clip
+from vrthinker.world.truth_reader import count, first_seen, hidden_events_seen
+from vrthinker.world.world import PRESETS, Difficulty, PairTruth
 
 LIMIT, SEED = 24, 77
 WAYS = ("own", "random", "uniform")

@@ -8,9 +8,9 @@ from pathlib import Path
 
 import pytest
 
-from vrthinker.data.world import PRESETS, PairTruth
-from vrthinker.data.world_files import TRUTH_FILE, clip_paths, make_world
 from vrthinker.evals.world_truth import find_truth, page_truth
+from vrthinker.world.files import TRUTH_FILE, clip_paths, make_world
+from vrthinker.world.world import PRESETS, PairTruth
 
 
 @pytest.fixture(scope="module")

@@ -59,9 +59,20 @@ def test_auto_without_nvcc_builds_for_the_cpu(tmp_path: Path) -> None:
     assert "vrthinker: CUDA kernels OFF (VRTHINKER_CUDA=AUTO)" in done.stdout
 
 
+HAS_GPU = any(Path("/dev").glob("nvidia[0-9]*")) or Path("/dev/dxg").exists()
+
+
+@pytest.mark.skipif(HAS_GPU, reason="there is a GPU")
+def test_auto_without_a_gpu_builds_for_the_cpu_and_says_how_to_get_cuda(tmp_path: Path) -> None:
+    done = configure(tmp_path)
+    assert "vrthinker: CUDA kernels OFF (VRTHINKER_CUDA=AUTO)" in done.stdout
+    assert "no GPU here, so the CUDA kernels are not built; -DVRTHINKER_CUDA=ON builds them" in done.stdout
+
+
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc")
-def test_auto_with_nvcc_builds_cuda_and_off_does_not_look(tmp_path: Path) -> None:
-    assert "CUDA kernels ON (VRTHINKER_CUDA=AUTO)" in configure(tmp_path / "auto").stdout
+def test_on_with_nvcc_builds_cuda_and_off_does_not_look(tmp_path: Path) -> None:
+    on = configure(tmp_path / "on", "-DVRTHINKER_CUDA=ON").stdout
+    assert "CUDA kernels ON (VRTHINKER_CUDA=ON)" in on
     off = configure(tmp_path / "off", "-DVRTHINKER_CUDA=OFF").stdout
     assert "CUDA kernels OFF (VRTHINKER_CUDA=OFF)" in off
     assert "CUDA compiler" not in off

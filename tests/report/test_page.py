@@ -17,14 +17,14 @@ from PIL import Image
 
 from vrthinker import Judge, StopReason, load_trajectories
 from vrthinker.cli import main
-from vrthinker.demo import make_tiny_judge
+from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.trajectory import Trajectory, VideoRecord
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.report.page import PlantedEvent, Truth, check_page_path, render_page, write_page
-from vrthinker.report.page_clips import PageClip, load_clip, playable_as
-from vrthinker.report.page_text import visible_markup, visible_text
-from vrthinker.video.reader import open_reader
+from vrthinker.report.page.clips import PageClip, load_clip, playable_as
+from vrthinker.report.page.page import PlantedEvent, Truth, check_page_path, render_page, write_page
+from vrthinker.report.page.text import visible_markup, visible_text
+from vrthinker.video.open import open_reader
 
 N_1, N_2 = 32, 20
 EVIL = (

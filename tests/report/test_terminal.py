@@ -8,9 +8,9 @@ import pytest
 from clips import make_clip
 
 from vrthinker import Judge
-from vrthinker.data.verdict_log import VerdictRecord
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.judge import Verdict
+from vrthinker.records.verdict_log import VerdictRecord
 from vrthinker.report.terminal import FileProgress, plain, print_episode, print_verdict
 
 EVIL = "\x1b]0;owned\x07\x1b[2J[red]bold[/red]\r\x9b1m"
@@ -35,7 +35,7 @@ def is_tame(text: str) -> bool:
 
 
 def test_the_table_says_which_video_is_better(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
-    print_verdict(verdict)
+    print_verdict(verdict.trajectory, verdict.notes)
     lines = capsys.readouterr().out.splitlines()
     rows = {line.split()[0]: line for line in lines if line.strip()}
     assert "video 1" in rows["TA"]
@@ -46,7 +46,7 @@ def test_the_table_says_which_video_is_better(verdict: Verdict, capsys: pytest.C
 
 
 def test_hostile_text_is_shown_as_text(verdict: Verdict, capsys: pytest.CaptureFixture[str]) -> None:
-    print_episode(verdict)
+    print_episode(verdict.trajectory, verdict.notes)
     out = capsys.readouterr().out
     assert is_tame(out)
     assert "[red]bold[/red]" in out
@@ -57,12 +57,13 @@ def test_hostile_text_is_shown_as_text(verdict: Verdict, capsys: pytest.CaptureF
 
 def test_a_narrow_terminal_is_no_error(verdict: Verdict, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("COLUMNS", "4")
-    print_episode(verdict)
+    print_episode(verdict.trajectory, verdict.notes)
 
 
 def test_a_verdict_without_judgments_says_why(capsys: pytest.CaptureFixture[str], verdict: Verdict) -> None:
     first, second = (video.path for video in verdict.trajectory.videos)
-    print_verdict(Judge(ScriptedEngine([[EVIL]]))("x", first, second))
+    silent = Judge(ScriptedEngine([[EVIL]]))("x", first, second)
+    print_verdict(silent.trajectory, silent.notes)
     out = capsys.readouterr().out
     assert "no verdict (unparseable): round 1: neither an answer nor a tool call" in out
     assert is_tame(out)

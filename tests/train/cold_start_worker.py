@@ -15,7 +15,7 @@ import training_worker
 
 from vrthinker import cli
 from vrthinker.train import cold_start
-from vrthinker.train.loop import MicroLoss
+from vrthinker.train.loop.loop import MicroLoss
 
 
 def job_command(run: str, arguments: list[str], signal_at: dict[str, str]) -> object:

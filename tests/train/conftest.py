@@ -1,8 +1,7 @@
-"""Lets the tests of this folder import what stands beside them; checkpoints and clips that they share."""
+"""Run folders, and processes in which jobs are run and killed."""
 
 from __future__ import annotations
 
-import functools
 import json
 import os
 import subprocess
@@ -10,17 +9,9 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pytest
-
-if TYPE_CHECKING:
-    from sampled import Sampled, Stage
-
-    from vrthinker.episode.trajectory import Trajectory
-    from vrthinker.visibility import MemoryMode
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
@@ -64,73 +55,3 @@ def _outcomes(program: str) -> Iterator[Outcomes]:
 
         yield ask
         process.communicate()
-
-
-KINDS = ("qwen2.5-vl", "qwen3-vl", "nano")
-MakeCheckpoint = Callable[[str], Path]
-MakeStage = Callable[[str], "Stage"]
-MakeEpisodes = Callable[..., "list[tuple[Trajectory, list[Sampled]]]"]
-
-
-@pytest.fixture(scope="session")
-def checkpoint_of(tmp_path_factory: pytest.TempPathFactory) -> MakeCheckpoint:
-    """A small random checkpoint: of each family, and nano before training."""
-    from vrthinker.engine.hf.tiny import make_tiny
-    from vrthinker.train.nano import write_nano
-
-    @functools.cache
-    def make(kind: str) -> Path:
-        folder = tmp_path_factory.mktemp("checkpoint") / kind
-        if kind == "nano":
-            return write_nano(folder, seed=3)
-        return make_tiny(folder, "qwen3-vl" if kind == "qwen3-vl" else "qwen2.5-vl", seed=3, layers=4)
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def clip_pair(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
-    """Two clips of different length, size and container."""
-    from clips import make_clip
-
-    folder = tmp_path_factory.mktemp("clips")
-    return (
-        make_clip(folder / "first.mp4", 12, size=(112, 168), fps=8),
-        make_clip(folder / "second.mkv", 10, size=(84, 56), fps=12),
-    )
-
-
-@pytest.fixture(scope="session")
-def stage_of(clip_pair: tuple[Path, Path]) -> MakeStage:
-    """The clips at the frame sizes of a kind of checkpoint."""
-    from sampled import Stage
-
-    from vrthinker.train.nano import nano_settings
-    from vrthinker.video.resize import ResizeSettings
-
-    @functools.cache
-    def make(kind: str) -> Stage:
-        if kind == "nano":
-            return Stage(clip_pair, nano_settings().resize)
-        patch = 16 if kind == "qwen3-vl" else 14
-        limits = {"min_pixels": (2 * patch) ** 2, "max_pixels": 64 * (2 * patch) ** 2}
-        return Stage(clip_pair, ResizeSettings(patch_size=patch, merge_size=2, **limits))
-
-    return make
-
-
-@pytest.fixture(scope="session")
-def episodes_of(checkpoint_of: MakeCheckpoint, stage_of: MakeStage) -> MakeEpisodes:
-    """Sampled episodes of a kind of checkpoint under a window: `sampled.EPISODES`, and one written freely.
-
-    `make(kind, window, memory="rerender")`.
-    """
-    from sampled import EPISODES
-
-    @functools.cache
-    def make(
-        kind: str, window: int | None, memory: MemoryMode = "rerender"
-    ) -> list[tuple[Trajectory, list[Sampled]]]:
-        return stage_of(kind).sample(checkpoint_of(kind), [*EPISODES, None], window=window, memory=memory)
-
-    return make

@@ -15,7 +15,7 @@ import torch
 from training_worker import SmallModel, small_losses, small_model
 
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.train.checkpoint import (
+from vrthinker.train.loop.checkpoint import (
     MODEL_FILE,
     OPTIMIZER_FILE,
     STATE_FILE,
@@ -25,7 +25,7 @@ from vrthinker.train.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from vrthinker.train.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
 
 SEED = 20261121
 Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]

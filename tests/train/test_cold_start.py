@@ -13,18 +13,16 @@ import torch
 import yaml
 from safetensors.torch import load_file
 
-from vrthinker.data.oracle import OracleEngine, truths_by_clip
+from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.data.pairs import load_pairs
-from vrthinker.data.world import PRESETS
-from vrthinker.data.world_files import PAIRS_FILE, load_truths, make_world
-from vrthinker.demo import make_tiny_judge
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, JudgeSettings, load_judge_settings
 from vrthinker.episode.trajectory import dump_line, load_trajectories
 from vrthinker.errors import InputError, VideoError
 from vrthinker.judge import Judge
-from vrthinker.train.checkpoint import latest_checkpoint
+from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.records.run_lock import lock_run
 from vrthinker.train.cold_start import (
     ColdStartSettings,
     cold_start_settings,
@@ -32,10 +30,12 @@ from vrthinker.train.cold_start import (
     resume_settings,
     run_cold_start,
 )
-from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
-from vrthinker.train.nano import nano_templates
-from vrthinker.train.run_lock import lock_run
-from vrthinker.train.schedule import LearningRate
+from vrthinker.train.loop.checkpoint import latest_checkpoint
+from vrthinker.train.loop.schedule import LearningRate
+from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
+from vrthinker.world.nano import nano_templates
+from vrthinker.world.oracle import OracleEngine, truths_by_clip
+from vrthinker.world.world import PRESETS
 
 Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 

@@ -22,11 +22,11 @@ from pydantic import ValidationError
 from training_worker import RATE, SmallModel, small_losses, small_model, train
 
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.train.checkpoint import STATE_FILE, latest_checkpoint, open_checkpoint
-from vrthinker.train.loop import LoopResult, LoopSettings, MicroLoss, run_loop
-from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
-from vrthinker.train.optimizer import OptimizerSettings, make_optimizer
-from vrthinker.train.run_lock import lock_run
+from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.records.run_lock import lock_run
+from vrthinker.train.loop.checkpoint import STATE_FILE, latest_checkpoint, open_checkpoint
+from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
+from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
 
 SEED = 20261121
 Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]

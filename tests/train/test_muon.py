@@ -6,8 +6,8 @@ import pytest
 import torch
 from training_worker import small_losses, small_model
 
-from vrthinker.train.muon import Muon, orthogonalize
-from vrthinker.train.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.muon import Muon, orthogonalize
+from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
 
 MUON = OptimizerSettings(kind="muon", weight_decay=0.1, momentum=0.9, matrix_rate=1.5)
 

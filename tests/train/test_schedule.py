@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 
-from vrthinker.train.schedule import LearningRate
+from vrthinker.train.loop.schedule import LearningRate
 
 
 def rates(rate: LearningRate, total: int) -> list[float]:

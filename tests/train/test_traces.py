@@ -18,11 +18,7 @@ from pydantic import ValidationError
 from traces_worker import SHARD_PAIRS, SOURCE
 from transformers import AutoTokenizer
 
-from vrthinker.data.oracle import BehaviorMix, OracleEngine, truths_by_clip
 from vrthinker.data.pairs import load_pairs
-from vrthinker.data.verdict_log import VerdictLog
-from vrthinker.data.world import PRESETS, Difficulty
-from vrthinker.data.world_files import PAIRS_FILE, load_truths, make_world
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
@@ -30,10 +26,14 @@ from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.judge import Judge
 from vrthinker.judge_file import judge_file, run_configuration
+from vrthinker.policy.sequences import round_ids, training_sequences
+from vrthinker.records.verdict_log import VerdictLog
 from vrthinker.train import traces
-from vrthinker.train.nano import nano_settings, nano_templates
-from vrthinker.train.sequences import round_ids, training_sequences
 from vrthinker.train.traces import FileTraces, WorldTraces, keep_trace, make_traces, read_traces
+from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
+from vrthinker.world.nano import nano_settings, nano_templates
+from vrthinker.world.oracle import BehaviorMix, OracleEngine, truths_by_clip
+from vrthinker.world.world import PRESETS, Difficulty
 
 MakeCheckpoint = Callable[[str], Path]
 WORKER = Path(__file__).with_name("traces_worker.py")

@@ -3,9 +3,9 @@
 import sys
 from pathlib import Path
 
-from vrthinker.data.oracle import BehaviorMix
 from vrthinker.train import traces
-from vrthinker.train.nano import nano_settings, nano_templates
+from vrthinker.world.nano import nano_settings, nano_templates
+from vrthinker.world.oracle import BehaviorMix
 
 SOURCE = traces.WorldTraces(
     pairs=24,

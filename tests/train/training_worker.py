@@ -20,12 +20,12 @@ from typing import Any
 import torch
 
 from vrthinker.errors import VRThinkerError
-from vrthinker.train import checkpoint as checkpoint_module
-from vrthinker.train.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
-from vrthinker.train.loop import LoopResult, LoopSettings, MicroLoss, run_loop
-from vrthinker.train.losses import sft_loss_from_hidden
-from vrthinker.train.optimizer import OptimizerSettings, make_optimizer
-from vrthinker.train.schedule import LearningRate
+from vrthinker.policy.losses import sft_loss_from_hidden
+from vrthinker.train.loop import checkpoint as checkpoint_module
+from vrthinker.train.loop.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
+from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
+from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.schedule import LearningRate
 
 VOCABULARY, WIDTH, LENGTH, ROWS, MICRO_BATCHES = 61, 16, 12, 8, 3
 RATE = LearningRate(peak=0.02)

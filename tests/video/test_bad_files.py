@@ -16,9 +16,9 @@ from clips import cut, make_clip, read_number
 from PIL import Image
 
 from vrthinker.errors import VideoError
-from vrthinker.video import clip as clip_module
-from vrthinker.video import index as index_module
-from vrthinker.video.pyav import PyAVReader
+from vrthinker.video.pyav import clip as clip_module
+from vrthinker.video.pyav import index as index_module
+from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.reader import VideoInfo
 
 N_FRAMES = 20

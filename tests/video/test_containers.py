@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 
-from vrthinker.video.containers import missing_end
-from vrthinker.video.packets import damage, shows_frame
+from vrthinker.video.pyav.containers import missing_end
+from vrthinker.video.pyav.packets import damage, shows_frame
 
 FORMATS = {
     "mp4": ("mov,mp4,m4a,3gp,3g2,mj2", {}),

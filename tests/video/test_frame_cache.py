@@ -17,7 +17,7 @@ from PIL import Image
 
 from vrthinker.errors import VideoError
 from vrthinker.video import FrameCache, Frames, open_reader, resize_frame
-from vrthinker.video.pyav import PyAVReader
+from vrthinker.video.pyav.reader import PyAVReader
 
 SIZE = (56, 84)
 FRAME_BYTES = 56 * 84 * 3

@@ -16,10 +16,10 @@ from av.video.reformatter import Interpolation
 from clips import draw_number, make_clip, read_number
 
 from vrthinker.errors import VideoError
-from vrthinker.video import index as index_module
 from vrthinker.video import open_reader
-from vrthinker.video import pyav as pyav_module
-from vrthinker.video.pyav import PyAVReader
+from vrthinker.video.pyav import index as index_module
+from vrthinker.video.pyav import reader as pyav_module
+from vrthinker.video.pyav.reader import PyAVReader
 
 N_FRAMES = 24
 EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from vrthinker.errors import InputError, VideoError
 from vrthinker.video import FrameCache, ResizeSettings, VideoInfo, Workspace, WorkspaceFrame
 from vrthinker.video.frame_cache import file_state
-from vrthinker.video.pyav import PyAVReader
+from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.workspace import _Clip
 
 

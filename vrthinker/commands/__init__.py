@@ -1,1 +1,1 @@
-"""The commands that `vrthinker.cli` gathers, a file a room; like it, they load nothing heavy until run."""
+"""The commands that `vrthinker.cli` gathers, one file each. They load nothing heavy until they run."""

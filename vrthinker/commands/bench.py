@@ -48,7 +48,7 @@ class BenchCommand:
             rows.append(row)
             self._show(row)
             if self.out is not None:
-                from vrthinker.provenance import append_row
+                from vrthinker.records.provenance import append_row
 
                 append_row(self.out, row)
         if self.json:

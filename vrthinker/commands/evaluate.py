@@ -83,7 +83,7 @@ class EvalWorldCommand:
                 on_episode=progress.episode,
             )
         if self.row is not None:
-            from vrthinker.provenance import append_row
+            from vrthinker.records.provenance import append_row
 
             about = {
                 "evaluation": "synthetic world",

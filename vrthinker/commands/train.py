@@ -102,7 +102,7 @@ class TrainShowCommand:
 
     def run(self) -> int:
         """Prints the mean of the last ten steps."""
-        from vrthinker.train.metrics_file import METRICS_FILE, read_metrics
+        from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 
         path = self.run_folder / METRICS_FILE
         lines = read_metrics(path) if path.is_file() else []

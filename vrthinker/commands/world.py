@@ -29,10 +29,10 @@ class WorldMakeCommand:
 
     def run(self) -> int:
         """Writes the world."""
-        from vrthinker.data.world import PRESETS
-        from vrthinker.data.world_files import PAIRS_FILE, make_world
         from vrthinker.errors import InputError
         from vrthinker.report.terminal import plain
+        from vrthinker.world.files import PAIRS_FILE, make_world
+        from vrthinker.world.world import PRESETS
 
         if self.workers is not None and self.workers < 1:
             raise InputError(f"--workers: got {self.workers}, allowed: at least 1")
@@ -63,9 +63,9 @@ class WorldCeilingsCommand:
 
     def run(self) -> int:
         """Prints the table."""
-        from vrthinker.data.world import PRESETS
-        from vrthinker.data.world_files import check_size, sample_world
-        from vrthinker.data.world_reader import ceilings
+        from vrthinker.world.files import check_size, sample_world
+        from vrthinker.world.truth_reader import ceilings
+        from vrthinker.world.world import PRESETS
 
         check_size(self.pairs, self.seed)
         config = PRESETS[self.difficulty]

@@ -1,1 +1,1 @@
-"""Preference data: the pairs that are judged, and the file that the verdicts go to."""
+"""Preference data: the pairs that are judged and trained on."""

@@ -6,6 +6,7 @@ trainer can fork groups. Invariant: the only source of what is live or expired i
 
 from __future__ import annotations
 
+import hashlib
 import math
 import time
 from collections.abc import Callable
@@ -24,7 +25,8 @@ from vrthinker.episode.grammar import (
 )
 from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates, clean
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import FramesShown, ToolContext, ToolError, ToolOutcome, ToolRegistry
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolOutcome
+from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import (
     FailureRecord,
     FrameRecord,
@@ -68,6 +70,15 @@ class EpisodeItem:
         if self.group_seeds is None:
             return [self]
         return [replace(self, seed=seed, group_seeds=None) for seed in self.group_seeds]
+
+
+def episode_seed(seed: int, item_id: str) -> int:
+    """The seed of one item of many: equal for equal ids, so that order and batch do not matter.
+
+    With one seed for all, every episode would draw the same random numbers, and errors would go together.
+    """
+    digest = hashlib.sha256(f"{seed}:{item_id}".encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:6], "big")
 
 
 @dataclass

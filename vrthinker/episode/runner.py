@@ -17,7 +17,7 @@ from vrthinker.engine.base import Engine, Message, RoundRequest, RoundResult, Se
 from vrthinker.episode.episode import Episode, EpisodeItem
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import ToolRegistry
+from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import StopReason, Trajectory
 from vrthinker.errors import EngineError, InputError, VRThinkerError
 

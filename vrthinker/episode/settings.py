@@ -22,6 +22,8 @@ from vrthinker.visibility import MemoryMode
 SETTINGS_FILE = "vrthinker.json"
 PROMPTS_FOLDER = "vrthinker_prompts"
 MAX_SETTINGS_BYTES = 1 << 20
+SYNTHETIC_COMMENT = "vrthinker synthetic world"
+"""The comment in the metadata of the synthetic world's clips: `JudgeSettings.clips` is checked against it."""
 
 
 class EpisodeSettings(BaseModel):

@@ -9,7 +9,7 @@ A record that is written and read back is equal to the first.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -19,7 +19,7 @@ from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools import ToolErrorKind
+from vrthinker.episode.tools.base import ToolErrorKind
 from vrthinker.errors import InputError
 from vrthinker.visibility import ShownFrame
 
@@ -210,9 +210,25 @@ class Trajectory(_Record):
         return tuple(sorted({shown.frame_number for r in self.rounds for shown in r.live}))
 
     @property
+    def prompt_tokens(self) -> int | None:
+        """Context tokens of all rounds; None where an engine did not count them."""
+        return _sum_or_none([record.prompt_tokens for record in self.rounds])
+
+    @property
+    def sampled_tokens(self) -> int | None:
+        """Tokens that the engine wrote; None where it does not know them."""
+        ids = [record.token_ids for record in self.rounds]
+        return _sum_or_none([None if round_ids is None else len(round_ids) for round_ids in ids])
+
+    @property
     def well_formed(self) -> bool:
         """Every round has the right form (the format reward's condition, method section 4)."""
         return bool(self.rounds) and all(r.well_formed for r in self.rounds)
+
+
+def _sum_or_none(counts: Sequence[int | None]) -> int | None:
+    known = [count for count in counts if count is not None]
+    return sum(known) if counts and len(known) == len(counts) else None
 
 
 def dump_line(trajectory: Trajectory) -> str:

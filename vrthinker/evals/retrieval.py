@@ -13,14 +13,9 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from vrthinker.episode.tools import (
-    FramesShown,
-    SelectFrames,
-    SelectFramesArguments,
-    ToolContext,
-    ToolOutcome,
-    ToolRegistry,
-)
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolOutcome
+from vrthinker.episode.tools.registry import ToolRegistry
+from vrthinker.episode.tools.select_frames import SelectFrames, SelectFramesArguments
 
 
 class Retrieval(enum.StrEnum):

@@ -18,16 +18,17 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.data.pairs import load_pairs
-from vrthinker.data.run_file import adopt_run, replace_file
-from vrthinker.data.world import PRESETS, ClipTruth, Difficulty, Event, PairTruth, WorldConfig
-from vrthinker.data.world_files import PAIRS_FILE, make_world, sample_world
-from vrthinker.data.world_reader import count, seen_indices
 from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.metrics import ScoredPair, by_group, difference, from_trajectory, measure
 from vrthinker.evals.retrieval import Retrieval, tools_for
 from vrthinker.judge import Judge
+from vrthinker.records.files import replace_file
+from vrthinker.records.run_folder import adopt_run
+from vrthinker.world.files import PAIRS_FILE, make_world, sample_world
+from vrthinker.world.truth_reader import count, seen_indices
+from vrthinker.world.world import PRESETS, ClipTruth, Difficulty, Event, PairTruth, WorldConfig
 
 RUN_FILE = "run.json"
 

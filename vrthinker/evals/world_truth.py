@@ -6,11 +6,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
-from vrthinker.data.world import PairTruth
-from vrthinker.data.world_files import TRUTH_FILE, clip_paths, load_truths
-from vrthinker.data.world_words import DEFECT_WORDS
 from vrthinker.errors import InputError
-from vrthinker.report.page_truth import PlantedEvent, Truth
+from vrthinker.report.page.truth import PlantedEvent, Truth
+from vrthinker.world.files import TRUTH_FILE, clip_paths, load_truths
+from vrthinker.world.words import DEFECT_WORDS
+from vrthinker.world.world import PairTruth
 
 
 def page_truth(pair: PairTruth, *, swapped: bool = False) -> Truth:

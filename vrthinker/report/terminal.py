@@ -23,9 +23,8 @@ from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimen
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from vrthinker.data.verdict_log import VerdictRecord
-    from vrthinker.episode.trajectory import RoundRecord
-    from vrthinker.judge import Verdict
+    from vrthinker.episode.trajectory import RoundRecord, Trajectory
+    from vrthinker.records.verdict_log import VerdictRecord
 
 _WORDS = {Preference.TIE: "tie", Preference.VIDEO_1: "video 1", Preference.VIDEO_2: "video 2"}
 _LISTED_FAILURES = 20
@@ -36,15 +35,14 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def print_verdict(verdict: Verdict) -> None:
-    """A small table."""
-    _print_table(Console(highlight=False), verdict)
+def print_verdict(trajectory: Trajectory, notes: Sequence[str]) -> None:
+    """Prints what an episode came to as a small table, with the notes that its reader should see."""
+    _print_table(Console(highlight=False), trajectory, notes)
 
 
-def print_episode(verdict: Verdict) -> None:
-    """The whole episode, round by round, and the verdict: what the demo shows."""
+def print_episode(trajectory: Trajectory, notes: Sequence[str]) -> None:
+    """Prints the whole episode, round by round, and its verdict: what the demo shows."""
     console = Console(highlight=False, width=min(110, Console().width))
-    trajectory = verdict.trajectory
     console.print(Text(f"caption: {plain(trajectory.prompt)}"))
     for number, video in enumerate(trajectory.videos, start=1):
         first = 1 if number == 1 else trajectory.n_frames_1 + 1
@@ -57,18 +55,24 @@ def print_episode(verdict: Verdict) -> None:
     for record in trajectory.rounds:
         _print_round(console, record)
     console.print()
-    _print_table(console, verdict)
+    _print_table(console, trajectory, notes)
 
 
-def print_truth(verdict: Verdict, truth: Judgments, facts: Sequence[str]) -> None:
-    """The verdict beside what is known to be true, and why it is."""
+def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]) -> None:
+    """Prints the judgments beside what is known to be true, and why it is.
+
+    Args:
+        judged: What the judge said; None where it gave no verdict.
+        truth: What is right.
+        facts: One line for each thing that was planted.
+    """
     console = Console(highlight=False)
     table = Table(show_edge=False, pad_edge=False)
     for name in ("", "verdict", "truth", ""):
         table.add_column(name)
     for dimension in Dimension:
         true = getattr(truth, dimension)
-        given = None if verdict.judgments is None else getattr(verdict.judgments, dimension)
+        given = None if judged is None else getattr(judged, dimension)
         said = "none" if given is None else _WORDS[given]
         table.add_row(dimension.value, said, _WORDS[true], "right" if given == true else "wrong")
     console.print()
@@ -161,30 +165,30 @@ def _wrapped(text: str, width: int) -> list[str]:
     return textwrap.wrap(plain(text).replace("\n", " "), max(20, width), max_lines=5, placeholder=" …")
 
 
-def _print_table(console: Console, verdict: Verdict) -> None:
-    trajectory = verdict.trajectory
-    if verdict.judgments is None:
-        console.print(Text(plain(f"no verdict ({verdict.stop_reason}): {verdict.reason}")))
+def _print_table(console: Console, trajectory: Trajectory, notes: Sequence[str]) -> None:
+    outcome = trajectory.outcome
+    if outcome.judgments is None:
+        console.print(Text(plain(f"no verdict ({outcome.stop_reason}): {outcome.reason}")))
     else:
         table = Table(show_edge=False, pad_edge=False)
         table.add_column("")
         table.add_column("dimension")
         table.add_column("better")
         for text in dimension_texts(trajectory.dataset):
-            preference = getattr(verdict.judgments, text.code)
+            preference = getattr(outcome.judgments, text.code)
             style = "bold" if text.code == Dimension.OA else ""
             table.add_row(text.code, text.name, _WORDS[preference], style=style)
         console.print(table)
-    confidence = "not said" if verdict.confidence is None else verdict.confidence.name.lower()
-    rounds, calls = verdict.rounds, verdict.tool_calls
+    confidence = "not said" if outcome.confidence is None else outcome.confidence.name.lower()
+    rounds, calls = len(trajectory.rounds), trajectory.tool_calls
     console.print(
         Text(
             f"{rounds} round{'s' * (rounds != 1)}, {calls} tool call{'s' * (calls != 1)}, "
-            f"{len(verdict.frames_seen)} of {trajectory.n_frames} frames seen, "
+            f"{len(trajectory.frames_seen)} of {trajectory.n_frames} frames seen, "
             f"confidence {confidence}, {trajectory.latency_seconds:.1f} s"
         )
     )
-    for note in verdict.notes:
+    for note in notes:
         console.print(Text(plain(f"note: {note}")), style="yellow")
 
 

@@ -1,1 +1,1 @@
-"""Training: trajectories as batches, losses, and the loop that the three stages share."""
+"""The stages that train a judge, one short file each, over the loop that they share."""

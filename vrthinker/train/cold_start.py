@@ -24,27 +24,28 @@ import torch
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from vrthinker.data.run_file import adopt_run, replace_file
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
-from vrthinker.provenance import provenance
-from vrthinker.train.batches import Batch, BatchSource, FrameLoader
-from vrthinker.train.forward import learned_hidden
-from vrthinker.train.loop import LoopSettings, MicroLoss, run_loop
-from vrthinker.train.losses import sft_loss_from_hidden
-from vrthinker.train.nano import write_judge_settings, write_nano
-from vrthinker.train.optimizer import OptimizerSettings
-from vrthinker.train.run_lock import lock_run
-from vrthinker.train.schedule import LearningRate
-from vrthinker.train.sequences import TrainingSequence, training_sequences
+from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
+from vrthinker.policy.forward import learned_hidden
+from vrthinker.policy.losses import sft_loss_from_hidden
+from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.records.files import replace_file
+from vrthinker.records.provenance import provenance
+from vrthinker.records.run_folder import adopt_run
+from vrthinker.records.run_lock import lock_run
+from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
+from vrthinker.train.loop.optimizer import OptimizerSettings
+from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.traces import FileTraces, TraceSource, WorldTraces, make_traces, read_traces
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
+from vrthinker.world.nano import write_judge_settings, write_nano
 
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG_FILE, PROVENANCE_FILE = "config.json", "provenance.json"

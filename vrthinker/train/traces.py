@@ -22,21 +22,21 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vrthinker.data.lessons import lesson_frames
-from vrthinker.data.oracle import Behavior, BehaviorMix, OracleEngine, truths_by_clip
 from vrthinker.data.pairs import load_pairs
-from vrthinker.data.run_file import replace_file
-from vrthinker.data.world import FIRST_FRAMES, PairTruth, WorldConfig
-from vrthinker.data.world_files import PAIRS_FILE, load_truths, make_world
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import JudgeSettings
 from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.records.files import replace_file
 from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.reader import open_reader
+from vrthinker.video.open import open_reader
 from vrthinker.video.workspace import Workspace
+from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
+from vrthinker.world.lessons import lesson_frames
+from vrthinker.world.oracle import Behavior, BehaviorMix, OracleEngine, truths_by_clip
+from vrthinker.world.world import FIRST_FRAMES, PairTruth, WorldConfig
 
 _SHARD_PAIRS = 250
 _CACHE_BYTES = 64 << 20
@@ -265,7 +265,7 @@ def _run_shard(shard: _Shard) -> None:
 
 def _items(shard: _Shard, truths: Iterable[PairTruth]) -> Iterator[EpisodeItem]:
     """The shard's episodes."""
-    from vrthinker.judge import episode_seed
+    from vrthinker.episode.episode import episode_seed
 
     reader, cache = open_reader(), FrameCache(_CACHE_BYTES)
     pairs = {pair.id: pair for pair in load_pairs(shard.folder / PAIRS_FILE)}

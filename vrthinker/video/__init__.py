@@ -5,7 +5,8 @@ Importing this package loads neither PyAV nor numpy nor Pillow; opening a reader
 
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.frames import Frames
-from vrthinker.video.reader import VideoInfo, VideoReader, open_reader
+from vrthinker.video.open import open_reader
+from vrthinker.video.reader import VideoInfo, VideoReader
 from vrthinker.video.resize import ResizeSettings, resize_frame
 from vrthinker.video.workspace import Workspace, WorkspaceFrame
 

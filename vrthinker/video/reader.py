@@ -92,17 +92,6 @@ class VideoReader(Protocol):
         """
 
 
-def open_reader(*, image_fps: float = 8.0) -> VideoReader:
-    """Returns the default reader of this machine.
-
-    Args:
-        image_fps: The frame rate that a folder of images is given; nothing in it says one.
-    """
-    from vrthinker.video.pyav import PyAVReader
-
-    return PyAVReader(image_fps=image_fps)
-
-
 def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int) -> tuple[int, ...]:
     """Makes plain integers of frame indices; for backends.
 

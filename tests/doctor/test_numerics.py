@@ -1,0 +1,106 @@
+"""The drift report: small for what is the same, and large for what is not."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+
+from vrthinker import cli
+from vrthinker.data.pairs import Pair
+from vrthinker.doctor.report import numerics as drift
+from vrthinker.engine.hf import model as hf_model
+from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.errors import InputError
+from vrthinker.judge import Judge
+from vrthinker.policy.packing import Pack, pack_group
+
+MakeCheckpoint = Callable[[str], Path]
+
+
+@pytest.fixture
+def pairs(clip_pair: tuple[Path, Path]) -> list[Pair]:
+    return [
+        Pair(id=f"p{number}", prompt=f"a dog {number}", video_1=clip_pair[0], video_2=clip_pair[1])
+        for number in range(3)
+    ]
+
+
+def nano_judge(max_rounds: int = 3) -> Judge:
+    """The judge that ships: it looks again, so that frames expire."""
+    return Judge.from_pretrained("nano", device="cpu", max_rounds=max_rounds)
+
+
+def test_the_packed_forward_gives_what_was_sampled(tmp_path: Path) -> None:
+    with nano_judge() as judge:
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 8, seed=5))
+    assert [mode.memory for mode in report.modes] == ["rerender", "evict", "renumber"]
+    for mode in report.modes[:2]:
+        assert mode.episodes == 8
+        assert mode.tokens > 100
+        assert mode.largest is not None
+        assert mode.mean is not None
+        assert 0 < mode.mean <= mode.largest < 1e-3
+        assert 0 <= mode.features_reused < 1
+    rerender, evict, renumber = report.modes
+    assert renumber.largest is None
+    assert "inference only" in (renumber.reason or "")
+    assert evict.prefilled_share < rerender.prefilled_share < 1
+    assert set(report.disagreements) == {"rerender/evict", "rerender/renumber", "evict/renumber"}
+    assert json.loads(report.as_json())["modes"][1]["memory"] == "evict"
+
+
+def test_a_wrong_forward_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def late(*arguments: object, **options: object) -> list[Pack]:
+        packs = pack_group(*arguments, **options)  # type: ignore[arg-type]
+        return [Pack(**{**vars(p), "positions": p.positions + (p.positions > 60)}) for p in packs]
+
+    monkeypatch.setattr(drift, "pack_group", late)
+    with nano_judge() as judge:
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 2, seed=5))
+    assert report.modes[0].largest is not None
+    assert report.modes[0].largest > 1e-3
+
+
+def test_modes_that_a_model_does_not_allow_are_left_out(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(hf_model.VisionLanguageModel, "renumber_obstacle", "its frequencies change")
+    with nano_judge() as judge:
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 1, seed=5))
+    assert [mode.memory for mode in report.modes] == ["rerender", "evict"]
+
+
+def test_what_cannot_be_measured_is_refused(pairs: list[Pair]) -> None:
+    with pytest.raises(
+        InputError, match=r"numerics: got scripted.*, wanted a judge that runs its model here"
+    ):
+        drift.measure_numerics(Judge(ScriptedEngine([])), pairs)
+    with nano_judge() as judge, pytest.raises(InputError, match="got no pairs"):
+        drift.measure_numerics(judge, [])
+
+
+def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--numerics", "nano", "--limit", "2", "--device", "cpu"])
+    assert not ended.value.code
+    shown = capsys.readouterr().out
+    assert "evict" in shown
+    assert "largest" in shown
+    assert "greedy judgments differ between rerender and evict" in shown
+    with pytest.raises(SystemExit) as ended:
+        cli.main(["doctor", "--numerics", "nano", "--limit", "0"])
+    assert ended.value.code
+    assert "--limit: got 0" in capsys.readouterr().err
+
+
+def test_the_weights_are_left_as_they_were(tmp_path: Path) -> None:
+    with nano_judge() as judge:
+        model = judge.engine.model.model  # type: ignore[attr-defined]
+        before = {name: value.clone() for name, value in model.state_dict().items()}
+        drift.measure_numerics(judge, drift.default_pairs(tmp_path, 1, seed=5))
+        assert all(torch.equal(before[name], value) for name, value in model.state_dict().items())
+        assert all(value.grad is None for value in model.parameters())

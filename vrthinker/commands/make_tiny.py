@@ -1,0 +1,70 @@
+"""`vrthinker make-tiny`: a tiny checkpoint with random weights, for tests and for trying the machinery.
+
+Its verdicts are random, and everything that prints them says so.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated, Literal
+
+import tyro
+
+from vrthinker.commands.options import option
+
+Family = Literal["qwen2.5-vl", "qwen3-vl"]
+
+RANDOM_NOTE = "random weights: the verdict is random"
+_PATCH_SIZES = {"qwen2.5-vl": 14, "qwen3-vl": 16}
+
+
+@dataclass(frozen=True)
+class MakeTinyCommand:
+    """Write a tiny random checkpoint, for tests and for trying the machinery."""
+
+    out: Annotated[tyro.conf.Positional[Path], option("FOLDER")]
+    """The folder to write; it must not exist yet, or be empty."""
+    family: Family = "qwen2.5-vl"
+    """Which model class."""
+    seed: int = 0
+    """Of the weights."""
+
+    def run(self) -> int:
+        """Writes the checkpoint."""
+        folder = make_tiny_judge(self.out, self.family, self.seed)
+        sys.stdout.write(f"{folder}\n")
+        return 0
+
+
+def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
+    """Writes a tiny random checkpoint with tokenizer, processor, judge settings and prompt templates.
+
+    Its rounds are guided (`EpisodeSettings.guided`): random weights do not hold the form by themselves.
+
+    Args:
+        out: A folder that does not exist yet or is empty.
+        family: Which transformers class.
+        seed: Of the weights; equal seeds give equal files.
+
+    Raises:
+        InputError: The folder holds something.
+    """
+    from vrthinker.engine.hf.tiny import make_tiny
+    from vrthinker.episode.prompts import PromptTemplates
+    from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, EpisodeSettings, JudgeSettings
+    from vrthinker.video.resize import ResizeSettings
+
+    folder = make_tiny(out, family, seed)
+    patch = _PATCH_SIZES[family]
+    settings = JudgeSettings(
+        resize=ResizeSettings(
+            patch_size=patch, merge_size=2, min_pixels=(2 * patch) ** 2, max_pixels=16 * (2 * patch) ** 2
+        ),
+        episode=EpisodeSettings(guided=True, max_rounds=3, max_round_tokens=256),
+        note=RANDOM_NOTE,
+    )
+    PromptTemplates.load().save(folder / PROMPTS_FOLDER)
+    (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", "utf-8")
+    return folder

@@ -1,0 +1,1 @@
+"""What this machine has, what is missing for what, and how far training's numbers are from sampling's."""

@@ -1,0 +1,169 @@
+"""What this machine has, what is missing, and what for: `vrthinker doctor`.
+
+Invariant: an examination never fails. A part that breaks while it is looked at is a finding too.
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict
+from itertools import islice
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from vrthinker.doctor.examination import CHECKS, Finding, first_line
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from vrthinker.doctor.numerics import NumericsReport
+
+__all__ = ["Finding", "as_json", "examine", "exit_code", "main", "numerics", "print_numerics", "render"]
+
+
+def main(*, as_json: bool = False) -> int:
+    """Writes the report to stdout; returns the exit code."""
+    findings = examine()
+    if as_json:
+        sys.stdout.write(_as_json(findings) + "\n")
+    else:
+        from rich.console import Console
+
+        Console().print(render(findings))
+    return exit_code(findings)
+
+
+def examine() -> list[Finding]:
+    """Looks at every part. Imports torch, transformers and PyAV; takes some seconds."""
+    findings: list[Finding] = []
+    for part, check in CHECKS:
+        try:
+            findings.extend(check())
+        except Exception as error:
+            findings.append(
+                Finding(part, "warning", f"could not be examined: {first_line(error)}", "this report")
+            )
+    return findings
+
+
+def exit_code(findings: Iterable[Finding]) -> int:
+    """1 when something that judging on this machine needs is missing, else 0."""
+    return int(any(finding.required and finding.status == "missing" for finding in findings))
+
+
+def as_json(findings: Sequence[Finding]) -> str:
+    """The findings for machines: `{"schema_version", "ok", "findings": [...]}`."""
+    return json.dumps(
+        {
+            "schema_version": 1,
+            "ok": exit_code(findings) == 0,
+            "findings": [asdict(finding) for finding in findings],
+        },
+        indent=2,
+    )
+
+
+def render(findings: Iterable[Finding]) -> Table:
+    """The findings for people: what is fine in a line, what is not with its use and its remedy."""
+    from rich.table import Table
+    from rich.text import Text
+
+    colours = {"ok": "green", "warning": "yellow", "missing": "red"}
+    table = Table("part", "status", "found", show_edge=False, pad_edge=False, box=None)
+    for finding in findings:
+        optional = finding.status == "missing" and not finding.required
+        status = Text(
+            "optional" if optional else finding.status, "dim" if optional else colours[finding.status]
+        )
+        found = Text(finding.detail)
+        if finding.status != "ok":
+            found.append(f"\nfor {finding.needed_for}", "dim")
+            if finding.remedy:
+                found.append(f"\nto do: {finding.remedy}", "dim")
+        table.add_row(Text(finding.part), status, found)
+    return table
+
+
+def numerics(
+    model: str, pairs: Path | None, limit: int, *, device: str | None = None, dtype: str | None = None
+) -> NumericsReport:
+    """How far training's numbers are from sampling's, and what the memory modes change (`doctor.numerics`).
+
+    Args:
+        model: A checkpoint folder, a hub id, or nano.
+        pairs: A pairs file; pairs of the synthetic world by default.
+        limit: How many of them.
+        device: See `Judge.from_pretrained`.
+        dtype: Likewise.
+
+    Raises:
+        InputError: The model or the pairs cannot be used.
+        VRThinkerError: A pair cannot be judged.
+    """
+    import tempfile
+
+    from vrthinker.data.pairs import load_pairs
+    from vrthinker.doctor.numerics import default_pairs, measure_numerics
+    from vrthinker.judge import Judge
+
+    with (
+        Judge.from_pretrained(model, device=device, dtype=dtype) as judge,
+        tempfile.TemporaryDirectory(prefix="vrthinker-numerics-") as folder,
+    ):
+        if pairs is None:
+            chosen = default_pairs(Path(folder), limit)
+        else:
+            chosen = list(islice(load_pairs(pairs), limit))
+        return measure_numerics(
+            judge, chosen, on_mode=lambda memory: _note(f"numerics: judging in memory mode {memory}")
+        )
+
+
+def _note(text: str) -> None:
+    sys.stderr.write(text + "\n")
+
+
+def print_numerics(report: NumericsReport) -> None:
+    """The report as a table."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    about = (
+        f"{report.model} on {report.device} in {report.dtype}: {report.pairs} pairs, sampled at temperature "
+    )
+    console.print(Text(f"{about}{report.temperature:g}"))
+    columns = ("memory", "tokens", "largest |Δ logprob|", "mean", "context computed", "frames reused")
+    table = Table(*columns, show_edge=False, pad_edge=False, box=None)
+    for mode in report.modes:
+        known = mode.largest is not None and mode.mean is not None
+        table.add_row(
+            mode.memory,
+            f"{mode.tokens:,}",
+            f"{mode.largest:.1e}" if known else "-",
+            f"{mode.mean:.1e}" if known else "-",
+            f"{mode.prefilled_share:.0%}",
+            f"{mode.features_reused:.0%}",
+        )
+    console.print(table)
+    for mode in report.modes:
+        if mode.reason is not None:
+            console.print(Text(f"{mode.memory}: {mode.reason}"))
+    for modes, share in report.disagreements.items():
+        one, other = modes.split("/")
+        console.print(Text(f"greedy judgments differ between {one} and {other}: {share:.0%} of the pairs"))
+    for mode_name, count in report.without_verdict.items():
+        if count:
+            console.print(Text(f"{mode_name}: {count} greedy episodes without a verdict"))
+    console.print(
+        Text(
+            "Δ is between sampling and the packed forward: rounding, and nothing else, should show in it. "
+            "Differences between modes are real: the model sees other things (docs/memory.md)."
+        )
+    )
+
+
+_as_json = as_json  # `main` has an argument of that name

@@ -1,0 +1,1 @@
+"""Rounds written by an OpenAI-compatible server."""

@@ -1,0 +1,289 @@
+"""One chat completion over HTTP, with retries, limits and an account.
+
+Invariants: an attempt ends within its timeout; at most `max_reply_bytes` of a reply are held; every failure
+is a `ChatFailure` whose text is one clean line without the API key.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import datetime
+import email.utils
+import os
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+
+import httpx
+import tenacity
+
+from vrthinker.engine.endpoint.wire import (
+    BadReply,
+    Reply,
+    clean_line,
+    error_message,
+    is_context_error,
+    read_reply,
+)
+from vrthinker.errors import InputError
+
+_RETRIED = frozenset({408, 409, 429})
+_ERROR_BYTES = 64 * 1024
+
+
+class ChatFailure(Exception):
+    """A completion that did not come. The message is one clean line.
+
+    Attributes:
+        context: The server says that the context is too long for the model.
+    """
+
+    def __init__(self, message: str, *, context: bool = False) -> None:
+        super().__init__(message)
+        self.context = context
+
+
+class _Transient(ChatFailure):
+    """Worth another attempt, after `retry_after` seconds if the server said so."""
+
+    def __init__(self, message: str, retry_after: float | None = None) -> None:
+        super().__init__(message)
+        self.retry_after = retry_after
+
+
+@dataclass(frozen=True)
+class EndpointUsage:
+    """What an endpoint was asked for.
+
+    Attributes:
+        requests: HTTP requests sent, retries included.
+        retries: How many of them were retries.
+        failures: Completions that did not come in the end, or came cut by a content filter.
+        prompt_tokens: As the server counted them; 0 where it does not say.
+        completion_tokens: As the server counted them; 0 where it does not say.
+        images: Pictures sent, over all requests.
+    """
+
+    requests: int = 0
+    retries: int = 0
+    failures: int = 0
+    prompt_tokens: int = 0
+    completion_tokens: int = 0
+    images: int = 0
+
+
+class ChatClient:
+    """Posts chat completions. `complete` runs on one event loop; the account may be read from any thread."""
+
+    def __init__(
+        self,
+        base_url: str,
+        api_key: str | None,
+        *,
+        timeout_seconds: float,
+        max_retries: int,
+        concurrency: int,
+        backoff_seconds: float,
+        max_backoff_seconds: float,
+        max_reply_bytes: int,
+    ) -> None:
+        """Makes the client; see `EndpointEngine` for the arguments.
+
+        Raises:
+            InputError: The address or the key cannot be used.
+        """
+        self._url = completions_url(base_url)
+        # What is shown leaves the query out: some servers take a key there.
+        self.address = self._url.partition("?")[0]
+        self._key = _checked_key(os.environ.get("OPENAI_API_KEY") if api_key is None else api_key)
+        # A compressed reply could be a thousand times its size on the wire: none is asked for or read.
+        headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
+        if self._key:
+            headers["Authorization"] = f"Bearer {self._key}"
+        try:
+            self._http = httpx.AsyncClient(
+                headers=headers,
+                timeout=timeout_seconds,
+                follow_redirects=False,
+                limits=httpx.Limits(max_connections=concurrency),
+            )
+        except (ImportError, ValueError, OSError) as error:
+            raise InputError(
+                "endpoint: the environment's proxy or certificate settings cannot be used "
+                f"({str(error)[:200]}); mend or unset them"
+            ) from None
+        self._slots = asyncio.Semaphore(concurrency)
+        self._timeout = timeout_seconds
+        self._max_reply_bytes = max_reply_bytes
+        self._attempts = max_retries + 1
+        self._max_backoff = max_backoff_seconds
+        doubling = tenacity.wait_exponential(multiplier=backoff_seconds, max=max_backoff_seconds)
+        self._exponential = doubling + tenacity.wait_random(0, backoff_seconds)
+        self._lock = threading.Lock()
+        self._usage = EndpointUsage()
+
+    @property
+    def usage(self) -> EndpointUsage:
+        """The account so far."""
+        with self._lock:
+            return self._usage
+
+    def clean(self, text: str) -> str:
+        """One clean line without the API key."""
+        return clean_line(text, secret=self._key)
+
+    async def aclose(self) -> None:
+        """Closes the connections."""
+        await self._http.aclose()
+
+    async def complete(self, payload: Callable[[], bytes], *, pictures: int) -> Reply:
+        """Posts a request until it is answered, refused, or the attempts are used up.
+
+        Args:
+            payload: Makes the body, in a thread of its own, once this request's turn has come.
+            pictures: How many it holds, for the account.
+
+        Raises:
+            ChatFailure: No completion came.
+        """
+        try:
+            async with self._slots:
+                body = await asyncio.to_thread(payload)
+                reply = await self._attempt_all(body, pictures)
+        except Exception:
+            self._count(failures=1)
+            raise
+        self._count(
+            failures=0 if reply.error is None else 1,
+            prompt_tokens=reply.prompt_tokens or 0,
+            completion_tokens=reply.completion_tokens or 0,
+        )
+        return reply
+
+    async def _attempt_all(self, body: bytes, pictures: int) -> Reply:
+        retrying = tenacity.AsyncRetrying(
+            stop=tenacity.stop_after_attempt(self._attempts),
+            wait=self._wait,
+            retry=tenacity.retry_if_exception_type(_Transient),
+        )
+        try:
+            async for attempt in retrying:
+                with attempt:
+                    again = attempt.retry_state.attempt_number > 1
+                    self._count(requests=1, retries=int(again), images=pictures)
+                    return await self._attempt(body)
+        except tenacity.RetryError as error:
+            last = error.last_attempt.exception()
+            tries = f"gave up after {self._attempts} attempts" if self._attempts > 1 else "no retries allowed"
+            raise ChatFailure(f"{last} ({tries})") from None
+        raise AssertionError("unreachable: retrying ends by returning or raising")
+
+    def _wait(self, state: tenacity.RetryCallState) -> float:
+        error = state.outcome.exception() if state.outcome is not None else None
+        if isinstance(error, _Transient) and error.retry_after is not None:
+            return min(error.retry_after, self._max_backoff)
+        return min(self._exponential(state), self._max_backoff)
+
+    async def _attempt(self, body: bytes) -> Reply:
+        try:
+            async with asyncio.timeout(self._timeout):
+                async with self._http.stream(
+                    "POST", self._url, content=body, headers={"Content-Type": "application/json"}
+                ) as response:
+                    limit = self._max_reply_bytes if response.status_code == 200 else _ERROR_BYTES
+                    content, whole = await _read(response, limit)
+        except (TimeoutError, httpx.TimeoutException):
+            raise _Transient(f"no answer from {self.address} within {self._timeout:g} s") from None
+        except httpx.TransportError as error:
+            said = clean_line(str(error), secret=self._key) or type(error).__name__
+            raise _Transient(f"no answer from {self.address}: {said}") from None
+        if response.status_code != 200:
+            raise self._refusal(response, content)
+        coding = response.headers.get("Content-Encoding", "identity").strip().lower()
+        if coding not in ("", "identity"):
+            said = clean_line(coding, 40, secret=self._key)
+            raise ChatFailure(f"{self.address}: the reply is {said}-encoded, which was not asked for")
+        if not whole:
+            raise ChatFailure(f"{self.address}: the reply is longer than {self._max_reply_bytes} bytes")
+        try:
+            return read_reply(content, secret=self._key)
+        except BadReply as error:
+            raise ChatFailure(f"{self.address}: {error}") from None
+
+    def _refusal(self, response: httpx.Response, content: bytes) -> ChatFailure:
+        status = response.status_code
+        said = error_message(content, secret=self._key) or "no message"
+        line = f"{self.address}: HTTP {status}: {said}"
+        if 300 <= status < 400:
+            target = clean_line(response.headers.get("Location", "nowhere"), 100, secret=self._key)
+            return ChatFailure(
+                f"{self.address}: HTTP {status} redirects to {target}; redirects are not followed"
+            )
+        if status in _RETRIED or status >= 500:
+            return _Transient(line, retry_after_seconds(response.headers.get("Retry-After")))
+        return ChatFailure(line, context=is_context_error(status, said))
+
+    def _count(self, **more: int) -> None:
+        with self._lock:
+            now = self._usage
+            self._usage = replace(now, **{key: getattr(now, key) + value for key, value in more.items()})
+
+
+def completions_url(base_url: str) -> str:
+    """The address that completions are posted to; see `EndpointEngine` for what is taken.
+
+    Raises:
+        InputError: It is not an http(s) address, or it carries a user name or a fragment.
+    """
+    try:
+        url = httpx.URL(base_url.strip())
+    except (httpx.InvalidURL, TypeError, AttributeError) as error:
+        raise InputError(f"base_url: not an address ({error}); allowed: http://host:port/v1") from None
+    if url.userinfo:
+        raise InputError("base_url: it holds a user name or password; give the key as api_key")
+    if url.scheme not in ("http", "https") or not url.host:
+        # Not quoted whole: an address may carry a key.
+        got = f"scheme {url.scheme!r}" if url.scheme else "no scheme"
+        raise InputError(f"base_url: got {got}, allowed: http://host:port/v1 or https://…")
+    if url.fragment:
+        raise InputError("base_url: got a fragment (#…); leave it out")
+    raw_path, _, query = url.raw_path.partition(b"?")
+    path = raw_path.rstrip(b"/") or b"/v1"
+    if not path.endswith(b"/chat/completions"):
+        path += b"/chat/completions"
+    return str(url.copy_with(raw_path=path + (b"?" + query if query else b"")))
+
+
+def retry_after_seconds(value: str | None) -> float | None:
+    """Reads a Retry-After header: seconds, or a date. None if absent, unreadable or negative."""
+    if value is None or len(value) > 100:
+        return None
+    try:
+        seconds = float(value)
+    except ValueError:
+        try:
+            when = email.utils.parsedate_to_datetime(value)
+            if when.tzinfo is None:
+                when = when.replace(tzinfo=datetime.UTC)
+            seconds = max(0.0, (when - datetime.datetime.now(datetime.UTC)).total_seconds())
+        except (ValueError, TypeError, OverflowError, IndexError):
+            return None
+    return seconds if 0.0 <= seconds < float("inf") else None
+
+
+async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
+    """The body up to `limit` bytes as they came over the wire, and whether that is all of it."""
+    content = bytearray()
+    async for chunk in response.aiter_raw():
+        content += chunk
+        if len(content) > limit:
+            return bytes(content[:limit]), False
+    return bytes(content), True
+
+
+def _checked_key(key: str | None) -> str:
+    key = (key or "").strip()
+    if not all(0x21 <= ord(character) <= 0x7E for character in key):
+        # The key itself must not be shown, and an HTTP library would show it.
+        raise InputError("api_key: it holds blanks or other characters that no key has; check how it was set")
+    return key

@@ -1,0 +1,394 @@
+"""Rounds written by any server that speaks OpenAI's chat completions: remote judges, trace writers.
+
+Every round posts the whole live context (`rerender` by nature: no cache of ours, the server may have one).
+Token ids and logprobs are unknown, so that what comes from here can be judged and learned from by SFT, but
+not used as a policy's own samples.
+
+Invariants: `collect` never raises for what a server or a network does, a round that failed is a
+`RoundResult` with `FinishReason.ERROR` and one clear line; a failed round leaves the context as it was
+submitted, so that submitting again with nothing new tries again; no attempt outlives `timeout_seconds`,
+however slowly bytes come; nothing of the API key is in an error, a name or a repr; no redirect is followed.
+
+What the server decides and this engine cannot see: whether it resizes the pictures, how its template
+renders a conversation (some drop `<think>` from earlier turns), which special spellings besides `<|…|>`
+it reads in text.
+
+Requests run on an event loop in a thread of the engine's own, `concurrency` at a time: only cancelling
+bounds a server that sends its headers a byte at a time, and lets `shutdown` end at once. All methods are
+to be called from one thread.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import itertools
+import json
+import queue
+import threading
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from types import TracebackType
+from typing import Any, Self
+
+from vrthinker.engine.base import (
+    Engine,
+    FinishReason,
+    FrameSegment,
+    Message,
+    RoundRequest,
+    RoundResult,
+    Session,
+)
+from vrthinker.engine.context import LiveContext
+from vrthinker.engine.endpoint.client import ChatClient, ChatFailure, EndpointUsage
+from vrthinker.engine.endpoint.wire import ImageFormat, chat_messages, clean_line, data_uri
+from vrthinker.errors import EngineError, InputError
+from vrthinker.visibility import MemoryMode
+
+_IMAGE_CACHE_BYTES = 256 * 2**20
+_FrameKey = tuple[Hashable, ...]
+
+
+@dataclass
+class _State:
+    seed: int
+    context: LiveContext
+    begun: bool = False
+    images: dict[_FrameKey, str] = field(default_factory=dict)
+
+
+class EndpointEngine(Engine):
+    """Implements `vrthinker.engine.base.Engine` over HTTP.
+
+    A context manager; `shutdown` ends it. `close` closes a session.
+    """
+
+    def __init__(
+        self,
+        base_url: str,
+        model: str,
+        api_key: str | None = None,
+        *,
+        timeout_seconds: float = 120.0,
+        max_retries: int = 5,
+        concurrency: int = 8,
+        image_format: ImageFormat = "png",
+        jpeg_quality: int = 95,
+        max_sessions: int = 64,
+        extra_body: Mapping[str, Any] | None = None,
+        backoff_seconds: float = 0.5,
+        max_backoff_seconds: float = 30.0,
+        max_reply_bytes: int = 8 * 2**20,
+    ) -> None:
+        """Makes the engine; nothing is sent yet.
+
+        Args:
+            base_url: As OpenAI's client takes it: the address in front of `/chat/completions`, with or
+                without a slash at its end. Where it has no path at all, `/v1` is added; the full address of
+                `/chat/completions` is taken too.
+            model: The name that the server knows the model by.
+            api_key: None reads OPENAI_API_KEY; without that, or empty, no key is sent.
+            timeout_seconds: For one attempt, from connecting to the last byte.
+            max_retries: How many more attempts after a failed connection, a timeout, a broken reply, or a
+                status of 408, 409, 429 or 5xx. Other statuses end the round at once.
+            concurrency: How many requests are under way at once.
+            image_format: `png` is exact, `jpeg` is about a tenth of the size.
+            jpeg_quality: 1 to 95.
+            max_sessions: How many sessions may be open at once.
+            extra_body: More fields of the request, over the engine's own; None leaves a field out
+                (`{"max_tokens": None, "max_completion_tokens": 2048}` for servers that want that).
+            backoff_seconds: The first wait before a retry; it doubles, with jitter.
+            max_backoff_seconds: The longest wait, also where the server's Retry-After asks for more.
+            max_reply_bytes: A longer reply is refused.
+
+        Raises:
+            InputError: An argument is out of range, or the address or the key cannot be used.
+        """
+        for name, value, least in (
+            ("max_retries", max_retries, 0),
+            ("concurrency", concurrency, 1),
+            ("max_sessions", max_sessions, 1),
+            ("max_reply_bytes", max_reply_bytes, 1),
+        ):
+            if value < least:
+                raise InputError(f"{name}: got {value}, allowed: at least {least}")
+        for name, seconds in (
+            ("timeout_seconds", timeout_seconds),
+            ("backoff_seconds", backoff_seconds),
+            ("max_backoff_seconds", max_backoff_seconds),
+        ):
+            if not 0.0 < seconds < float("inf"):
+                raise InputError(f"{name}: got {seconds}, allowed: above 0, finite")
+        if image_format not in ("png", "jpeg"):
+            raise InputError(f"image_format: got {image_format!r}, allowed: 'png' or 'jpeg'")
+        if not 1 <= jpeg_quality <= 95:
+            raise InputError(f"jpeg_quality: got {jpeg_quality}, allowed: 1 to 95")
+        self._extra_body = _checked_extra_body(extra_body)
+        self._client = ChatClient(
+            base_url,
+            api_key,
+            timeout_seconds=timeout_seconds,
+            max_retries=max_retries,
+            concurrency=concurrency,
+            backoff_seconds=backoff_seconds,
+            max_backoff_seconds=max_backoff_seconds,
+            max_reply_bytes=max_reply_bytes,
+        )
+        self._model = model
+        self._image_format: ImageFormat = image_format
+        self._jpeg_quality = jpeg_quality
+        self._max_sessions = max_sessions
+        self._ids = itertools.count()
+        self._sessions: dict[int, _State] = {}
+        self._images: dict[_FrameKey, str] = {}
+        self._under_way: dict[int, concurrent.futures.Future[None] | None] = {}
+        self._finished: queue.SimpleQueue[RoundResult] = queue.SimpleQueue()
+        self._loop: asyncio.AbstractEventLoop | None = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, name="vrthinker-endpoint", daemon=True)
+        self._thread.start()
+
+    def __repr__(self) -> str:
+        """Engine, model and address; never the key."""
+        return f"EndpointEngine(model={self._model!r}, address={self._client.address!r})"
+
+    def __enter__(self) -> Self:
+        """Returns the engine."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Shuts the engine down."""
+        self.shutdown()
+
+    @property
+    def name(self) -> str:
+        """Engine and model, as records name them."""
+        return f"endpoint:{self._model}"
+
+    @property
+    def policy_version(self) -> int:
+        """Always 0: the weights are the server's."""
+        return 0
+
+    @property
+    def max_sessions(self) -> int:
+        """How many sessions may be open at once."""
+        return self._max_sessions
+
+    @property
+    def usage(self) -> EndpointUsage:
+        """The account so far, a copy."""
+        return self._client.usage
+
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        """Starts a session; nothing is sent until its first round.
+
+        Raises:
+            EngineError: `max_sessions` are open, the engine is shut down, a message cannot be sent, or
+                `memory` is not `rerender`: a server's cache is out of reach.
+        """
+        if memory != "rerender":
+            raise EngineError(
+                f"{self.name}: memory: got {memory!r}, allowed over an endpoint: rerender; use an engine "
+                "that runs the model itself"
+            )
+        if self._loop is None:
+            raise EngineError(f"{self.name}: the engine is shut down")
+        if len(self._sessions) >= self._max_sessions:
+            raise EngineError(f"{self.name}: {self._max_sessions} sessions are open; close one first")
+        context = _sendable(LiveContext().extended(messages))
+        session = Session(next(self._ids))
+        self._sessions[session.id] = _State(seed, context)
+        return session
+
+    def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
+        """Copies a session that has written nothing yet, once per seed; frames are encoded once for all.
+
+        Raises:
+            EngineError: The session has begun, is closed, or there is no room.
+        """
+        state = self._state(session)
+        if state.begun:
+            raise EngineError(f"{self.name}: session {session.id} has begun; only a fresh one can be forked")
+        if len(self._sessions) + len(seeds) > self._max_sessions:
+            raise EngineError(f"{self.name}: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        return [self.open(state.context.messages, seed=seed) for seed in seeds]
+
+    def submit(self, request: RoundRequest) -> None:
+        """Queues a round. New frames are loaded and encoded here, in the caller's thread.
+
+        Raises:
+            EngineError: The request breaks the protocol, or asks for a guided round, which a
+                chat-completions server cannot write.
+        """
+        state = self._state(request.session)
+        number = request.session.id
+        if request.limits.form is not None:
+            raise EngineError(
+                f"{self.name}: guided rounds (RoundLimits.form) are not supported over an endpoint; "
+                "use form=None, or an engine that runs the model itself"
+            )
+        if number in self._under_way:
+            raise EngineError(f"{self.name}: session {number} has a round under way")
+        assert self._loop is not None  # `_state` found a session, so the engine runs
+        state.context = _sendable(state.context.entered(request))
+        state.begun = True
+        try:
+            state.images = {frame.key: self._image(state, frame) for frame in state.context.frames}
+            self._trim()
+        # `load` is the caller's code and may fail in any way; that is this round's failure, not collect's.
+        except Exception as error:
+            said = clean_line(str(error) or repr(error))
+            self._under_way[number] = None
+            self._finished.put(
+                RoundResult(
+                    request.session,
+                    "",
+                    FinishReason.ERROR,
+                    error=f"{self.name}: a frame cannot be sent: {said}",
+                )
+            )
+            return
+        work = self._round(request, state.context, state.images, state.seed)
+        self._under_way[number] = asyncio.run_coroutine_threadsafe(work, self._loop)
+
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+        """Waits for at least one round, at most so long; returns all finished ones (see `Engine.collect`)."""
+        results: list[RoundResult] = []
+        while self._under_way and (not results or not self._finished.empty()):
+            try:
+                result = self._finished.get(timeout=timeout_seconds)
+            except queue.Empty:
+                break
+            if result.session.id not in self._under_way:
+                continue  # its session was closed meanwhile
+            del self._under_way[result.session.id]
+            state = self._sessions[result.session.id]
+            if result.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
+                state.context = state.context.written(result.text)
+            results.append(result)
+        return results
+
+    def close(self, session: Session) -> None:
+        """Forgets a session and cancels its round. Closing twice is harmless."""
+        self._sessions.pop(session.id, None)
+        future = self._under_way.pop(session.id, None)
+        if future is not None:
+            future.cancel()
+
+    def shutdown(self) -> None:
+        """Cancels what is under way, closes every session and connection. Twice is harmless."""
+        loop, self._loop = self._loop, None
+        if loop is None:
+            return
+        for number in list(self._sessions):
+            self.close(Session(number))
+        asyncio.run_coroutine_threadsafe(self._end(), loop).result()
+        loop.call_soon_threadsafe(loop.stop)
+        self._thread.join()
+        loop.close()
+
+    def update_weights(
+        self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
+    ) -> None:
+        """Not possible here.
+
+        Raises:
+            EngineError: Always; the weights are the server's.
+        """
+        raise EngineError(f"{self.name}: an endpoint's weights cannot be replaced from here")
+
+    async def _end(self) -> None:
+        """Waits until what was cancelled is over, then closes the connections."""
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        await asyncio.gather(*others, return_exceptions=True)
+        await self._client.aclose()
+        await asyncio.get_running_loop().shutdown_default_executor()
+
+    def _state(self, session: Session) -> _State:
+        state = self._sessions.get(session.id)
+        if state is None:
+            raise EngineError(f"{self.name}: session {session.id} is not open")
+        return state
+
+    def _image(self, state: _State, frame: FrameSegment) -> str:
+        """A frame's data URI: the session's own, else one that another session made lately, else new."""
+        shared = self._images.pop(frame.key, None)
+        image = state.images.get(frame.key) or shared
+        if image is None:
+            image = data_uri(frame.load(), frame.size, self._image_format, self._jpeg_quality)
+        self._images[frame.key] = image  # goes to the end: what stands first was not used for longest
+        return image
+
+    def _trim(self) -> None:
+        """Bounds what sessions share; each keeps its own live frames besides."""
+        size_bytes = sum(len(image) for image in self._images.values())
+        while size_bytes > _IMAGE_CACHE_BYTES:
+            size_bytes -= len(self._images.pop(next(iter(self._images))))
+
+    async def _round(
+        self, request: RoundRequest, context: LiveContext, images: Mapping[_FrameKey, str], seed: int
+    ) -> None:
+        session = request.session
+        try:
+            body = {
+                "model": self._model,
+                "temperature": request.limits.temperature,
+                "top_p": request.limits.top_p,
+                "max_tokens": request.limits.max_tokens,
+                "seed": seed,
+                "stream": False,
+            } | self._extra_body
+            fields = {key: value for key, value in body.items() if value is not None}
+
+            def payload() -> bytes:
+                return json.dumps(fields | {"messages": chat_messages(context, images)}).encode("ascii")
+
+            reply = await self._client.complete(payload, pictures=len(context.frames))
+            prompt, cached = reply.prompt_tokens, reply.cached_tokens
+            computed = prompt - cached if prompt is not None and cached is not None else None
+            result = RoundResult(
+                session,
+                reply.text,
+                reply.finish_reason,
+                prompt_tokens=prompt,
+                prefilled_tokens=computed if computed is None or computed >= 0 else None,
+                error=reply.error,
+            )
+        except ChatFailure as failure:
+            reason = FinishReason.CONTEXT if failure.context else FinishReason.ERROR
+            result = RoundResult(session, "", reason, error=str(failure))
+        # A bug here must not leave `collect` waiting for ever.
+        except Exception as error:
+            said = self._client.clean(f"{type(error).__name__}: {error}")
+            result = RoundResult(session, "", FinishReason.ERROR, error=said)
+        if result.error is not None:
+            result = replace(result, error=f"{self.name}: {result.error}")
+        self._finished.put(result)
+
+
+def _sendable(context: LiveContext) -> LiveContext:
+    """The context, if every picture is in a user's message: chat completions allow them nowhere else.
+
+    Raises:
+        EngineError: A system message shows a frame.
+    """
+    for message in context.messages:
+        if message.role != "user" and message.frames:
+            raise EngineError(
+                f"a {message.role} message shows a frame; endpoints take frames from users only"
+            )
+    return context
+
+
+def _checked_extra_body(extra_body: Mapping[str, Any] | None) -> dict[str, Any]:
+    extra = dict(extra_body or {})
+    if taken := {"messages", "stream", "model"} & extra.keys():
+        raise InputError(f"extra_body: got {sorted(taken)}, which the engine sets; give other fields")
+    try:
+        json.dumps(extra)
+    except (TypeError, ValueError, RecursionError) as error:
+        raise InputError(f"extra_body: not JSON ({error})") from error
+    return extra

@@ -1,0 +1,1 @@
+"""The operations a round may call: one file an operation, the registry, and what they share."""

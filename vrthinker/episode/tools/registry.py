@@ -1,0 +1,66 @@
+"""The tools of an episode by name: their schemas for the prompt, and the execution of a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel, ValidationError
+
+from vrthinker.episode.grammar import ParseFailure, ToolCall
+from vrthinker.episode.tools.base import Tool, ToolContext, ToolError, ToolErrorKind, ToolOutcome
+from vrthinker.episode.tools.select_frames import SelectFrames
+
+
+class ToolRegistry:
+    """The tools of an episode, by name."""
+
+    def __init__(self, tools: Sequence[Tool] | None = None) -> None:
+        chosen: Sequence[Tool] = (SelectFrames(),) if tools is None else tools
+        self._tools = {tool.name: tool for tool in chosen}
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Registered names."""
+        return tuple(self._tools)
+
+    def schemas(self) -> list[dict[str, Any]]:
+        """The tools as JSON-schema function descriptions, the form Qwen's and OpenAI's prompts use."""
+        return [
+            {
+                "type": "function",
+                "function": {
+                    "name": tool.name,
+                    "description": tool.description,
+                    "parameters": _schema(tool.arguments_type),
+                },
+            }
+            for tool in self._tools.values()
+        ]
+
+    def execute(self, call: ToolCall | ParseFailure, context: ToolContext) -> ToolOutcome:
+        """Runs a call. Never raises on what the model wrote; see `ToolErrorKind` for what can be wrong."""
+        if isinstance(call, ParseFailure):
+            return ToolError(ToolErrorKind.SYNTAX, f"{call.message}.")
+        tool = self._tools.get(call.name)
+        if tool is None:
+            message = f"unknown tool {call.name[:40]!r}: there is {', '.join(self._tools)}."
+            return ToolError(ToolErrorKind.UNKNOWN_TOOL, message)
+        try:
+            arguments = tool.arguments_type.model_validate(call.arguments)
+        except ValidationError as error:
+            first = error.errors(include_url=False, include_input=False)[0]
+            where = ".".join(str(part)[:40] for part in first["loc"])
+            message = f"bad arguments for {tool.name}: {where}: {first['msg']}."
+            return ToolError(ToolErrorKind.BAD_ARGUMENTS, message)
+        return tool.run(arguments, context)
+
+
+def _schema(arguments_type: type[BaseModel]) -> dict[str, Any]:
+    """JSON schema without pydantic's titles, which say nothing that the keys do not."""
+    schema = arguments_type.model_json_schema()
+    schema.pop("title", None)
+    schema.pop("description", None)
+    for value in schema.get("properties", {}).values():
+        value.pop("title", None)
+    return schema

@@ -1,0 +1,1 @@
+"""Trajectories to log-probabilities with gradients: sequences, packs, the forwards, the losses."""

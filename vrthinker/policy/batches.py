@@ -1,0 +1,205 @@
+"""Training sequences as padded batches, with the pixels of each distinct frame once.
+
+Which sequences step `n` trains on is a pure function of (seed, n), so a resumed run goes on exactly where it
+was. Batches hold sequences of similar length, drawn from a shuffled window, so that little is padding.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from vrthinker.errors import VideoError
+from vrthinker.policy.sequences import FrameKey, TrainingSequence
+from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.reader import VideoReader
+
+_WINDOW_BATCHES = 16
+_READ_AHEAD = 3
+_DECODE_THREADS = 2
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Right-padded sequences.
+
+    Attributes:
+        token_ids: int64 `[batch, tokens]`.
+        positions: int64 `[3, batch, tokens]`.
+        loss_mask: bool `[batch, tokens]`.
+        frames: uint8 `[height, width, 3]` each, distinct.
+        frame_order: For every showing in the batch, row by row: which of `frames` it is.
+        n_tokens: Tokens that are not padding.
+        n_learned: Tokens that the loss falls on.
+    """
+
+    token_ids: torch.Tensor
+    positions: torch.Tensor
+    loss_mask: torch.Tensor
+    frames: tuple[np.ndarray, ...]
+    frame_order: tuple[int, ...]
+    n_tokens: int
+    n_learned: int
+
+
+class FrameLoader:
+    """Pixels by frame key, through a bounded cache; one decoding pass per file.
+
+    Args:
+        reader: Decodes.
+        cache: Keeps resized frames.
+    """
+
+    def __init__(self, reader: VideoReader, cache: FrameCache) -> None:
+        self._reader, self._cache = reader, cache
+        self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="vrthinker-frames")
+
+    def load(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
+        """uint8 `[height, width, 3]` per key.
+
+        Raises:
+            VideoError: A frame does not decode.
+        """
+        by_file: dict[tuple[str, int, int], list[int]] = {}
+        for path, index, height, width in dict.fromkeys(keys):
+            by_file.setdefault((path, height, width), []).append(index)
+
+        def decode(file: tuple[str, int, int]) -> dict[FrameKey, np.ndarray]:
+            path, height, width = file
+            pixels = self._pixels(path, by_file[file], (height, width))
+            return {(path, i, height, width): p for i, p in zip(by_file[file], pixels, strict=True)}
+
+        found: dict[FrameKey, np.ndarray] = {}
+        for part in self._pool.map(decode, by_file):
+            found.update(part)
+        return [found[key] for key in keys]
+
+    def _pixels(self, path: str, indices: list[int], size: tuple[int, int]) -> list[np.ndarray]:
+        try:
+            return self._cache.get(path, indices, size, self._reader)
+        except VideoError as error:
+            # A trace may come from a clip that was judged up to where it breaks.
+            try:
+                return self._cache.get(path, indices, size, self._reader, tolerate_truncation=True)
+            except VideoError:
+                raise error from None
+
+    def close(self) -> None:
+        """Stops the decoding threads."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+
+def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
+    """One epoch's batches as indices: shuffled, then sorted by length within windows, then shuffled again.
+
+    What does not fill a batch is left out, unless there is only that one. It is chosen by chance, before
+    anything is sorted, so that every sequence comes in other epochs.
+    """
+    rng = np.random.default_rng([seed, epoch])
+    order = rng.permutation(len(lengths))
+    if len(order) > batch_size:
+        order = order[: len(order) - len(order) % batch_size]
+    batches: list[list[int]] = []
+    window = _WINDOW_BATCHES * batch_size
+    for start in range(0, len(order), window):
+        part = sorted(order[start : start + window], key=lambda i: lengths[i])
+        batches += [[int(i) for i in part[a : a + batch_size]] for a in range(0, len(part), batch_size)]
+    return [batches[i] for i in rng.permutation(len(batches))]
+
+
+class BatchSource:
+    """The batches of a phase, step by step, decoded ahead of time.
+
+    Args:
+        sequences: What to train on.
+        loader: Pixels.
+        batch_size: Sequences per step.
+        micro_batch_size: Sequences per forward; the step's gradients are added up.
+        seed: Of the order.
+    """
+
+    def __init__(
+        self,
+        sequences: Sequence[TrainingSequence],
+        loader: FrameLoader,
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+    ) -> None:
+        self._sequences, self._loader = sequences, loader
+        self._batch_size, self._micro, self._seed = batch_size, micro_batch_size, seed
+        self._lengths = [len(sequence) for sequence in sequences]
+        self._epochs: dict[int, list[list[int]]] = {}
+        self._ahead: dict[int, Future[tuple[Batch, ...]]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vrthinker-batches")
+
+    def indices(self, step: int) -> list[int]:
+        """Which sequences 0-based step `step` trains on."""
+        per_epoch = len(self._epoch(0))
+        return self._epoch(step // per_epoch)[step % per_epoch]
+
+    def batches(self, step: int) -> tuple[Batch, ...]:
+        """The micro-batches of a step.
+
+        Raises:
+            VideoError: A frame does not decode.
+        """
+        future = self._ahead.pop(step, None)
+        for ahead in range(step + 1, step + 1 + _READ_AHEAD):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._pool.submit(self._make, ahead)
+        return self._make(step) if future is None else future.result()
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        found = self._epochs.get(epoch)
+        if found is None:
+            found = batch_order(self._lengths, self._batch_size, self._seed, epoch)
+            # One assignment: the thread that reads ahead comes here too.
+            self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: found}
+        return found
+
+    def _make(self, step: int) -> tuple[Batch, ...]:
+        chosen = [self._sequences[i] for i in self.indices(step)]
+        parts = [chosen[i : i + self._micro] for i in range(0, len(chosen), self._micro)]
+        return tuple(collate(part, self._loader.load) for part in parts)
+
+
+def collate(
+    sequences: Sequence[TrainingSequence], load: Callable[[Sequence[FrameKey]], list[np.ndarray]]
+) -> Batch:
+    """Pads sequences to the longest and loads their distinct frames."""
+    longest = max(map(len, sequences))
+    ids = np.zeros((len(sequences), longest), np.int64)
+    positions = np.zeros((3, len(sequences), longest), np.int64)
+    mask = np.zeros((len(sequences), longest), bool)
+    for row, sequence in enumerate(sequences):
+        ids[row, : len(sequence)] = sequence.token_ids
+        positions[:, row, : len(sequence)] = sequence.positions
+        mask[row, : len(sequence)] = sequence.loss_mask
+    showings = list(_showings(sequences))
+    distinct = {key: place for place, key in enumerate(dict.fromkeys(showings))}
+    return Batch(
+        token_ids=torch.from_numpy(ids),
+        positions=torch.from_numpy(positions),
+        loss_mask=torch.from_numpy(mask),
+        frames=tuple(load(list(distinct))),
+        frame_order=tuple(distinct[key] for key in showings),
+        n_tokens=sum(map(len, sequences)),
+        # A sequence's first token has nothing before it that could predict it.
+        n_learned=int(mask[:, 1:].sum()),
+    )
+
+
+def _showings(sequences: Sequence[TrainingSequence]) -> Iterator[FrameKey]:
+    for sequence in sequences:
+        for _, key in sequence.frames:
+            yield key

@@ -1,0 +1,116 @@
+"""The forward over a pack: hidden states and log-probabilities of everything that was sampled in it.
+
+Each distinct frame is encoded once, with gradient where the tower is trained, and its rows are gathered at
+every showing. The hidden states of predictions are gathered before the vocabulary projection. Policy, old and
+reference log-probabilities all come from here (`packed_logprobs`), by one implementation.
+
+Source: method section 5 (ratios, KL), design "The packed forward".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+import torch
+
+from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
+from vrthinker.policy import logprobs
+from vrthinker.policy.forward import encode_frames
+from vrthinker.policy.losses import DEFAULT_CHUNK
+from vrthinker.policy.packed_attention import Implementation, PackedAttention, use_packed_attention
+from vrthinker.policy.packing import Pack
+from vrthinker.policy.sequences import FrameKey
+
+LoadFrames = Callable[[Sequence[FrameKey]], list[np.ndarray]]
+
+
+def packed_hidden(
+    policy: VisionLanguageModel,
+    pack: Pack,
+    load: LoadFrames,
+    *,
+    attention: Implementation = "auto",
+    features: Sequence[FrameFeatures] | None = None,
+) -> torch.Tensor:
+    """Hidden states of the tokens that predictions are made from.
+
+    Args:
+        policy: The model.
+        pack: What it is run over.
+        load: Pixels of frames by key (`FrameLoader.load`).
+        attention: How attention is computed.
+        features: The encoded `pack.frames`, where they are at hand (a tower that is not trained).
+
+    Returns:
+        `[predictions, hidden]` after the final norm, with gradient, in the order of `pack.sources`.
+
+    Raises:
+        VideoError: A frame does not decode.
+    """
+    device = policy.device
+    language = policy.model.model.language_model
+    use_packed_attention(language)
+    embeds = language.embed_tokens(torch.from_numpy(pack.token_ids).to(device)[None])
+    extra: dict[str, Any] = {}
+    if pack.frames:
+        encoded = encode_frames(policy, load(pack.frames)) if features is None else features
+        shown = [encoded[place] for place in pack.frame_order]
+        images = torch.from_numpy(pack.is_image).to(device)[None]
+        rows = torch.cat([one.embeds for one in shown]).to(embeds.dtype)
+        embeds = embeds.masked_scatter(images[..., None], rows)
+        if shown[0].deepstack:
+            extra["visual_pos_masks"] = images
+            layers = zip(*(one.deepstack for one in shown), strict=True)
+            extra["deepstack_visual_embeds"] = [torch.cat(layer) for layer in layers]
+    hidden: torch.Tensor = language(
+        inputs_embeds=embeds,
+        position_ids=torch.from_numpy(pack.positions).to(device)[:, None],
+        attention_mask=None,
+        use_cache=False,
+        packed=PackedAttention(pack, device, attention),
+        **extra,
+    ).last_hidden_state
+    return hidden[0, torch.from_numpy(pack.sources).to(device)]
+
+
+def packed_logprobs(
+    policy: VisionLanguageModel,
+    pack: Pack,
+    load: LoadFrames,
+    *,
+    temperature: float,
+    banned: torch.Tensor | None,
+    attention: Implementation = "auto",
+    features: Sequence[FrameFeatures] | None = None,
+    chunk: int = DEFAULT_CHUNK,
+    implementation: logprobs.Implementation = "auto",
+) -> list[torch.Tensor]:
+    """Log-probabilities of the sampled tokens under a policy, as they were sampled: temperature and bans.
+
+    Args:
+        policy: Whose.
+        pack: The sampled tokens in their contexts.
+        load: Pixels of frames by key.
+        temperature: The sampling temperature; 0 (greedy) counts as 1.
+        banned: bool `[vocab]`, tokens that sampling never draws (`Markup.vocabulary`).
+        attention: How attention is computed.
+        features: See `packed_hidden`.
+        chunk: See `logprobs_from_hidden`.
+        implementation: See `logprobs_from_hidden`.
+
+    Returns:
+        Per trajectory of the pack (`pack.trajectories`) float32 `[sampled]`, with gradient.
+    """
+    hidden = packed_hidden(policy, pack, load, attention=attention, features=features)
+    found = logprobs.logprobs_from_hidden(
+        hidden,
+        policy.model.lm_head.weight,
+        torch.from_numpy(pack.labels).to(policy.device),
+        temperature=temperature,
+        banned=banned,
+        chunk=chunk,
+        implementation=implementation,
+    )
+    return [found[torch.from_numpy(own).to(policy.device)] for own in pack.sampled]

@@ -1,0 +1,304 @@
+"""A group's trajectories as one packed sequence: the prefix tree of what its rounds were sampled from.
+
+`replay.py` says which contexts those were. Every context token stands in the pack once. Every sampled token
+is a *prediction*: the place of the token before it, in the context in which it was sampled, and its id.
+
+Source: method sections 3 and 5; docs/memory.md.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+
+from vrthinker.engine.hf.markup import Markup
+from vrthinker.engine.hf.positions import mrope_positions
+from vrthinker.episode.trajectory import Trajectory
+from vrthinker.policy.prefix_tree import Node, PrefixTree, Stretch
+from vrthinker.policy.replay import Path, replayed_paths
+from vrthinker.policy.sequences import FrameKey
+
+
+@dataclass(frozen=True)
+class Segment:
+    """Consecutive tokens of a pack without a branch between them, all read in one round.
+
+    Attributes:
+        start: Its first token.
+        end: Behind its last token.
+        subtree_end: Behind the last token of its last descendant.
+        parent: Index of the segment that it continues; -1 for a root.
+        round: In which round it was read.
+    """
+
+    start: int
+    end: int
+    subtree_end: int
+    parent: int
+    round: int
+
+
+@dataclass(frozen=True)
+class Pack:
+    """One flattened prefix tree. A token sees its ancestors and itself, minus what expired before its round.
+
+    Attributes:
+        token_ids: int64 `[tokens]`; a parent's come before its children's.
+        positions: int64 `[3, tokens]`, as sampled.
+        rounds: int32 `[tokens]`, in which round each was read.
+        expires: int32 `[tokens]`, the first round that each is hidden from.
+        segments: In order; they tile the tokens.
+        frames: Distinct frames, by what makes their pixels distinct.
+        frame_order: Which of `frames` each showing is, in order of the tokens.
+        is_image: bool `[tokens]`, True at placeholders.
+        sources: int64 `[predictions]`, the token that each distinct prediction is made from.
+        labels: int64 `[predictions]`, the id that was sampled there.
+        sampled: Per trajectory the predictions of its sampled tokens, round by round, int64 `[sampled]`;
+            equal ones of several trajectories are one prediction.
+        trajectories: Which trajectories of the group these are; one that was split (`rerender` only) is in
+            several packs.
+        rounds_of: Per trajectory which of its rounds (from 0) each sampled token belongs to, int32
+            `[sampled]`.
+        n_context_tokens: Tokens of its contexts without sharing: of each path that was merged.
+    """
+
+    token_ids: np.ndarray
+    positions: np.ndarray
+    rounds: np.ndarray
+    expires: np.ndarray
+    segments: tuple[Segment, ...]
+    frames: tuple[FrameKey, ...]
+    frame_order: tuple[int, ...]
+    is_image: np.ndarray
+    sources: np.ndarray
+    labels: np.ndarray
+    sampled: tuple[np.ndarray, ...]
+    trajectories: tuple[int, ...]
+    rounds_of: tuple[np.ndarray, ...]
+    n_context_tokens: int
+
+    @property
+    def n_tokens(self) -> int:
+        """Tokens of the pack."""
+        return len(self.token_ids)
+
+    @cached_property
+    def loss_mask(self) -> np.ndarray:
+        """Bool `[tokens]`: tokens of the pack that were sampled there.
+
+        A round's last token is one only where a later round follows; it is predicted all the same.
+        """
+        previous = np.arange(-1, self.n_tokens - 1)
+        for segment in self.segments:
+            # The first token of a segment follows the last one of the segment's parent.
+            previous[segment.start] = self.segments[segment.parent].end - 1 if segment.parent >= 0 else -1
+        base = 1 + max(int(self.token_ids.max()), int(self.labels.max(initial=0)))
+        wanted = self.sources * base + self.labels
+        found: np.ndarray = (previous >= 0) & np.isin(previous * base + self.token_ids, wanted)
+        return found
+
+    @cached_property
+    def segment_of(self) -> np.ndarray:
+        """int32 `[tokens]`, the segment of each."""
+        lengths = [segment.end - segment.start for segment in self.segments]
+        return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
+
+    def visible(self, index: int) -> list[tuple[int, int]]:
+        """What a segment sees before itself: ranges of tokens, ascending; touching ones are one."""
+        segment = self.segments[index]
+        lineage = []
+        parent = segment.parent
+        while parent >= 0:
+            lineage.append(self.segments[parent])
+            parent = lineage[-1].parent
+        ranges: list[tuple[int, int]] = []
+        for ancestor in reversed(lineage):
+            for start, end in self._expiry_runs(ancestor):
+                if segment.round < self.expires[start]:
+                    if ranges and ranges[-1][1] == start:
+                        start = ranges.pop()[0]
+                    ranges.append((start, end))
+        return ranges
+
+    def _expiry_runs(self, segment: Segment) -> list[tuple[int, int]]:
+        """A segment's tokens in runs of equal expiry."""
+        part = self.expires[segment.start : segment.end]
+        edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
+        return [(segment.start + a, segment.start + b) for a, b in pairwise(edges)]
+
+
+def pack_group(
+    trajectories: Sequence[Trajectory],
+    markup: Markup,
+    frame_factor: tuple[int, int],
+    *,
+    max_tokens: int | None = None,
+) -> list[Pack]:
+    """Packs the trajectories of a group.
+
+    Args:
+        trajectories: Usually of one item, so that they share their first input; any will do.
+        markup: The model's tokenizer side.
+        frame_factor: (height, width) pixels of one merged patch.
+        max_tokens: Most tokens of a pack. The group is split where it has more, and what packs share is in
+            each. A single context that is longer is a pack by itself.
+
+    Returns:
+        The packs; together they hold every sampled token of every trajectory once.
+
+    Raises:
+        InputError: A trajectory was sampled under `renumber`, does not fit its own record, or has a frame
+            that is not on the model's grid.
+    """
+    paths = [path for i, t in enumerate(trajectories) for path in replayed_paths(i, t, markup, frame_factor)]
+    packs: list[Pack] = []
+    building = _Building()
+    for path in paths:
+        if max_tokens is not None and building.paths and building.tokens_with(path) > max_tokens:
+            packs.append(building.finish())
+            building = _Building()
+        building.add(path)
+    if building.paths:
+        packs.append(building.finish())
+    return packs
+
+
+# The pack
+
+
+class _Building:
+    """A pack under way."""
+
+    def __init__(self) -> None:
+        self.tree = PrefixTree()
+        self.paths: list[tuple[Path, Node]] = []
+        self.tokens = 0
+
+    def tokens_with(self, path: Path) -> int:
+        """Tokens of the pack if `path` were added: what it does not share comes on top."""
+        return self.tokens + self._new_tokens(path)
+
+    def add(self, path: Path) -> None:
+        self.tokens += self._new_tokens(path)
+        self.paths.append((path, self.tree.add(path.stretches)))
+
+    def finish(self) -> Pack:
+        return _flatten(self.tree, self.paths)
+
+    def _new_tokens(self, path: Path) -> int:
+        total = sum(map(len, path.stretches))
+        return total - self.tree.shared(path.stretches)
+
+
+def _flatten(tree: PrefixTree, paths: Sequence[tuple[Path, Node]]) -> Pack:
+    nodes = list(tree.nodes())
+    starts: dict[int, int] = {}
+    offset = 0
+    for node in nodes:
+        starts[id(node)] = offset
+        offset += len(node.stretch)
+    stretches = [node.stretch for node in nodes]
+    lengths = [len(stretch) for stretch in stretches]
+    frames: dict[FrameKey, int] = {}
+    order = []
+    is_image = np.zeros(offset, dtype=bool)
+    for node, stretch in zip(nodes, stretches, strict=True):
+        if stretch.frame is not None:
+            order.append(frames.setdefault(stretch.frame, len(frames)))
+            start = starts[id(node)]
+            is_image[start + 1 : start + len(stretch) - 1] = True
+    sources, labels, sampled, rounds_of, owners = _predictions(paths, starts)
+    return Pack(
+        token_ids=np.concatenate([stretch.ids for stretch in stretches]),
+        positions=np.concatenate([_positions(stretch) for stretch in stretches], axis=1),
+        rounds=np.repeat(np.array([stretch.round for stretch in stretches], dtype=np.int32), lengths),
+        expires=np.repeat(np.array([stretch.expires for stretch in stretches], dtype=np.int32), lengths),
+        segments=_segments(nodes, starts),
+        frames=tuple(frames),
+        frame_order=tuple(order),
+        is_image=is_image,
+        sources=sources,
+        labels=labels,
+        sampled=sampled,
+        trajectories=owners,
+        rounds_of=rounds_of,
+        n_context_tokens=sum(len(path.tokens) - 1 for path, _ in paths),
+    )
+
+
+def _positions(stretch: Stretch) -> np.ndarray:
+    if stretch.frame is not None:
+        return mrope_positions([1, stretch.grid, 1], stretch.start)
+    return mrope_positions([len(stretch)], stretch.start)
+
+
+def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, ...]:
+    """Nodes joined where one is its parent's only child and was read in the same round."""
+    index_of: dict[int, int] = {}
+    found: list[list[int]] = []  # start, end, parent, round
+    for node in nodes:
+        start = starts[id(node)]
+        end = start + len(node.stretch)
+        parent = node.parent
+        if (
+            parent is not None
+            and len(parent.children) == 1
+            and parent.stretch.round == node.stretch.round
+            and starts[id(parent)] + len(parent.stretch) == start
+        ):
+            index = index_of[id(parent)]
+            found[index][1] = end
+        else:
+            index = len(found)
+            found.append([start, end, -1 if parent is None else index_of[id(parent)], node.stretch.round])
+        index_of[id(node)] = index
+    ends = [end for _, end, _, _ in found]
+    for index in range(len(found) - 1, -1, -1):
+        parent_index = found[index][2]
+        if parent_index >= 0:
+            ends[parent_index] = max(ends[parent_index], ends[index])
+    return tuple(
+        Segment(start, end, ends[index], parent_index, number)
+        for index, (start, end, parent_index, number) in enumerate(found)
+    )
+
+
+def _predictions(
+    paths: Sequence[tuple[Path, Node]], starts: dict[int, int]
+) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...], tuple[int, ...]]:
+    """Distinct (source, label) pairs, and per trajectory which of them its sampled tokens are."""
+    base = 1 + max((int(path.tokens.max()) for path, _ in paths), default=0)
+    pairs: list[np.ndarray] = []
+    owners: list[np.ndarray] = []
+    rounds: list[np.ndarray] = []
+    for path, leaf in paths:
+        place = _places(leaf, starts)
+        for number, begin, end in path.learned:
+            pairs.append(place[begin - 1 : end - 1] * base + path.tokens[begin:end])
+            owners.append(np.full(end - begin, path.trajectory))
+            rounds.append(np.full(end - begin, number, dtype=np.int32))
+    distinct, index = np.unique(np.concatenate(pairs), return_inverse=True)
+    owner, number_of = np.concatenate(owners), np.concatenate(rounds)
+    trajectories = tuple(dict.fromkeys(path.trajectory for path, _ in paths))
+    return (
+        distinct // base,
+        distinct % base,
+        tuple(index[owner == trajectory] for trajectory in trajectories),
+        tuple(number_of[owner == trajectory] for trajectory in trajectories),
+        trajectories,
+    )
+
+
+def _places(leaf: Node, starts: dict[int, int]) -> np.ndarray:
+    """Where in the pack each token of a context stands."""
+    ranges = []
+    node: Node | None = leaf
+    while node is not None:
+        start = starts[id(node)]
+        ranges.append(np.arange(start, start + len(node.stretch)))
+        node = node.parent
+    return np.concatenate(ranges[::-1])

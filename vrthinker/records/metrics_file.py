@@ -1,0 +1,152 @@
+"""A run's curve: one JSON line per finished step.
+
+    {"step": 120, "time_seconds": 1790000000.1, "loss/sft": 1.42, "optim/learning_rate": 1.5e-06, ...}
+
+`step` counts finished steps, `time_seconds` is the Unix time of the line. NaN and infinities are null.
+Invariant: steps rise from line to line, so each is there once, however often the run was killed and resumed.
+A line that a killed writer left unfinished is not a line: readers pass over it, the next writer removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import math
+import os
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.records.files import replace_file, spare_name
+
+METRICS_FILE = "metrics.jsonl"
+_RESERVED = ("step", "time_seconds")
+
+
+class MetricsFile:
+    """A metrics file, open for writing. One writer at a time: hold the run folder.
+
+    Args:
+        path: The file; made, with its folder, when it is not there.
+
+    Raises:
+        InputError: The file cannot be opened or holds something else than metrics.
+    """
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._fd = -1
+        self._last_step = -1
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with contextlib.suppress(FileNotFoundError):
+                spare_name(path).unlink()
+            path.touch()
+        except OSError as error:
+            raise InputError(f"{path}: cannot be opened ({error.strerror}); choose another folder") from None
+        self._rewrite(read_metrics(path))
+
+    def log(self, metrics: Mapping[str, float], step: int) -> None:
+        """Appends one line.
+
+        Args:
+            metrics: By slash name (`loss/sft`); what is not finite is stored as null.
+            step: Finished steps.
+
+        Raises:
+            ValueError: A metric is named `step` or `time_seconds`, or `step` is not above the last line's.
+            VRThinkerError: It could not be written (a full disk); the file is as it was.
+        """
+        if taken := [name for name in _RESERVED if name in metrics]:
+            raise ValueError(f"metrics: got the name {taken[0]!r}, which the file writes; name it otherwise")
+        if step <= self._last_step:
+            raise ValueError(
+                f"step: got {step}, allowed: above {self._last_step}, the last one in {self.path}"
+            )
+        values = {name: _finite(value) for name, value in metrics.items()}
+        line = json.dumps({"step": step, "time_seconds": round(time.time(), 3), **values}, allow_nan=False)
+        data = line.encode() + b"\n"
+        size = os.fstat(self._fd).st_size
+        reason: str | None = "no room"
+        try:
+            written = os.write(self._fd, data)
+        except OSError as error:
+            written, reason = 0, error.strerror
+        if written != len(data):
+            os.ftruncate(self._fd, size)
+            raise VRThinkerError(f"{self.path}: cannot be written ({reason}); make room, then resume")
+        self._last_step = step
+
+    def drop_after(self, step: int) -> None:
+        """Drops the lines of later steps, in one step: a run that resumes writes them again.
+
+        Raises:
+            VRThinkerError: The file could not be written; it is as it was.
+        """
+        self._rewrite([line for line in read_metrics(self.path) if line["step"] <= step])
+
+    def sync(self) -> None:
+        """On return the lines are on the disk."""
+        os.fsync(self._fd)
+
+    def close(self) -> None:
+        """Closes the file; harmless when it is closed."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def _rewrite(self, lines: list[dict[str, Any]]) -> None:
+        """Leaves these lines in the file, and opens it."""
+        content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
+        if content != self.path.read_bytes():
+            replace_file(self.path, content)
+        self.close()
+        self._fd = os.open(self.path, os.O_WRONLY | os.O_APPEND | os.O_CLOEXEC)
+        self._last_step = lines[-1]["step"] if lines else -1
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """The lines of a metrics file.
+
+    Returns:
+        One dict a line: `step` (int), `time_seconds` (float) and the metrics (float, or None for what was
+        not finite).
+
+    Raises:
+        InputError: The file cannot be read, or a whole line is not one of metrics.
+    """
+    try:
+        content = path.read_bytes()
+    except OSError as error:
+        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
+    *whole, _torn = content.split(b"\n")
+    found: list[dict[str, Any]] = []
+    for number, text in enumerate(whole, start=1):
+        try:
+            line = json.loads(text)
+        except ValueError as error:
+            raise InputError(f"{path}: line {number} is no JSON ({error}); remove it") from None
+        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
+            raise InputError(f"{path}: line {number} has no step; it is no metrics file")
+        if found and line["step"] <= found[-1]["step"]:
+            raise InputError(
+                f"{path}: line {number} has step {line['step']} after step {found[-1]['step']}; remove one"
+            )
+        found.append(line)
+    return found
+
+
+def _finite(value: float) -> float | None:
+    number = float(value)
+    return number if math.isfinite(number) else None

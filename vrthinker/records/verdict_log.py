@@ -1,0 +1,301 @@
+"""The results file that several processes share: one JSON line per judged pair, only ever appended to.
+
+Beside `<out>` lie `<out>.run.json`, the configuration that every line was made with, and `<out>.lock`,
+the claims (see `claims.py`). Invariants:
+
+- An id is on at most one line. Claim it, judge, append: whoever else wants it is told no, and a process
+  that is killed has judged for nothing at most what it had claimed.
+- What was recorded stays: a line is one `O_APPEND` write under a lock, synced before `append` returns. A
+  write that fails is taken back. A line that a killed writer left unfinished (no newline) is finished
+  when it is whole and cut off otherwise, by the next process that holds the lock.
+- Lines are never dropped silently: anything else that is no record is an error that names its line.
+
+This holds for processes on one machine and a local file system. On a network file system locks and
+appends are as good as its server makes them: nothing is promised there.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import json
+import logging
+import os
+import stat
+from collections.abc import Collection, Iterable, Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.records.claims import LockFile, open_locks
+from vrthinker.records.files import replace_file, spare_name, sync_folder
+from vrthinker.records.run_folder import adopt_run
+from vrthinker.records.verdicts import VerdictRecord, parse_line, read_verdicts, unfinished, whole_lines
+
+__all__ = ["VerdictLog", "VerdictRecord", "read_verdicts"]
+
+_logger = logging.getLogger(__name__)
+
+
+class VerdictLog:
+    """A results file, open for judging. Threads may share it; after a fork, open it anew.
+
+    Args:
+        path: The file; created, with its folder, when it is not there. A link is followed.
+        run: The resolved configuration, JSON values only.
+        ignore: Keys of `run` (nested ones dotted, a key stands for all below it) that may differ between
+            the processes and reruns of one file: what does not change verdicts.
+
+    Raises:
+        InputError: The file was made with another configuration, holds something else than verdicts, or
+            cannot be opened.
+    """
+
+    def __init__(
+        self, path: str | os.PathLike[str], run: Mapping[str, Any], *, ignore: Collection[str] = ()
+    ) -> None:
+        self.path = Path(os.path.realpath(path))
+        self.run_path = self.path.with_name(self.path.name + ".run.json")
+        wanted = json.loads(json.dumps(dict(run), allow_nan=False))
+        self._fd = -1
+        self._closed = False
+        self._forget()
+        self._refuse_other_files()
+        self._locks: LockFile = open_locks(self.path.with_name(self.path.name + ".lock"))
+        try:
+            with self._locks.writing():
+                adopt_run(self.run_path, wanted, ignore, self.path)
+                with contextlib.suppress(FileNotFoundError):
+                    spare_name(self.path).unlink()
+                self._open(os.O_CREAT)
+                sync_folder(self.path.parent)
+                self._sync()
+        except BaseException:
+            self.close()
+            raise
+
+    def claim(self, pair_id: str) -> bool:
+        """Takes an id for this log. False when it is recorded, or claimed by anyone, this log included."""
+        with self._locks.mutex:
+            self.refresh()
+            if pair_id in self._lines or not self._locks.take(pair_id, self):
+                return False
+            # Its last holder may have recorded it between the look and the claim.
+            self.refresh()
+            if pair_id in self._lines:
+                self._locks.drop(pair_id, self)
+                return False
+            return True
+
+    def release(self, pair_id: str) -> None:
+        """Gives a claim back without a record; harmless when this log does not hold it."""
+        self._locks.drop(pair_id, self)
+
+    def append(self, record: VerdictRecord) -> None:
+        """Records a claimed id and gives the claim back. On return the line is on the disk.
+
+        Raises:
+            VRThinkerError: The id is not claimed by this log, is recorded already, or the line could not
+                be written (a full disk). Then the file is as it was and the claim still held.
+        """
+        with self._locks.writing():
+            if not self._locks.has(record.id, self):
+                raise VRThinkerError(
+                    f"{self.path}: {record.id!r} is not claimed; claim an id before judging it"
+                )
+            self._sync()
+            if record.id in self._lines:
+                line = self._lines[record.id]
+                raise VRThinkerError(f"{self.path}: {record.id!r} is recorded already, on line {line}")
+            self._write(record.model_dump_json().encode() + b"\n")
+            self._sync()
+            self._locks.drop(record.id, self)
+
+    def refresh(self) -> None:
+        """Reads what other processes have added. Costs two `stat` calls when there is nothing new."""
+        with self._locks.mutex:
+            self._locks.check()
+            if self._state() != (self._identity, self._offset):
+                with self._locks.writing():
+                    self._sync()
+
+    def done_ids(self) -> set[str]:
+        """Every recorded id, null judgments included."""
+        with self._locks.mutex:
+            self.refresh()
+            return set(self._lines)
+
+    def failed_ids(self) -> set[str]:
+        """The recorded ids whose judgment is null."""
+        with self._locks.mutex:
+            self.refresh()
+            return set(self._failed)
+
+    def records(self) -> list[VerdictRecord]:
+        """Every record, in the file's order."""
+        with self._locks.writing():
+            self._sync()
+            return read_verdicts(self.path)
+
+    def pending(self, ids: Iterable[str]) -> list[str]:
+        """Those of `ids` that are not recorded, in their order; others may hold claims on them."""
+        with self._locks.mutex:
+            self.refresh()
+            return [pair_id for pair_id in ids if pair_id not in self._lines]
+
+    def claimable(self, ids: Iterable[str]) -> list[str]:
+        """Those of `ids` that are neither recorded nor claimed, by anyone, at this moment."""
+        return [pair_id for pair_id in self.pending(ids) if self._locks.holder(pair_id) is None]
+
+    def drop_failed(self) -> int:
+        """Takes the null judgments out, so that they are judged again; returns how many there were.
+
+        The file is replaced in one step: killed at any moment, it is the old or the new one. Other
+        processes notice at their next call.
+
+        Raises:
+            VRThinkerError: The new file could not be written; the old one stays.
+        """
+        with self._locks.writing():
+            self._sync()
+            dropped = len(self._failed)
+            if dropped:
+                kept = [line for line in whole_lines(self._fd, 0) if self._is_judged(line)]
+                replace_file(self.path, b"".join(line + b"\n" for line in kept))
+                self._sync()
+            return dropped
+
+    def close(self) -> None:
+        """Gives every claim back and closes the files. Closing twice is harmless."""
+        if self._closed:
+            return
+        self._closed = True
+        self._locks.drop_all(self)
+        self._locks.leave()
+        if self._fd >= 0:
+            os.close(self._fd)
+            self._fd = -1
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # From here on: the file. `_sync`, `_repair` and `_write` need the write lock.
+
+    def _refuse_other_files(self) -> None:
+        """Keeps a mistyped output from being written to, or having its last line cut off."""
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            status = self.path.stat()
+        except FileNotFoundError:
+            return
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be used ({error.strerror}); choose another output"
+            ) from None
+        if not stat.S_ISREG(status.st_mode):
+            raise InputError(f"{self.path}: got a folder or a device, allowed: a file")
+        # A log's configuration is written before its first line, so a file without one is no log.
+        if status.st_size and not self.run_path.exists():
+            raise InputError(
+                f"{self.path}: holds something, and {self.run_path.name} is not beside it to say how it was "
+                "made; choose another output"
+            )
+
+    def _forget(self) -> None:
+        self._identity = (-1, -1)
+        self._offset = 0
+        self._line_count = 0
+        self._lines: dict[str, int] = {}
+        self._failed: set[str] = set()
+
+    def _open(self, flags: int = 0) -> None:
+        """Opens the file that bears the name now, to be read from its start."""
+        try:
+            opened = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
+        except OSError as error:
+            raise InputError(
+                f"{self.path}: cannot be opened ({error.strerror}); choose another output"
+            ) from None
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = opened
+        self._forget()
+        status = os.fstat(opened)
+        self._identity = (status.st_dev, status.st_ino)
+
+    def _state(self) -> tuple[tuple[int, int], int]:
+        """Which file bears the name now, and its size in bytes."""
+        try:
+            status = self.path.stat()
+        except OSError as error:
+            raise VRThinkerError(
+                f"{self.path}: {error.strerror} while in use; stop every process that writes there"
+            ) from None
+        return (status.st_dev, status.st_ino), status.st_size
+
+    def _sync(self) -> None:
+        """Reads what is new and mends an unfinished last line. Afterwards `_offset` is the file's size."""
+        identity, size = self._state()
+        if identity != self._identity or size < self._offset:
+            self._open()
+        for line in whole_lines(self._fd, self._offset):
+            self._take(line)
+        tail = os.pread(self._fd, max(0, self._state()[1] - self._offset), self._offset)
+        if tail:
+            self._repair(tail)
+
+    def _take(self, line: bytes) -> None:
+        number = self._line_count + 1
+        if line.strip():
+            record = parse_line(line, self.path, number)
+            first = self._lines.setdefault(record.id, number)
+            if first != number:
+                raise InputError(
+                    f"{self.path}: {record.id!r} is on lines {first} and {number}; remove one, then run again"
+                )
+            if record.judgment is None:
+                self._failed.add(record.id)
+        self._line_count = number
+        self._offset += len(line) + 1
+
+    def _is_judged(self, line: bytes) -> bool:
+        record = unfinished(line)
+        return record is not None and record.judgment is not None
+
+    def _repair(self, tail: bytes) -> None:
+        """Deals with the last line of a writer that was killed: it holds no lock any more."""
+        record = unfinished(tail)
+        if record is not None and record.id not in self._lines:
+            _logger.warning("%s: the last line lacked its end and was whole; it is kept", self.path)
+            self._write(b"\n")
+            self._take(tail)
+        else:
+            _logger.warning(
+                "%s: an unfinished last line (%d bytes) is cut off; its pair will be judged again",
+                self.path,
+                len(tail),
+            )
+            os.ftruncate(self._fd, self._offset)
+            os.fsync(self._fd)
+
+    def _write(self, content: bytes) -> None:
+        """Appends in one write, all or nothing."""
+        size = os.fstat(self._fd).st_size
+        try:
+            if os.write(self._fd, content) < len(content):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+            os.fsync(self._fd)
+        except OSError as error:
+            with contextlib.suppress(OSError):  # what cannot be taken back now is cut off as unfinished
+                os.ftruncate(self._fd, size)
+                os.fsync(self._fd)
+            raise VRThinkerError(
+                f"{self.path}: cannot be written ({error.strerror}); make room and run the command again: "
+                "what is recorded stays"
+            ) from None

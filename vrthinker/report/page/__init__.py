@@ -1,0 +1,1 @@
+"""The evidence page: one self-contained HTML file for one episode."""

@@ -1,0 +1,328 @@
+"""The evidence page: one HTML file that shows what a verdict rests on.
+
+Both clips, a film strip for each round with what was live and what had expired, what the model wrote, asked
+and answered, the verdict, and the truth where it is known. Invariant: the file is self-contained (it opens
+without a network and asks for nothing), and nothing in it that a model, a caption or a file name said can
+run: every text is escaped, and the page's own policy admits only its own script and styles.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import math
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cache
+from os import PathLike
+from pathlib import Path
+from typing import Any
+
+from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from markupsafe import Markup
+
+from vrthinker._version import __version__
+from vrthinker.episode.dimensions import DimensionText, dimension_texts
+from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.trajectory import FrameSegmentRecord, StopReason, Trajectory, VideoRecord
+from vrthinker.errors import InputError
+from vrthinker.records.files import replace_file
+from vrthinker.report.page.clips import MAX_CLIP_BYTES, PageClip, load_clip
+from vrthinker.report.page.rounds import round_views
+from vrthinker.report.page.text import shortened, visible_markup, visible_text
+from vrthinker.report.page.timeline import EventView, Mark, event_views, marks
+from vrthinker.report.page.truth import PlantedEvent, Truth
+from vrthinker.video.reader import VideoReader
+
+__all__ = ["MAX_CLIP_BYTES", "PlantedEvent", "Truth", "check_page_path", "render_page", "write_page"]
+
+_TEMPLATES = Path(__file__).parent / "templates"
+_PAGE_START = b"<!doctype html>"
+_WORDS = {0: "tie", 1: "video 1", 2: "video 2"}
+_HEADLINES = {0: "A tie", 1: "Video 1 is better", 2: "Video 2 is better"}
+_STOPS = {
+    StopReason.ANSWERED: "a round gave a final answer",
+    StopReason.ROUND_LIMIT: "the last allowed round asked for frames instead of answering",
+    StopReason.TOKEN_LIMIT: "a round reached its token limit before its ending",
+    StopReason.UNPARSEABLE: "a round has no readable answer or tool call, or more than one",
+    StopReason.CONTEXT_LIMIT: "the context would have outgrown the model",
+    StopReason.VIDEO_ERROR: "a frame does not decode",
+    StopReason.ENGINE_ERROR: "the engine failed",
+    StopReason.BAD_INPUT: "the item could not be judged",
+}
+_TILE_AREA = 10_500.0
+"""Square pixels of the page that a frame of a film strip takes, whatever its shape."""
+_LONG_TEXT = 1500
+
+
+def write_page(
+    path: str | PathLike[str],
+    trajectory: Trajectory,
+    *,
+    notes: Sequence[str] = (),
+    truth: Truth | None = None,
+    reader: VideoReader | None = None,
+    max_clip_bytes: int = MAX_CLIP_BYTES,
+) -> Path:
+    """Writes the page in one step: the file is whole, or what was there before stays.
+
+    Args:
+        path: The HTML file; a page that is there is replaced.
+        trajectory: What it shows. Its clips are read again; where they are gone or have changed, the page
+            says so and shows the rest.
+        notes: Shown beside the trajectory's own.
+        truth: What is known to be right; without it, the page says nothing about it.
+        reader: Decodes the clips; the machine's default one by default.
+        max_clip_bytes: Most bytes of one embedded clip; a larger one is shown as a small copy, or not.
+
+    Returns:
+        `path`.
+
+    Raises:
+        InputError: The path cannot be used, or the record does not hold together.
+        VRThinkerError: The file cannot be written.
+    """
+    path = Path(path)
+    check_page_path(path, *(Path(video.path) for video in trajectory.videos))
+    page = render_page(trajectory, notes=notes, truth=truth, reader=reader, max_clip_bytes=max_clip_bytes)
+    replace_file(path, page.encode("utf-8"))
+    return path
+
+
+def check_page_path(path: Path, *others: Path) -> None:
+    """Refuses a path that a page must not or cannot be written to, before any work is done.
+
+    Args:
+        path: Where the page is to go.
+        others: Files of the same command (clips, trajectories).
+
+    Raises:
+        InputError: It is a folder, one of `others`, a file that holds something else than a page, or its
+            folder is missing or not writable.
+    """
+    try:
+        if path.is_dir():
+            raise InputError(f"{path}: a folder; give the page a file name, like page.html")
+        same = any(other.exists() and path.exists() and path.samefile(other) for other in others)
+        if same or path.resolve() in {other.resolve() for other in others}:
+            raise InputError(f"{path}: got the same file twice; give the page a file of its own")
+        if path.exists() and not path.is_file():
+            raise InputError(f"{path}: not a file; give the page a file name, like page.html")
+        if path.is_file():
+            with path.open("rb") as stream:
+                start = stream.read(len(_PAGE_START))
+            if start.lower() != _PAGE_START[: len(start)]:
+                raise InputError(f"{path}: holds something else than a page; give another file")
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+
+
+def render_page(
+    trajectory: Trajectory,
+    *,
+    notes: Sequence[str] = (),
+    truth: Truth | None = None,
+    reader: VideoReader | None = None,
+    max_clip_bytes: int = MAX_CLIP_BYTES,
+) -> str:
+    """The page as a string that encodes as UTF-8; see `write_page`.
+
+    Raises:
+        InputError: The record does not hold together.
+    """
+    events = truth.events if truth is not None else ()
+    dimensions = dimension_texts(trajectory.dataset)
+    rounds = round_views(trajectory, events)
+    clips = [_clip_view(trajectory, video, events, reader, max_clip_bytes) for video in (1, 2)]
+    style, script = _asset("page.css"), _asset("page.js")
+    stills = _stills_style(trajectory, clips)
+    outcome = trajectory.outcome
+    page: str = _template().render(
+        policy=_policy(styles=(style, stills), script=script),
+        style=style,
+        stills_style=stills,
+        script=script,
+        clip_data=[_script_data(trajectory, clip) for clip in clips],
+        trajectory=trajectory,
+        headline="No verdict" if outcome.judgments is None else _HEADLINES[outcome.judgments.OA],
+        dimensions=dimensions,
+        verdict=[_verdict_row(text, trajectory, truth) for text in dimensions],
+        has_truth=truth is not None and bool(truth.judgments),
+        stop=_STOPS[outcome.stop_reason],
+        notes=tuple(dict.fromkeys((*trajectory.notes, *notes))),
+        clips=clips,
+        rounds=rounds,
+        words=_WORDS,
+        prompt=_prompt_texts(trajectory),
+        facts=_facts(trajectory),
+        long_text=_LONG_TEXT,
+    )
+    return page
+
+
+@dataclass(frozen=True)
+class _ClipView:
+    """One clip, ready for the template."""
+
+    video: int
+    record: VideoRecord
+    name: str
+    first_number: int
+    last_number: int
+    clip: PageClip
+    source: Markup | None
+    marks: tuple[Mark, ...]
+    events: tuple[EventView, ...]
+
+
+def _clip_view(
+    trajectory: Trajectory,
+    video: int,
+    events: Sequence[PlantedEvent],
+    reader: VideoReader | None,
+    max_clip_bytes: int,
+) -> _ClipView:
+    record = trajectory.videos[video - 1]
+    clip = load_clip(
+        record,
+        [frame for frame in trajectory.frames if frame.video == video],
+        reader=reader,
+        tolerate_truncation=trajectory.settings.tolerate_truncation,
+        max_clip_bytes=max_clip_bytes,
+    )
+    return _ClipView(
+        video=video,
+        record=record,
+        name=Path(record.path).name,
+        first_number=1 if video == 1 else trajectory.n_frames_1 + 1,
+        last_number=trajectory.n_frames_1 if video == 1 else trajectory.n_frames,
+        clip=clip,
+        source=None if clip.media is None else _data_uri(clip.media.mime, clip.media.content),
+        marks=marks(trajectory, video, events),
+        events=event_views(trajectory, video, events, clip.times),
+    )
+
+
+def _data_uri(mime: str, content: bytes) -> Markup:
+    # Base64 needs no escaping, and there may be megabytes of it.
+    return Markup(f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}")
+
+
+def _stills_style(trajectory: Trajectory, clips: Sequence[_ClipView]) -> Markup:
+    """CSS that gives each clip its shape and each frame its picture: once, however many rounds show it."""
+    rules = []
+    for clip in clips:
+        aspect = min(max(clip.record.width / max(clip.record.height, 1), 1 / 3), 3.0)
+        rules.append(
+            f".video-{clip.video}{{--aspect:{aspect:.4f};--tile:{math.sqrt(_TILE_AREA * aspect):.0f}px}}"
+        )
+    for frame in trajectory.frames:
+        still = clips[frame.video - 1].clip.stills.get(frame.frame_index)
+        if still is not None:
+            picture = _data_uri("image/jpeg", still)
+            rules.append(f".still-{frame.frame_number}{{background-image:url({picture})}}")
+    return Markup("\n".join(rules))
+
+
+def _script_data(trajectory: Trajectory, view: _ClipView) -> dict[str, Any]:
+    """What the script has to know about a clip: when frames begin, and their numbers."""
+    data: dict[str, Any] = {"video": view.video, "times": [round(t, 6) for t in view.clip.times]}
+    if trajectory.settings.max_fps is None:
+        return {**data, "first": view.first_number}
+    own = [frame for frame in trajectory.frames if frame.video == view.video]
+    return {**data, "numbers": {frame.frame_index: frame.frame_number for frame in own}}
+
+
+def _verdict_row(text: DimensionText, trajectory: Trajectory, truth: Truth | None) -> dict[str, Any]:
+    judgments = trajectory.outcome.judgments
+    verdict = None if judgments is None else int(getattr(judgments, text.code))
+    label = None if truth is None else truth.judgments.get(text.code)
+    right = None if verdict is None or label is None else verdict == label
+    return {"dimension": text, "verdict": verdict, "truth": label, "right": right}
+
+
+def _prompt_texts(trajectory: Trajectory) -> list[tuple[str, str]]:
+    """The first input's messages as (role, text), frames by their number."""
+    return [
+        (
+            message.role,
+            "".join(
+                f"[frame {segment.frame_number}]" if isinstance(segment, FrameSegmentRecord) else segment.text
+                for segment in message.segments
+            ),
+        )
+        for message in trajectory.first_input
+    ]
+
+
+def _facts(trajectory: Trajectory) -> list[tuple[str, str]]:
+    settings: EpisodeSettings = trajectory.settings
+    window = "to the end" if settings.window is None else f"{settings.window} rounds"
+    facts = [
+        ("Pair", trajectory.id),
+        ("Model", trajectory.engine),
+        ("Dimensions of", trajectory.dataset or "the default data set"),
+        ("Retrieved frames stay", "1 round" if settings.window == 1 else window),
+        ("Memory", settings.memory),
+        ("Temperature", f"{settings.temperature:g}" + (" (greedy)" if settings.temperature == 0 else "")),
+        ("Seed", str(trajectory.seed)),
+        ("First frames", str(settings.initial_frames)),
+        ("Frames per call, at most", str(settings.retrieved_frames)),
+        ("Rounds, at most", str(settings.max_rounds)),
+        ("Tokens per round, at most", str(settings.max_round_tokens)),
+        ("Took", f"{trajectory.latency_seconds:.1f} s"),
+        ("Page written by", f"vrthinker {__version__}"),
+    ]
+    optional = [
+        ("Top p", f"{settings.top_p:g}", settings.top_p < 1),
+        ("Rounds forced into their form", "yes", settings.guided),
+        ("Frames numbered per second, at most", f"{settings.max_fps or 0:g}", settings.max_fps is not None),
+        ("Policy version", str(trajectory.policy_version), trajectory.policy_version > 0),
+    ]
+    return facts[:-2] + [(name, value) for name, value, given in optional if given] + facts[-2:]
+
+
+def _policy(*, styles: Sequence[str], script: str) -> str:
+    """The page's Content-Security-Policy: nothing but its own parts, each by its hash."""
+
+    def hashed(text: str) -> str:
+        return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
+
+    return "; ".join(
+        (
+            "default-src 'none'",
+            "img-src data:",
+            "media-src data:",
+            f"style-src {' '.join(map(hashed, styles))}",
+            f"script-src {hashed(script)}",
+            "base-uri 'none'",
+            "form-action 'none'",
+        )
+    )
+
+
+def _asset(name: str) -> Markup:
+    """A style or script of the package, as it goes into the page."""
+    return Markup((_TEMPLATES / name).read_text("utf-8"))
+
+
+@cache
+def _template() -> Any:
+    def tame(value: object) -> object:
+        """What every expression of the template passes through before it is escaped."""
+        return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
+
+    environment = Environment(
+        loader=FileSystemLoader(_TEMPLATES),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        finalize=tame,
+    )
+    environment.filters["shown"] = visible_markup
+    environment.filters["shortened"] = shortened
+    return environment.get_template("page.html.jinja")

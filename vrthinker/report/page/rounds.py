@@ -1,0 +1,266 @@
+"""The rounds of a trajectory as the evidence page tells them: film strips, texts, answers, tool calls.
+
+Invariant: what was live and what had expired comes from the record's own `live` and `expired`, and every
+part of a round's text is shown: as a section, as the answer, as the tool call, or raw.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+from vrthinker.episode.dimensions import Confidence, Judgments
+from vrthinker.episode.grammar import FinalAnswer, ParsedRound, Span, ToolCall, ToolRequest, parse_round
+from vrthinker.episode.trajectory import FrameRecord, FrameSegmentRecord, RoundRecord, Trajectory
+from vrthinker.errors import InputError
+from vrthinker.report.page.truth import PlantedEvent
+from vrthinker.visibility import ShownFrame
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One showing of one frame in a film strip."""
+
+    frame: FrameRecord
+    expired: bool
+    events: tuple[PlantedEvent, ...]
+
+    @property
+    def label(self) -> str:
+        """In words, for those who do not see it."""
+        words = f"frame {self.frame.frame_number}, video {self.frame.video}, {self.frame.pts_seconds:.3f} s"
+        shows = "".join(f", shows {event.text}" for event in self.events)
+        return words + (", expired" if self.expired else "") + shows
+
+
+@dataclass(frozen=True)
+class Group:
+    """What one outcome showed: the first input (0), or what the tool answered to round k.
+
+    Attributes:
+        outcome: As in `ShownFrame`.
+        seen: The rounds that saw it, like "round 2" or "rounds 2 to 4".
+        is_new: This round is the first to see it.
+        expired: It is gone.
+        rows: Tiles of video 1 and of video 2; either may be missing.
+    """
+
+    outcome: int
+    seen: str
+    is_new: bool
+    expired: bool
+    rows: tuple[tuple[Tile, ...], ...]
+
+    @property
+    def title(self) -> str:
+        """What it is."""
+        return "First input" if self.outcome == 0 else f"Asked for in round {self.outcome}"
+
+
+@dataclass(frozen=True)
+class Section:
+    """A part of a round's text; `raw` is what the grammar has no place for."""
+
+    kind: Literal["snapshot", "think", "raw"]
+    text: str
+
+
+@dataclass(frozen=True)
+class Call:
+    """A tool call and what came of it.
+
+    Attributes:
+        name: The tool; None where the call is not sound (its text is among the sections then).
+        arguments: As JSON.
+        frames: What it showed.
+        failure: Why it showed nothing.
+    """
+
+    name: str | None
+    arguments: str
+    frames: tuple[FrameRecord, ...]
+    failure: str | None
+
+
+@dataclass(frozen=True)
+class RoundView:
+    """One round, ready for the template."""
+
+    record: RoundRecord
+    live: tuple[Group, ...]
+    expired: tuple[Group, ...]
+    sections: tuple[Section, ...]
+    judgments: Judgments | None
+    confidence: Confidence | None
+    is_final: bool
+    changed: frozenset[str]
+    call: Call | None
+
+    @property
+    def n_expired(self) -> int:
+        """Showings that are gone."""
+        return sum(len(row) for group in self.expired for row in group.rows)
+
+
+def round_views(trajectory: Trajectory, events: Sequence[PlantedEvent] = ()) -> tuple[RoundView, ...]:
+    """All rounds of a trajectory.
+
+    Args:
+        trajectory: The record.
+        events: Marked on the frames that show them.
+
+    Raises:
+        InputError: The record names frames that it does not hold.
+    """
+    strips = _Strips(trajectory, events)
+    views: list[RoundView] = []
+    gone: list[ShownFrame] = []
+    before: Judgments | None = None
+    for record in trajectory.rounds:
+        gone += record.expired
+        parsed = parse_round(record.text)
+        judgments, confidence = _answer(trajectory, record)
+        views.append(
+            RoundView(
+                record=record,
+                live=strips.groups(record.live, record.round_number, expired=False),
+                expired=strips.groups(gone, record.round_number, expired=True),
+                sections=_sections(record, parsed),
+                judgments=judgments,
+                confidence=confidence,
+                is_final=judgments is not None and record.recommendation is None,
+                changed=_changed(before, judgments),
+                call=_call(trajectory, record, parsed, strips),
+            )
+        )
+        before = judgments or before
+    return tuple(views)
+
+
+class _Strips:
+    """Film strips of one trajectory."""
+
+    def __init__(self, trajectory: Trajectory, events: Sequence[PlantedEvent]) -> None:
+        self._trajectory, self._events = trajectory, events
+        self._by_number = {frame.frame_number: frame for frame in trajectory.frames}
+        self._rounds_of: dict[int, list[int]] = {}
+        for record in trajectory.rounds:
+            for outcome in {showing.outcome for showing in record.live}:
+                self._rounds_of.setdefault(outcome, []).append(record.round_number)
+
+    def frame(self, number: int) -> FrameRecord:
+        if number not in self._by_number:
+            raise InputError(
+                f"trajectory {self._trajectory.id}: shows frame {number}, which is not among its frames; "
+                "give the record as it was written"
+            )
+        return self._by_number[number]
+
+    def groups(
+        self, showings: Iterable[ShownFrame], round_number: int, *, expired: bool
+    ) -> tuple[Group, ...]:
+        tiles: dict[int, list[Tile]] = {}
+        for showing in showings:
+            frame = self.frame(showing.frame_number)
+            shown = tuple(event for event in self._events if event.covers(frame.video, frame.frame_index))
+            tiles.setdefault(showing.outcome, []).append(Tile(frame, expired, shown))
+        return tuple(
+            Group(
+                outcome=outcome,
+                seen=_in_words(self._rounds_of.get(outcome, [])),
+                is_new=self._rounds_of.get(outcome, [0])[0] == round_number,
+                expired=expired,
+                rows=tuple(
+                    row
+                    for video in (1, 2)
+                    if (row := tuple(tile for tile in tiles[outcome] if tile.frame.video == video))
+                ),
+            )
+            for outcome in sorted(tiles)
+        )
+
+
+def _in_words(rounds: Sequence[int]) -> str:
+    if not rounds:
+        return "no round"
+    return f"round {rounds[0]}" if len(rounds) == 1 else f"rounds {rounds[0]} to {rounds[-1]}"
+
+
+def _answer(trajectory: Trajectory, record: RoundRecord) -> tuple[Judgments | None, Confidence | None]:
+    """What the round answers: recommended, or final where it ends an answered episode."""
+    if record.recommendation is not None:
+        return record.recommendation.judgments, record.recommendation.confidence
+    outcome = trajectory.outcome
+    if record is trajectory.rounds[-1] and outcome.judgments is not None:
+        return outcome.judgments, outcome.confidence
+    return None, None
+
+
+def _changed(before: Judgments | None, now: Judgments | None) -> frozenset[str]:
+    if before is None or now is None:
+        return frozenset()
+    earlier = before.as_dict()
+    return frozenset(code for code, value in now.as_dict().items() if earlier[code] != value)
+
+
+def _sections(record: RoundRecord, parsed: ParsedRound) -> tuple[Section, ...]:
+    """The text cut at the elements that are understood; whatever lies between them is raw."""
+    text, known = record.text, _told_elsewhere(record, parsed)
+    pieces: list[tuple[Span, Section | None]] = [(span, None) for span in known]
+    for kind, element in (("snapshot", parsed.snapshot), ("think", parsed.think)):
+        if element is not None:
+            content = text[element.content.start : element.content.end].strip()
+            pieces.append((element.span, Section("snapshot" if kind == "snapshot" else "think", content)))
+    sections: list[Section] = []
+    position = 0
+    for span, section in sorted(pieces, key=lambda piece: piece[0]):
+        sections += _raw(text[position : span.start])
+        sections += [section] if section is not None else []
+        position = span.end
+    return (*sections, *_raw(text[position:]))
+
+
+def _raw(text: str) -> list[Section]:
+    return [Section("raw", text.strip())] if text.strip() else []
+
+
+def _told_elsewhere(record: RoundRecord, parsed: ParsedRound) -> list[Span]:
+    """Where the answer and the tool call are, if the page shows them in another form."""
+    ending = parsed.ending
+    if isinstance(ending, FinalAnswer):
+        return [ending.answer.span]
+    if not isinstance(ending, ToolRequest):
+        return []
+    spans = [ending.span] if isinstance(ending.call, ToolCall) else []
+    if ending.recommendation is not None and record.recommendation is not None:
+        spans.append(ending.recommendation.span)
+    return spans
+
+
+def _call(trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, strips: _Strips) -> Call | None:
+    call = parsed.ending.call if isinstance(parsed.ending, ToolRequest) else None
+    if call is None and record.tool is None:
+        return None
+    name, arguments = None, ""
+    if isinstance(call, ToolCall):
+        name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
+    if record.tool is None:
+        return Call(
+            name, arguments, (), f"not carried out: {trajectory.outcome.reason or 'the episode ended'}"
+        )
+    if record.tool.error is not None:
+        return Call(name, arguments, (), record.tool.error)
+    frames = tuple(strips.frame(number) for number in record.tool.frame_numbers)
+    shown = {
+        segment.frame_number
+        for message in record.outcome_messages
+        for segment in message.segments
+        if isinstance(segment, FrameSegmentRecord)
+    }
+    if shown.issuperset(record.tool.frame_numbers):
+        return Call(name, arguments, frames, None)
+    if record.outcome_messages:
+        return Call(name, arguments, frames, "no round saw these frames: retrieved frames stay for 0 rounds")
+    return Call(name, arguments, frames, f"not shown: {trajectory.outcome.reason or 'the episode ended'}")

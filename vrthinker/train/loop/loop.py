@@ -1,0 +1,313 @@
+"""The training loop that the stages share: accumulate, clip, step, log, checkpoint, resume.
+
+    with lock_run(run):                      # optional: the loop holds the folder itself too
+        result = run_loop(model, settings=..., learning_rate=lambda step: rate.at(step, total),
+                          micro_losses=losses_of_step, run=run, name="cold start")
+
+A stage gives the loss of a step as a function of the step's number. Invariant: a step is a pure function of
+(the settings' seed, step, weights, optimizer state), so that a run that was killed and resumed ends in the
+same bits as one that was not: on the same machine and versions, and where torch's kernels are deterministic
+(on a CPU; on a GPU some are only under `torch.use_deterministic_algorithms`). The loop seeds torch's
+generators before each step; whatever else a stage draws, it draws from generators of its own, seeded by
+(seed, step).
+
+A step whose loss or gradient is not finite is not applied, and counted. Train or eval mode is the stage's to
+set. One process; nothing goes to stdout.
+
+Run folder: `checkpoints/` (`checkpoint`), `metrics.jsonl` (`metrics_file`), `.lock` (`run_lock`).
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+
+from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.records.metrics_file import METRICS_FILE, MetricsFile
+from vrthinker.records.run_lock import lock_run
+from vrthinker.train.loop.checkpoint import (
+    CHECKPOINTS_FOLDER,
+    latest_checkpoint,
+    load_checkpoint,
+    remove_leftovers,
+    save_checkpoint,
+)
+from vrthinker.train.loop.interrupts import Interrupts
+from vrthinker.train.loop.micro_loss import MicroLoss, StepSums
+from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.progress import StepProgress
+
+__all__ = ["LoopResult", "LoopSettings", "MicroLoss", "run_loop"]
+
+RESUME_HINT = "run the same command again to go on"
+
+
+class LoopSettings(BaseModel):
+    """How a stage is run. Only `steps` has no default."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+    steps: int = Field(ge=1)
+    """Optimizer steps of the whole run."""
+    checkpoint_every: int = Field(100, ge=1)
+    """Steps between checkpoints; the last step has one in any case."""
+    keep_checkpoints: int = Field(2, ge=1)
+    """Checkpoints that stay on the disk."""
+    log_every: int = Field(10, ge=1)
+    """Steps between lines on stderr and calls of `on_log`; the metrics file has every step."""
+    max_bad_steps: int = Field(5, ge=1)
+    """So many steps in a row whose loss or gradient is not finite end the run."""
+    seed: int = 0
+    """Of what torch's own generators give in a step (dropout)."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+    """AdamW's settings."""
+
+
+@dataclass(frozen=True)
+class LoopResult:
+    """How a run ended.
+
+    Attributes:
+        step: Finished steps, those of earlier processes included.
+        outcome: `finished` (all steps), `stopped` (`stop` said so) or `interrupted` (a signal).
+        resumed_from: Steps of the checkpoint that this process began with; None for a fresh start.
+        skipped_steps: Steps that were not applied.
+        checkpoint: The newest checkpoint; None when the run ended before its first step.
+        metrics: The last step's; empty when this process ran none.
+    """
+
+    step: int
+    outcome: Literal["finished", "stopped", "interrupted"]
+    resumed_from: int | None
+    skipped_steps: int
+    checkpoint: Path | None
+    metrics: dict[str, float]
+
+
+def run_loop(
+    model: torch.nn.Module,
+    *,
+    settings: LoopSettings,
+    learning_rate: Callable[[int], float],
+    micro_losses: Callable[[int], Iterable[MicroLoss]],
+    run: Path,
+    name: str,
+    loss_name: str = "loss/sft",
+    on_log: Callable[[Mapping[str, float], int], None] | None = None,
+    stop: Callable[[], bool] | None = None,
+    save_state: Callable[[], Mapping[str, Any]] | None = None,
+    load_state: Callable[[Mapping[str, Any]], None] | None = None,
+    resume_hint: str = RESUME_HINT,
+) -> LoopResult:
+    """Trains until all steps are done, from the run folder's latest checkpoint when it has one.
+
+    On SIGTERM or Ctrl-C the current step is finished, a checkpoint is written and the loop returns; a second
+    signal ends it at once.
+
+    Args:
+        model: Trainable parameters in fp32, on their device. Changed in place.
+        settings: See there.
+        learning_rate: The rate of a 0-based step.
+        micro_losses: The micro-batches of a 0-based step, at least one. Each one's backward pass runs before
+            the next is asked for.
+        run: The run folder; made when missing, and held while the loop runs.
+        name: What is running, for messages.
+        loss_name: The metric's name of the summed loss.
+        on_log: Called with the step's metrics and the number of finished steps, every `log_every` steps and
+            after the last.
+        stop: Asked after each step; True checkpoints and ends the loop.
+        save_state: What the stage wants back when it resumes, as JSON values.
+        load_state: Gets it back, before the first step.
+        resume_hint: How to go on, for the message after a signal.
+
+    Returns:
+        How it ended. After `interrupted` or `stopped` the run is not finished: don't export its weights as
+        a result.
+
+    Raises:
+        InputError: The checkpoint does not fit the model, or has more steps than `settings.steps`.
+        VRThinkerError: Another process holds the folder; none of its checkpoints is whole; a step has no
+            micro-batches; too many steps in a row were not finite; something could not be written.
+            Checkpoints stay.
+    """
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(lock_run(run))
+        stack.enter_context(_own_generators(model))
+        interrupts = stack.enter_context(Interrupts())
+        loop = _Loop(model, settings, run, loss_name, save_state or dict)
+        stack.callback(loop.metrics_file.close)
+        resumed_from = loop.resume(load_state)
+        progress = stack.enter_context(
+            StepProgress(name, settings.steps, done=loop.step, every=settings.log_every, loss_name=loss_name)
+        )
+        if resumed_from is not None:
+            progress.say(f"resumed from {loop.checkpoint}")
+        stopped = False
+        while loop.step < settings.steps and not stopped and interrupts.seen is None:
+            skipped = loop.skipped
+            metrics = loop.do_step(learning_rate(loop.step), micro_losses(loop.step))
+            progress.update(loop.step, metrics)
+            if loop.skipped > skipped:
+                norm = metrics["optim/grad_norm"]
+                progress.say(f"step {loop.step} not applied: loss {metrics[loss_name]}, gradient norm {norm}")
+            if loop.step % settings.checkpoint_every == 0 or loop.step == settings.steps:
+                loop.save()
+            if on_log is not None and (loop.step % settings.log_every == 0 or loop.step == settings.steps):
+                on_log(metrics, loop.step)
+            stopped = stop is not None and stop()
+        if loop.step > 0:
+            loop.save()
+        if loop.step < settings.steps:
+            why = "was asked to" if interrupts.seen is None else f"got {interrupts.seen}"
+            kept = f"; checkpoint {loop.checkpoint}" if loop.checkpoint is not None else ""
+            progress.say(f"{why}, stopped after step {loop.step} of {settings.steps}{kept}; {resume_hint}")
+    done = loop.step == settings.steps
+    return LoopResult(
+        step=loop.step,
+        outcome="finished" if done else "stopped" if interrupts.seen is None else "interrupted",
+        resumed_from=resumed_from,
+        skipped_steps=loop.skipped,
+        checkpoint=loop.checkpoint,
+        metrics=loop.metrics,
+    )
+
+
+class _Loop:
+    """What a run carries from step to step."""
+
+    def __init__(
+        self,
+        model: torch.nn.Module,
+        settings: LoopSettings,
+        run: Path,
+        loss_name: str,
+        save_state: Callable[[], Mapping[str, Any]],
+    ) -> None:
+        self._model, self._settings, self._run, self._loss_name = model, settings, run, loss_name
+        self._save_state = save_state
+        self._optimizer = make_optimizer(model, settings.optimizer)
+        self._parameters = [p for group in self._optimizer.param_groups for p in group["params"]]
+        self._bad_in_a_row = 0
+        self.step = 0
+        self.skipped = 0
+        self.checkpoint: Path | None = None
+        self._saved_step: int | None = None
+        self.metrics: dict[str, float] = {}
+        self.metrics_file = MetricsFile(run / METRICS_FILE)
+
+    def resume(self, load_state: Callable[[Mapping[str, Any]], None] | None) -> int | None:
+        """Goes to the latest checkpoint, or to the beginning."""
+        remove_leftovers(self._run)
+        found = latest_checkpoint(self._run)
+        if found is not None:
+            if found.step > self._settings.steps:
+                raise InputError(
+                    f"{found.path}: has {found.step} steps, more than the {self._settings.steps} asked for; "
+                    "ask for at least as many, or choose another run folder"
+                )
+            load_checkpoint(found, self._model, self._optimizer)
+            self.skipped, self._bad_in_a_row = found.state["skipped_steps"], found.state["bad_in_a_row"]
+            self.step, self._saved_step, self.checkpoint = found.step, found.step, found.path
+            if load_state is not None:
+                load_state(found.state["stage"])
+        elif any((self._run / CHECKPOINTS_FOLDER).glob("step-*")):
+            raise VRThinkerError(
+                f"{self._run}: none of its checkpoints is whole; remove {CHECKPOINTS_FOLDER} to begin again, "
+                "or choose another run folder"
+            )
+        self.metrics_file.drop_after(self.step)
+        return None if found is None else found.step
+
+    def do_step(self, rate: float, micros: Iterable[MicroLoss]) -> dict[str, float]:
+        """One step; its metrics."""
+        began = time.perf_counter()
+        _seed(self._settings.seed, self.step)
+        for group in self._optimizer.param_groups:
+            group["lr"] = rate
+        self._optimizer.zero_grad(set_to_none=True)
+        sums = StepSums(self._loss_name)
+        for micro in micros:
+            micro.loss.backward()  # type: ignore[no-untyped-call]
+            sums.add(micro)
+        if sums.count == 0:
+            raise VRThinkerError(f"step {self.step}: got no micro-batches, wanted at least one")
+        logged = sums.values()
+        norm = self._apply(logged[self._loss_name])
+        self.step += 1
+        seconds = time.perf_counter() - began
+        logged |= {
+            "optim/learning_rate": rate,
+            "optim/grad_norm": norm,
+            "optim/skipped_steps": float(self.skipped),
+            "perf/tokens_per_s": sums.n_tokens / seconds,
+            "perf/step_seconds": seconds,
+        }
+        self.metrics_file.log(logged, self.step)
+        self.metrics = logged
+        if self._bad_in_a_row >= self._settings.max_bad_steps:
+            kept = f"{self.checkpoint} stays" if self.checkpoint is not None else "there is no checkpoint yet"
+            raise VRThinkerError(
+                f"step {self.step}: loss {logged[self._loss_name]}, gradient norm {norm}; the last "
+                f"{self._bad_in_a_row} steps were not finite and not applied; {kept}; lower the learning "
+                "rate or look at the data of these steps"
+            )
+        return logged
+
+    def _apply(self, loss: float) -> float:
+        """Clips and steps, or counts a step that is not applied. Returns the norm before clipping."""
+        gradients = [p.grad for p in self._parameters if p.grad is not None]
+        total = torch.nn.utils.get_total_norm(gradients)
+        norm = float(total)
+        if math.isfinite(loss) and math.isfinite(norm):
+            torch.nn.utils.clip_grads_with_norm_(
+                self._parameters, self._settings.optimizer.max_grad_norm, total
+            )
+            self._optimizer.step()
+            self._bad_in_a_row = 0
+        else:
+            self.skipped += 1
+            self._bad_in_a_row += 1
+        self._optimizer.zero_grad(set_to_none=True)
+        return norm
+
+    def save(self) -> None:
+        """Writes a checkpoint, unless there is one of this step."""
+        if self._saved_step == self.step:
+            return
+        self.metrics_file.sync()
+        state = {
+            "skipped_steps": self.skipped,
+            "bad_in_a_row": self._bad_in_a_row,
+            "stage": dict(self._save_state()),
+        }
+        self.checkpoint = save_checkpoint(
+            self._run,
+            step=self.step,
+            model=self._model,
+            optimizer=self._optimizer,
+            state=state,
+            keep=self._settings.keep_checkpoints,
+        )
+        self._saved_step = self.step
+
+
+@contextlib.contextmanager
+def _own_generators(model: torch.nn.Module) -> Iterator[None]:
+    """Leaves torch's generators as they were."""
+    devices = {p.device for p in model.parameters() if p.is_cuda}
+    with torch.random.fork_rng(devices=devices):
+        yield
+
+
+def _seed(seed: int, step: int) -> None:
+    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+    torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

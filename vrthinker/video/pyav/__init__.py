@@ -1,0 +1,1 @@
+"""The CPU reader: PyAV, whose wheel carries FFmpeg."""

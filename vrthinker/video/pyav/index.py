@@ -1,0 +1,349 @@
+"""The index of a clip: which frames it has, when each is shown, and where decoding may start.
+
+Invariant: entry i of an index is the i-th picture that decoding the file from its start puts out. There are
+two ways to make one:
+
+- *by listing*: the timestamps of the packets, sorted, with only the first frame decoded. For containers
+  and codecs where one packet shows one picture. Reading checks every frame against it.
+- *by decoding*: the whole file once, frames counted as they come and thrown away. For everything else, for
+  files whose listing does not add up, and for files that break half-way: it ends at the first damage.
+"""
+
+from __future__ import annotations
+
+import bisect
+import itertools
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, field
+from fractions import Fraction
+from typing import Any
+
+from vrthinker.errors import VideoError
+from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_size, open_clip, orientation_of
+from vrthinker.video.pyav.containers import missing_end
+from vrthinker.video.pyav.packets import damage, shows_frame
+from vrthinker.video.reader import MAX_FRAMES, VideoInfo, broken_error
+
+_LISTABLE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
+_FALLBACK_FPS = Fraction(25)
+
+
+@dataclass(frozen=True)
+class Keyframe:
+    """Where decoding may start.
+
+    Attributes:
+        frame_index: The first frame that is sure to come out right.
+        pts: Its packet's presentation time, in the stream's ticks; None is the start of the file.
+        dts: Its packet's decoding time; some containers seek by that.
+    """
+
+    frame_index: int
+    pts: int | None = None
+    dts: int | None = None
+
+
+_START = Keyframe(0)
+
+
+@dataclass(frozen=True)
+class ClipIndex:
+    """What reading needs to know.
+
+    Attributes:
+        info: What `probe` tells.
+        orientation: How stored pictures become displayed ones.
+        stored_size: (height, width) of the stored pictures.
+        ticks: Presentation time per frame, strictly increasing; None where the file's are unusable and
+            frames are found by counting.
+        keyframes: Ascending; the first one is the start of the file.
+    """
+
+    info: VideoInfo
+    orientation: Orientation
+    stored_size: tuple[int, int]
+    ticks: tuple[int, ...] | None = None
+    keyframes: tuple[Keyframe, ...] = (_START,)
+
+    def position(self, pts: int | None) -> int | None:
+        """The index of the frame shown at `pts`, None if there is none."""
+        if pts is None or self.ticks is None:
+            return None
+        i = bisect.bisect_left(self.ticks, pts)
+        return i if i < len(self.ticks) and self.ticks[i] == pts else None
+
+    def keyframe_before(self, frame_index: int) -> Keyframe:
+        """The last place at or before this frame where decoding may start."""
+        i = bisect.bisect_right(self.keyframes, frame_index, key=lambda keyframe: keyframe.frame_index)
+        return self.keyframes[i - 1]
+
+
+@dataclass
+class _Listing:
+    """What the packets and the first frame tell."""
+
+    format_name: str
+    codec: str
+    is_seekable: bool
+    time_base: Fraction
+    nominal_fps: Fraction
+    ticks: list[int | None] = field(default_factory=list)  # of the packets that show a frame
+    keyframes: list[tuple[int, int]] = field(default_factory=list)  # (pts, dts)
+    durations: dict[int, int] = field(default_factory=dict)  # pts -> ticks, where stated
+    n_packets: int = 0
+    damage: str | None = None
+    first_pts: int | None = None
+    orientation: Orientation = field(default_factory=Orientation)
+    comment: str = ""
+    stored_size: tuple[int, int] = (0, 0)
+
+
+def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
+    """Makes the index of a file that `check_file` let pass.
+
+    Args:
+        path: The file.
+        tolerate_truncation: Decode the whole file, and index what comes before the first damage.
+
+    Raises:
+        VideoError: The file holds no usable video, or it is damaged and that is not tolerated.
+    """
+    listing = _list_packets(path)
+    cut = missing_end(path, listing.format_name)
+    known_damage = listing.damage if cut is None else cut.reason
+    expected = _expected_ticks(listing)
+    if expected is not None and known_damage is None and not tolerate_truncation:
+        return _finish(path, listing, expected, broken=None)
+    # What is still inside the decoder where a file was cut may skip frames that are lost.
+    ticks, stored_size, broken = _count_by_decoding(path, expected, flush=cut is None)
+    listing.stored_size = stored_size
+    if cut is not None and cut.whole_frames is not None:
+        ticks = ticks[: cut.whole_frames]
+    broken = known_damage if broken is None or cut is not None else broken
+    if not ticks:
+        raise VideoError(path, "has no frames") if broken is None else broken_error(path, broken, 0)
+    if broken is not None and not tolerate_truncation:
+        raise broken_error(path, broken, len(ticks))
+    return _finish(path, listing, ticks, broken)
+
+
+def frames_in_order(
+    clip: OpenClip, expected: Sequence[int] | None, stored_size: tuple[int, int] | None, *, flush: bool = True
+) -> Iterator[Any]:
+    """Decodes a clip from its start and yields every frame, in presentation order.
+
+    Args:
+        clip: Freshly opened with one thread, so that damage is met where it is.
+        expected: Ticks of the frames that have to come, where they are known.
+        stored_size: (height, width) that every frame must have; None takes the first frame's.
+        flush: Whether to yield the frames that are still inside the decoder at the end.
+
+    Raises:
+        BreakError: A packet is damaged, or a frame that should come does not.
+        VideoError: The picture size changes on the way, or there are too many frames.
+    """
+    count = 0
+    looks: set[tuple[object, ...]] = set()
+    for frame in decoded(clip, clip.packets(), flush=flush):
+        check_size(clip.path, frame.width, frame.height)
+        size = (frame.height, frame.width)
+        if stored_size is not None and size != stored_size:
+            raise VideoError(
+                clip.path,
+                f"frame {count} is {size[1]}x{size[0]}, the first is {stored_size[1]}x{stored_size[0]}; "
+                "all frames of a clip must have one size",
+            )
+        stored_size = size
+        if expected is not None and (count >= len(expected) or frame.pts != expected[count]):
+            raise BreakError(f"frame_index {count} is listed and does not decode")
+        look = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
+        if look not in looks:  # a damaged header may name colours that nothing can convert
+            looks.add(look)
+            clip.to_rgb(frame, Orientation())
+        count += 1
+        if count > MAX_FRAMES:
+            raise VideoError(clip.path, f"over {MAX_FRAMES} frames, allowed: up to {MAX_FRAMES}")
+        yield frame
+    if flush and expected is not None and count < len(expected):
+        raise BreakError(f"frame_index {count} is listed and does not decode")
+
+
+def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> Iterator[Any]:
+    """Decodes packets from the first keyframe on; nothing can be made of those before it.
+
+    Where no packet is marked as a keyframe, all are tried.
+
+    Raises:
+        BreakError: A packet, or a frame that comes out, is damaged.
+    """
+    start: Any = None
+    waiting = []
+    for packet in packets:
+        if start is None and not packet.is_keyframe:
+            waiting.append(packet)
+            continue
+        start = packet if start is None else start
+        if not _refers_to_what_is_gone(clip.codec, start, packet):
+            yield from clip.decode(packet)
+    if start is None:
+        for packet in waiting:
+            yield from clip.decode(packet)
+    if flush:
+        yield from clip.decode(None)
+
+
+def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
+    """Whether a picture follows the first keyframe in the file, but precedes it on the screen.
+
+    A clip that was cut out of a longer one may begin so. HEVC's decoder leaves such pictures out by
+    itself (and knows those that can be decoded); H.264's would make them up.
+    """
+    return codec == "h264" and None not in (packet.pts, start.pts) and packet.pts < start.pts
+
+
+def _list_packets(path: str) -> _Listing:
+    """Reads every packet, and decodes until the first frame comes out."""
+    with open_clip(path) as clip:
+        stream = clip.stream
+        listing = _Listing(
+            clip.format_name,
+            clip.codec,
+            clip.is_seekable,
+            Fraction(stream.time_base or Fraction(1, 1000)),
+            Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS),
+            comment=clip.comment,
+        )
+        try:
+            _fill(listing, clip)
+        except BreakError as error:
+            listing.damage = listing.damage or str(error)
+    if not listing.n_packets and listing.damage is None:
+        raise VideoError(path, "has no frames")
+    return listing
+
+
+def _fill(listing: _Listing, clip: OpenClip) -> None:
+    first: list[Any] = []
+    start: Any = None
+    for packet in clip.packets():
+        listing.n_packets += 1
+        if listing.n_packets > MAX_FRAMES:
+            raise VideoError(clip.path, f"over {MAX_FRAMES} frames, allowed: up to {MAX_FRAMES}")
+        view = memoryview(packet)
+        if listing.damage is None:
+            listing.damage = "the file ends inside a frame" if packet.is_corrupt else damage(clip.codec, view)
+        shown = not packet.is_discard and shows_frame(clip.codec, view)
+        if shown:
+            listing.ticks.append(packet.pts)
+            if packet.pts is not None and packet.duration:
+                listing.durations[packet.pts] = packet.duration
+            if packet.is_keyframe and packet.pts is not None:
+                listing.keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+        start = packet if start is None and packet.is_keyframe else start
+        if first or start is None or listing.damage is not None:
+            continue
+        if not _refers_to_what_is_gone(clip.codec, start, packet):
+            first = _try_decode(listing, clip, packet)
+    if not first and listing.damage is None:
+        first = _try_decode(listing, clip, None)
+    if first:
+        check_size(clip.path, first[0].width, first[0].height)
+        clip.to_rgb(first[0], Orientation())  # raises where the colours cannot be converted
+        listing.first_pts = first[0].pts
+        listing.orientation = orientation_of(first[0])
+        listing.stored_size = (first[0].height, first[0].width)
+
+
+def _try_decode(listing: _Listing, clip: OpenClip, packet: Any) -> list[Any]:
+    try:
+        return clip.decode(packet)
+    except BreakError as error:
+        listing.damage = str(error)
+        return []
+
+
+def _expected_ticks(listing: _Listing) -> list[int] | None:
+    """The frames' ticks by listing, or None where the packets do not tell."""
+    if not listing.is_seekable or listing.codec not in _LISTABLE or listing.first_pts is None:
+        return None
+    ticks = sorted(tick for tick in listing.ticks if tick is not None)
+    if len(ticks) < len(listing.ticks) or len(set(ticks)) < len(ticks):
+        return None
+    # A clip that was cut out of a longer one may begin with packets that refer to what is gone. They come
+    # before the first keyframe in presentation, and no decoder shows them.
+    if listing.keyframes and listing.first_pts == listing.keyframes[0][0]:
+        ticks = [tick for tick in ticks if tick >= listing.first_pts]
+    return ticks if ticks and ticks[0] == listing.first_pts else None
+
+
+def _count_by_decoding(
+    path: str, expected: Sequence[int] | None, *, flush: bool
+) -> tuple[list[int | None], tuple[int, int], str | None]:
+    """Decodes the whole file: its frames' ticks, their stored size, and why it broke, if it did."""
+    ticks: list[int | None] = []
+    stored_size = (0, 0)
+    try:
+        with open_clip(path) as clip:
+            for frame in frames_in_order(clip, expected, None, flush=flush):
+                ticks.append(frame.pts)
+                stored_size = (frame.height, frame.width)
+    except BreakError as error:
+        return ticks, stored_size, str(error)
+    return ticks, stored_size, None
+
+
+def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: str | None) -> ClipIndex:
+    known = [tick for tick in ticks if tick is not None]
+    steps = [later - earlier for earlier, later in itertools.pairwise(known)]
+    ordered = len(known) == len(ticks) and all(step >= 0 for step in steps)
+    increasing = ordered and all(step > 0 for step in steps)
+    if ordered:
+        times = [(tick - known[0]) * listing.time_base for tick in known]
+        # A container's clock rounds every time to a tick, so gaps may differ by that much.
+        variable = bool(steps) and max(abs(step - sum(steps) / len(steps)) for step in steps) > 1
+    else:
+        times = [i / listing.nominal_fps for i in range(len(ticks))]
+        variable = False
+    duration = times[-1] + _last_duration(listing, known[-1] if ordered else None, times)
+    height, width = listing.stored_size
+    if listing.orientation.rotation_degrees in (90, 270):
+        height, width = width, height
+    info = VideoInfo(
+        path=path,
+        codec=listing.codec,
+        width=width,
+        height=height,
+        n_frames=len(ticks),
+        fps=float(len(ticks) / duration),
+        duration_seconds=float(duration),
+        is_variable_frame_rate=variable,
+        rotation_degrees=listing.orientation.rotation_degrees,
+        pts_seconds=tuple(float(time) for time in times),
+        truncated=broken,
+        comment=listing.comment,
+    )
+    return ClipIndex(
+        info,
+        listing.orientation,
+        listing.stored_size,
+        tuple(known) if increasing else None,
+        tuple(_keyframes(listing, known)) if increasing and listing.is_seekable else (_START,),
+    )
+
+
+def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
+    yield _START
+    for pts, dts in sorted(listing.keyframes):
+        position = bisect.bisect_left(ticks, pts)
+        if 0 < position < len(ticks) and ticks[position] == pts:
+            yield Keyframe(position, pts, dts)
+
+
+def _last_duration(listing: _Listing, last_tick: int | None, times: Sequence[Fraction]) -> Fraction:
+    """How long the last frame stays: as stated, else as long as the others on average. Above 0."""
+    stated = 0 if last_tick is None else listing.durations.get(last_tick, 0)
+    if stated > 0:
+        return stated * listing.time_base
+    if times[-1] > 0:
+        return times[-1] / (len(times) - 1)
+    return 1 / listing.nominal_fps

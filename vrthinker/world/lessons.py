@@ -1,0 +1,42 @@
+"""Reading lessons: episodes of one round about a few chosen frames, for a curriculum.
+
+A model that starts from nothing does not learn to say which frame shows what from eight frames at once; from
+one, then two, then four frames a clip it does (docs/log.md). A lesson shows frames of different parts of the
+clips, often ones that show something, as its first input, and is answered in its only round.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+
+from vrthinker.world.world import FIRST_FRAMES, ClipTruth, PairTruth, first_indices
+
+_INTERESTING = 0.6
+
+
+def lesson_frames(pair: PairTruth, frames_per_clip: int, rng: np.random.Generator) -> tuple[int, ...]:
+    """Frame numbers of a lesson: at most one from each part between two first-input frames.
+
+    Args:
+        pair: Whose clips.
+        frames_per_clip: 1 to 4.
+        rng: Picks.
+
+    Returns:
+        Frame numbers, ascending.
+    """
+    numbers: list[int] = []
+    offset = 1
+    for clip in pair.clips:
+        bounds = (*first_indices(clip.n_frames), clip.n_frames)
+        parts = sorted(int(i) for i in rng.choice(FIRST_FRAMES, frames_per_clip, replace=False))
+        numbers += [offset + _pick(clip, bounds[part], bounds[part + 1], rng) for part in parts]
+        offset += clip.n_frames
+    return tuple(numbers)
+
+
+def _pick(clip: ClipTruth, start: int, end: int, rng: np.random.Generator) -> int:
+    interesting = [i for i in range(start, end) if clip.defects_at(i) or clip.hint_at(i) is not None]
+    if interesting and rng.random() < _INTERESTING:
+        return int(rng.choice(interesting))
+    return int(rng.integers(start, end))

@@ -1,0 +1,345 @@
+"""The oracle: an engine that reads the world's stored truth instead of pixels.
+
+It implements the same protocol as every engine, so its episodes come from the same runner as everything else
+and make traces for cold start. It sees what a judge sees, and no more: a frame that was not shown to its
+session is unknown to it. What it does is drawn per session from a mixture of behaviours, so that traces
+leave later stages something to improve.
+
+Invariant: a text depends on the session's seed and on the frames it was shown, on nothing else.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import os
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from pydantic import BaseModel, ConfigDict, Field
+
+from vrthinker.engine.base import (
+    Engine,
+    FinishReason,
+    FrameSegment,
+    Message,
+    RoundRequest,
+    RoundResult,
+    Session,
+)
+from vrthinker.engine.context import LiveContext
+from vrthinker.errors import EngineError
+from vrthinker.visibility import MemoryMode
+from vrthinker.world import words as words
+from vrthinker.world.files import clip_paths
+from vrthinker.world.truth_reader import CALL_FRAMES, hinted_call, probes
+from vrthinker.world.world import PairTruth, first_indices, judgments_from_counts
+
+
+class Behavior(enum.StrEnum):
+    """What one session does."""
+
+    ORACLE = "oracle"
+    """Looks into every gap that a hint marks, then answers."""
+    RANDOM_SEGMENT = "random_segment"
+    """Looks into one gap of each clip (or of one, where that takes a whole call) blindly, then answers."""
+    RANDOM_FRAMES = "random_frames"
+    """Looks at random frames, once or as often as there are calls, then answers."""
+    IMMEDIATE = "immediate"
+    """Answers from the first frames."""
+
+
+class BehaviorMix(BaseModel):
+    """How often each behaviour is drawn (weights; they need not add up to 1)."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
+
+    oracle: float = Field(1.0, ge=0.0)
+    random_segment: float = Field(0.0, ge=0.0)
+    random_frames: float = Field(0.0, ge=0.0)
+    immediate: float = Field(0.0, ge=0.0)
+
+    def draw(self, rng: np.random.Generator) -> Behavior:
+        """One behaviour."""
+        weights = np.array([getattr(self, behavior.value) for behavior in Behavior])
+        if not weights.any():
+            raise EngineError("behaviours: all weights are 0, wanted at least one above")
+        return list(Behavior)[int(rng.choice(len(weights), p=weights / weights.sum()))]
+
+
+@dataclass
+class _State:
+    pair: PairTruth
+    files: tuple[str, str]
+    behavior: Behavior
+    rng: np.random.Generator
+    context: LiveContext
+    new_frames: list[int]
+    calls_left: int
+    found: list[list[words.Found]] = field(default_factory=lambda: [[], []])
+    pending: list[list[tuple[int, int]]] = field(default_factory=lambda: [[], []])
+    shown: set[int] = field(default_factory=set)
+    written: int = 0
+    under_way: bool = False
+
+
+class OracleEngine(Engine):
+    """Implements `vrthinker.engine.base.Engine` over stored truth.
+
+    Args:
+        truths: Truths with their two clips, as `truths_by_clip` gives them.
+        mix: Which behaviours, how often.
+        calls: Most tool calls of a session.
+        span: `WorldConfig.span[0]`, from which it knows how densely to look.
+        max_sessions: How many sessions may be open at once.
+    """
+
+    def __init__(
+        self,
+        truths: Mapping[str, PairTruth],
+        mix: BehaviorMix | None = None,
+        *,
+        calls: int = 2,
+        span: float = 0.25,
+        max_sessions: int = 64,
+    ) -> None:
+        self._truths, self._mix, self._calls, self._span = truths, mix or BehaviorMix(), calls, span
+        self._max_sessions = max_sessions
+        self._ids = itertools.count(1)
+        self._sessions: dict[int, _State] = {}
+        self._finished: list[RoundResult] = []
+        self._policy_version = 0
+
+    @property
+    def name(self) -> str:
+        """As records name it."""
+        return "oracle"
+
+    @property
+    def policy_version(self) -> int:
+        """As the last `update_weights` said; 0 before."""
+        return self._policy_version
+
+    @property
+    def max_sessions(self) -> int:
+        """How many sessions may be open at once."""
+        return self._max_sessions
+
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        """Starts a session; the clips of its first frames say whose truth is read, in either order.
+
+        Raises:
+            EngineError: No room, no frames, or frames that are not those of a pair of this world.
+        """
+        if len(self._sessions) >= self._max_sessions:
+            raise EngineError(f"oracle: {self._max_sessions} sessions are open; close one first")
+        context = LiveContext().extended(messages)
+        pair, files = self._pair(context.frames)
+        rng = np.random.default_rng([seed & 0xFFFF_FFFF_FFFF_FFFF, 71])
+        state = _State(
+            pair=pair,
+            files=files,
+            behavior=self._mix.draw(rng),
+            rng=rng,
+            context=context,
+            new_frames=[frame.shown.frame_number for frame in context.frames],
+            calls_left=self._calls,
+        )
+        session = Session(next(self._ids))
+        self._sessions[session.id] = state
+        return session
+
+    def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
+        """Copies a session that has written nothing yet, once per seed.
+
+        Raises:
+            EngineError: The session has begun, or there is no room.
+        """
+        state = self._state(session)
+        if state.written or state.under_way:
+            raise EngineError(f"oracle: session {session.id} has begun; only a fresh one can be forked")
+        if len(self._sessions) + len(seeds) > self._max_sessions:
+            raise EngineError(f"oracle: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        return [self.open(state.context.messages, seed=seed) for seed in seeds]
+
+    def submit(self, request: RoundRequest) -> None:
+        """Writes a round; `collect` returns it.
+
+        Raises:
+            EngineError: The session is unknown or has a round under way, the round is to be guided, or it
+                shows frames of another pair.
+        """
+        state = self._state(request.session)
+        if state.under_way:
+            raise EngineError(f"oracle: session {request.session.id} has a round under way")
+        if request.limits.form is not None:
+            raise EngineError("oracle: writes its own form; ask for rounds that are not guided")
+        context = state.context.entered(request)
+        new = [frame for message in request.new for frame in message.frames]
+        if not _are_where_they_belong(new, state.pair, state.files):
+            raise EngineError(
+                f"oracle: session {request.session.id} is shown frames of other clips than before"
+            )
+        state.new_frames += [frame.shown.frame_number for frame in new]
+        text = self._write(state)
+        state.new_frames = []
+        state.context = context.written(text)
+        state.written += 1
+        state.under_way = True
+        self._finished.append(RoundResult(request.session, text, FinishReason.STOP))
+
+    def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+        """Returns finished rounds; an empty list when nothing is under way."""
+        results, self._finished = self._finished, []
+        for result in results:
+            self._state(result.session).under_way = False
+        return results
+
+    def close(self, session: Session) -> None:
+        """Forgets a session. Closing twice is harmless."""
+        self._sessions.pop(session.id, None)
+        self._finished = [result for result in self._finished if result.session != session]
+
+    def shutdown(self) -> None:
+        """Closes every session."""
+        self._sessions.clear()
+        self._finished.clear()
+
+    def update_weights(
+        self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
+    ) -> None:
+        """Takes the version; the truth has no weights.
+
+        Raises:
+            EngineError: A session is open.
+        """
+        if self._sessions:
+            raise EngineError(f"oracle: close {sorted(self._sessions)} before updating the weights")
+        self._policy_version = policy_version
+
+    def _state(self, session: Session) -> _State:
+        state = self._sessions.get(session.id)
+        if state is None:
+            raise EngineError(f"oracle: session {session.id} is not open")
+        return state
+
+    def _pair(self, frames: Sequence[FrameSegment]) -> tuple[PairTruth, tuple[str, str]]:
+        """The truth with its clips in the order in which they are shown, and their files."""
+        if not frames:
+            raise EngineError("oracle: the first input shows no frame; it reads truths by the frames' clips")
+        path = _file(frames[0])
+        pair = self._truths.get(path)
+        if pair is None:
+            raise EngineError(f"oracle: {path} is no clip of this world")
+        first, second = (os.path.abspath(file) for file in clip_paths(Path(path).parents[1], pair))
+        for order, files in ((pair, (first, second)), (pair.swapped(), (second, first))):
+            if _are_where_they_belong(frames, order, files):
+                return order, files
+        raise EngineError(
+            f"oracle: the first frames are not those of {first} and {second}, numbered without gaps; give it "
+            "both clips of one pair, in either order, without max_fps"
+        )
+
+    # What it writes
+
+    def _write(self, state: _State) -> str:
+        before = [list(events) for events in state.found]
+        self._read(state)
+        new = [events[len(known) :] for events, known in zip(state.found, before, strict=True)]
+        text = words.snapshot(state.pair, state.new_frames) + "<think>" + words.findings(before, new)
+        judgments = judgments_from_counts(*map(words.defect_counts, state.found))
+        unresolved = sum(map(len, state.pending))
+        decision, asked = self._decide(state)
+        # High confidence when no hint is left to look into, middle for up to two, low beyond.
+        answer = words.answer(judgments, 1 if not unresolved else 2 if unresolved <= 2 else 3)
+        text += f"\n{decision}</think>"
+        if not asked:
+            return f"{text}<answer>{answer}</answer>"
+        return f"{text}<recommend answer>{answer}</recommend answer>{words.tool_call(asked)}"
+
+    def _read(self, state: _State) -> None:
+        """Takes in the new frames: events that were not found before, gaps that are marked or resolved."""
+        pair = state.pair
+        before = {number for events in state.found for number, _ in events}
+        known = {(clip, pair.clips[clip].event_at(i)) for clip, i in map(pair.locate, before)}
+        for number in state.new_frames:
+            clip, index = pair.locate(number)
+            event = pair.clips[clip].event_at(index)
+            if event is not None and event.defects and (clip, event) not in known:
+                known.add((clip, event))
+                state.found[clip].append((number, event.defects))
+        state.shown.update(state.new_frames)
+        for clip, truth in enumerate(pair.clips):
+            offset = clip * pair.clips[0].n_frames + 1
+            shown = {number - offset for number in state.shown}
+            state.pending[clip] = [
+                event.gap
+                for event in truth.events
+                if event.hint_index in shown
+                and not set(probes(event.gap, self._span)) <= shown
+                and not (event.defects and any(map(event.covers, shown)))
+            ]
+
+    def _decide(self, state: _State) -> tuple[str, list[int]]:
+        """What the thinking ends with, and the frame numbers to ask for (none: answer now)."""
+        looks: list[tuple[int, tuple[int, int]]] = []
+        if not state.calls_left:
+            return "done", []
+        if state.behavior is Behavior.ORACLE:
+            looks = hinted_call(state.pending, self._span)
+        elif state.calls_left == self._calls and state.behavior is Behavior.RANDOM_SEGMENT:
+            looks = [(clip, self._random_gap(state, clip)) for clip in range(2)]
+            if sum(len(probes(gap, self._span)) for _, gap in looks) > CALL_FRAMES:
+                looks = [looks[int(state.rng.integers(2))]]
+        elif state.behavior is Behavior.RANDOM_FRAMES and self._goes_on(state):
+            state.calls_left -= 1
+            return "look around", self._random_frames(state)
+        if not looks:
+            return "done", []
+        state.calls_left -= 1
+        offsets = [1, 1 + state.pair.clips[0].n_frames]
+        names = " and ".join(str(offsets[clip] + gap[0]) for clip, gap in looks)
+        asked = [offsets[clip] + index for clip, gap in looks for index in probes(gap, self._span)]
+        return f"check {names}", sorted(asked)
+
+    def _goes_on(self, state: _State) -> bool:
+        if len(state.shown) == sum(clip.n_frames for clip in state.pair.clips):
+            return False
+        return state.calls_left == self._calls or bool(state.rng.integers(2))
+
+    @staticmethod
+    def _random_gap(state: _State, clip: int) -> tuple[int, int]:
+        n_frames = state.pair.clips[clip].n_frames
+        bounds = (*first_indices(n_frames), n_frames)
+        number = int(state.rng.integers(len(bounds) - 1))
+        return bounds[number], bounds[number + 1]
+
+    @staticmethod
+    def _random_frames(state: _State) -> list[int]:
+        first = state.pair.clips[0].n_frames
+        asked: list[int] = []
+        for numbers in (range(1, first + 1), range(first + 1, first + state.pair.clips[1].n_frames + 1)):
+            new = [number for number in numbers if number not in state.shown]
+            asked += sorted(int(n) for n in state.rng.choice(new, min(4, len(new)), replace=False))
+        return asked
+
+
+def _file(frame: FrameSegment) -> str:
+    return os.path.abspath(str(frame.key[0]))
+
+
+def _are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, files: tuple[str, str]) -> bool:
+    """Whether the frames' numbers mean what the truth takes them to mean."""
+    places = [(frame, *pair.locate(frame.shown.frame_number)) for frame in frames]
+    return all(
+        (_file(frame), *frame.key[1:2]) == (files[clip], index) and index < pair.clips[clip].n_frames
+        for frame, clip, index in places
+    )
+
+
+def truths_by_clip(folder: Path, truths: Iterable[PairTruth]) -> dict[str, PairTruth]:
+    """Truths under the absolute paths of both their clips in a world folder."""
+    return {os.path.abspath(path): truth for truth in truths for path in clip_paths(folder, truth)}
