@@ -20,6 +20,7 @@ from vrthinker.engine.base import (
     Choice,
     FinishReason,
     Form,
+    FrameKey,
     Free,
     Message,
     RoundLimits,
@@ -33,7 +34,6 @@ from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory
-from vrthinker.policy.sequences import FrameKey
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
@@ -103,13 +103,13 @@ class Recorder(HFEngine):
         if seed in self._endings:
             limits = self._limits(self._endings[seed][len(self.rounds[seed])])
         super().submit(RoundRequest(request.session, request.new, request.expired, limits))
-        context = self._states[request.session.id].context
+        context = self._sessions[request.session].context
         frames = []
         for first, piece in context.frames():
             path, index = piece.segment.key[:2]
             assert isinstance(path, str)
             assert isinstance(index, int)
-            frames.append((first, (path, index, *piece.segment.size)))
+            frames.append((first, FrameKey(path, index, *piece.segment.size)))
         self._begun[request.session.id] = (context.token_ids(), context.positions(), tuple(frames))
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
@@ -243,7 +243,7 @@ def _render(
         elif ShownFrame(segment.outcome, segment.frame_number) in live:
             frame = frames[segment.frame_number]
             path = trajectory.videos[frame.video - 1].path
-            context.frames.append((path, frame.frame_index, frame.height, frame.width))
+            context.frames.append(FrameKey(path, frame.frame_index, frame.height, frame.width))
             pads = (frame.height // factor) * (frame.width // factor)
             ids += [markup.vision_start, *[markup.image_pad] * pads, markup.vision_end]
     context.prompt.extend([*ids, markup.turn_end, *markup.encode("\n")])

@@ -13,9 +13,9 @@ import numpy as np
 import torch
 from sampled import written_ids
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.trajectory import MessageRecord, TextRecord, Trajectory
-from vrthinker.policy.sequences import FrameKey
 from vrthinker.visibility import ShownFrame
 
 

@@ -8,8 +8,9 @@ tool answered to round k. Under a window of p rounds, outcome k is live in round
 (method section 3, "active for a preset number of rounds p"; the paper's formulas are off by one
 between two places and this follows its sentence).
 
-A frame that is shown twice is two showings: expiry of one leaves the other. That is why everything
-here speaks of `ShownFrame`, an (outcome, frame_number) pair, and never of bare frame numbers.
+A frame that is shown twice is two showings: when one expires, the other stays. That is why everything
+here speaks of `ShownFrame` and never of bare frame numbers. A showing has a view: the whole frame, or a
+region of it, which is another picture.
 """
 
 from __future__ import annotations
@@ -24,16 +25,39 @@ anew without them. `evict`: their rows leave the KV cache; what stays keeps its 
 `renumber`: `evict`, and survivors are re-rotated so that positions close up; inference only."""
 
 
+class Region(NamedTuple):
+    """A rectangle of a frame, in pixels of the clip as it is displayed; half-open.
+
+    Attributes:
+        top: First row.
+        left: First column.
+        bottom: Row below the last one.
+        right: Column after the last one.
+    """
+
+    top: int
+    left: int
+    bottom: int
+    right: int
+
+
 class ShownFrame(NamedTuple):
     """One showing of one frame.
 
     Attributes:
         outcome: 0 for the first input, k for the tool outcome of round k.
         frame_number: 1-based number in the workspace.
+        view: The region that is shown; None for the whole frame.
     """
 
     outcome: int
     frame_number: int
+    view: Region | None = None
+
+    @property
+    def order(self) -> tuple[int, int, tuple[int, ...]]:
+        """A key to sort showings by; a whole frame comes before its regions."""
+        return self.outcome, self.frame_number, self.view or ()
 
 
 @dataclass(frozen=True)
@@ -90,10 +114,17 @@ class VisibilityRecord:
     _shown: list[ShownFrame] = field(default_factory=list)
     _last_outcome: int = -1
 
-    def show(self, outcome: int, frame_numbers: Iterable[int]) -> tuple[ShownFrame, ...]:
+    def show(
+        self, outcome: int, frame_numbers: Iterable[int], view: Region | None = None
+    ) -> tuple[ShownFrame, ...]:
         """Adds an outcome's frames and returns those that the next round will see.
 
         Under p = 0 a retrieved frame is recorded and never seen, so the result is empty.
+
+        Args:
+            outcome: 0 for the first input, k for the tool outcome of round k.
+            frame_numbers: Numbers in the workspace.
+            view: The region of each frame that is shown; None for whole frames.
 
         Raises:
             ValueError: The outcome is not the one that follows the rounds entered so far.
@@ -102,7 +133,7 @@ class VisibilityRecord:
             raise ValueError(
                 f"outcome: got {outcome}, expected {len(self.rounds)} (rounds entered so far), once"
             )
-        shown = tuple(ShownFrame(outcome, number) for number in frame_numbers)
+        shown = tuple(ShownFrame(outcome, number, view) for number in frame_numbers)
         self._shown.extend(shown)
         self._last_outcome = outcome
         return shown if self.window.is_live(outcome, outcome + 1) else ()

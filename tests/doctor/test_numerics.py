@@ -11,7 +11,7 @@ import torch
 
 from vrthinker import cli
 from vrthinker.data.pairs import Pair
-from vrthinker.doctor.report import numerics as drift
+from vrthinker.doctor import numerics as drift
 from vrthinker.engine.hf import model as hf_model
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.errors import InputError

@@ -126,7 +126,7 @@ class CacheOracle:
             embeds = self.language.embed_tokens(tensor)
             extra: dict[str, Any] = {}
             if frames:
-                encoded = [model.encode_frames([frame])[0] for frame in frames]
+                encoded = [model.encode([frame])[0] for frame in frames]
                 images = tensor == markup.image_pad
                 rows = torch.cat([one.embeds for one in encoded])
                 embeds = embeds.masked_scatter(images[..., None], rows)
@@ -434,7 +434,7 @@ def test_gaps_count_against_the_context_limit(checkpoint: Path) -> None:
             gone = tuple(ShownFrame(number - 1, n) for n in range(4)) if number > 1 else ()
             new = (message(number),) if number else ()
             (result,) = write_rounds(engine, [RoundRequest(session, new, gone, RoundLimits(9, form=form))])
-        context = engine._states[session.id].context
+        context = engine._sessions[session].context
         return result.error, len(context), context.next_position
 
     error, tokens, positions = last_error("evict", None)

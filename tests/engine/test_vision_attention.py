@@ -13,7 +13,6 @@ import torch
 from vrthinker.engine.hf import vision_attention
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.engine.hf.tiny import make_tiny
-from vrthinker.policy.forward import encode_frames
 
 
 def load(folder: Path) -> VisionLanguageModel:
@@ -26,7 +25,7 @@ def outputs(
     model: VisionLanguageModel, frames: list[np.ndarray[Any, Any]]
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Everything the tower gives, and the gradient of its square."""
-    encoded = encode_frames(model, frames)
+    encoded = model.encode(frames)
     flat = torch.cat([t.flatten() for f in encoded for t in (f.embeds, *f.deepstack)])
     flat.square().sum().backward()
     tower = model.model.model.visual

@@ -24,6 +24,7 @@ from vrthinker.episode.tools.base import ToolErrorKind
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import EngineError, InputError, VideoError
 from vrthinker.video.workspace import Workspace
+from vrthinker.visibility import Region
 
 
 def asks(*numbers: int) -> str:
@@ -234,10 +235,10 @@ def test_a_frame_that_stops_decoding_ends_the_episode_with_its_reason(make_item:
     workspace = item.open_workspace()
     real = workspace.prefetch
 
-    def break_later(numbers: Sequence[int]) -> None:
+    def break_later(numbers: Sequence[int], view: Region | None = None) -> None:
         if 3 in numbers:
             raise VideoError("first.mp4", "frame 2 does not decode")
-        real(numbers)
+        real(numbers, view)
 
     workspace.prefetch = break_later  # type: ignore[method-assign]
     engine = ScriptedEngine([[asks(3), DONE]])

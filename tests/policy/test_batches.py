@@ -17,12 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from sampled import Sampled
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import VideoError
 from vrthinker.policy.batches import Batch, BatchSource, FrameLoader, batch_order, collate
 from vrthinker.policy.forward import learned_hidden
-from vrthinker.policy.sequences import FrameKey, TrainingSequence, training_sequences
+from vrthinker.policy.sequences import TrainingSequence, training_sequences
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import VideoPath, VideoReader
@@ -199,7 +200,9 @@ def test_padding_is_on_the_right_and_counts_for_nothing() -> None:
 
 
 def test_frames_are_the_ones_that_were_asked_for(clip: Path) -> None:
-    keys = [(str(clip), index, 64, 96) for index in (7, 3, 7, 23, 0)] + [(str(clip), 5, 112, 84)]
+    keys = [FrameKey(str(clip), index, 64, 96) for index in (7, 3, 7, 23, 0)] + [
+        FrameKey(str(clip), 5, 112, 84)
+    ]
     frames = loader_of().load(keys)
     assert [read_number(frame) for frame in frames] == [7, 3, 7, 23, 0, 5]
     assert [frame.shape for frame in frames] == [(64, 96, 3)] * 5 + [(112, 84, 3)]
@@ -208,7 +211,7 @@ def test_frames_are_the_ones_that_were_asked_for(clip: Path) -> None:
 
 def test_a_frame_that_is_shown_often_is_decoded_once(clip: Path) -> None:
     other = shutil.copyfile(clip, clip.with_name("copy.mp4"))
-    keys = [(str(path), index, 64, 96) for path in (clip, other) for index in (2, 9, 4)]
+    keys = [FrameKey(str(path), index, 64, 96) for path in (clip, other) for index in (2, 9, 4)]
     sequences = [sequence(9, [*keys, keys[0]]), sequence(5, keys[::-1]), sequence(4, keys[:2])]
     reader = CountingReader()
     loader = loader_of(reader)
@@ -243,7 +246,7 @@ def test_a_frame_that_is_shown_often_is_encoded_once(
 
 
 def test_a_cache_that_keeps_nothing_still_gives_every_frame(clip: Path) -> None:
-    keys = [(str(clip), index, 64, 96) for index in (7, 3, 23)]
+    keys = [FrameKey(str(clip), index, 64, 96) for index in (7, 3, 23)]
     assert [read_number(frame) for frame in loader_of(max_bytes=0).load(keys)] == [7, 3, 23]
 
 
@@ -251,7 +254,7 @@ def test_a_clip_that_disappears_is_one_clear_error(
     clip: Path, tmp_path: Path, source: Callable[..., BatchSource]
 ) -> None:
     gone = Path(shutil.copyfile(clip, tmp_path / "gone.mp4"))
-    sequences = [sequence(4, [(str(clip), 1, 64, 96)]), sequence(5, [(str(gone), 2, 64, 96)])]
+    sequences = [sequence(4, [FrameKey(str(clip), 1, 64, 96)]), sequence(5, [FrameKey(str(gone), 2, 64, 96)])]
     made = source(sequences, size=1, micro=1)
     wanted = {step: sequences[made.indices(step)[0]].frames[0][1][0] == str(gone) for step in range(8)}
     first = next(step for step, is_gone in wanted.items() if not is_gone)
@@ -270,7 +273,7 @@ def test_a_clip_that_disappears_is_one_clear_error(
 def test_a_frame_that_is_not_there_is_one_clear_error(clip: Path) -> None:
     for index in (24, -1, 10**9):
         with pytest.raises(VideoError, match=r"numbered\.mp4: "):
-            loader_of().load([(str(clip), 3, 64, 96), (str(clip), index, 64, 96)])
+            loader_of().load([FrameKey(str(clip), 3, 64, 96), FrameKey(str(clip), index, 64, 96)])
 
 
 def test_a_clip_that_was_judged_up_to_its_break_gives_those_frames(tmp_path: Path) -> None:
@@ -278,7 +281,7 @@ def test_a_clip_that_was_judged_up_to_its_break_gives_those_frames(tmp_path: Pat
     broken = cut(whole, tmp_path / "cut.mkv", 0.5)
     n_frames = open_reader().probe(broken, tolerate_truncation=True).n_frames
     assert 4 < n_frames < 40
-    frames = loader_of().load([(str(broken), index, 64, 96) for index in (0, n_frames - 1)])
+    frames = loader_of().load([FrameKey(str(broken), index, 64, 96) for index in (0, n_frames - 1)])
     assert [read_number(frame) for frame in frames] == [0, n_frames - 1]
     with pytest.raises(VideoError, match=r"cut\.mkv: "):
-        loader_of().load([(str(broken), 39, 64, 96)])
+        loader_of().load([FrameKey(str(broken), 39, 64, 96)])

@@ -12,13 +12,14 @@ import torch
 from sampled import RoundContext, Sampled, Stage, round_contexts
 from transformers import AutoModelForImageTextToText
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.policy.batches import Batch, FrameLoader, collate
-from vrthinker.policy.forward import encode_frames, learned_hidden
+from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss, sft_loss_from_hidden
-from vrthinker.policy.sequences import FrameKey, TrainingSequence, training_sequences
+from vrthinker.policy.sequences import TrainingSequence, training_sequences
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 
@@ -158,9 +159,9 @@ def test_deepstack_maps_take_part(policies: Policies, episodes_of: MakeEpisodes,
     policy = policies("qwen3-vl")
     (sequence,) = sequences_of(policy, episodes_of("qwen3-vl", 1)[0][0])
     batch = collate([sequence], load)
-    encoded = encode_frames(policy, batch.frames)
+    encoded = policy.encode(batch.frames)
     assert [len(features.deepstack) for features in encoded] == [2] * len(batch.frames)
-    (plain,) = encode_frames(policies("nano"), [batch.frames[0][:56, :56]])
+    (plain,) = policies("nano").encode([batch.frames[0][:56, :56]])
     assert not plain.deepstack
     with torch.no_grad():
         before = logits_of(policy, batch)
@@ -181,9 +182,9 @@ def test_encoded_frames_are_the_engines(policies: Policies) -> None:
         sizes = [(2, 2), (1, 3), (2, 2), (5, 4), (1, 3), (1, 1)]
         frames = [rng.integers(0, 256, (h * side, w * side, 3), dtype=np.uint8) for h, w in sizes]
         with torch.no_grad():
-            got = encode_frames(policy, frames)
+            got = policy.encode(frames)
         for mine, frame in zip(got, frames, strict=True):
-            (wanted,) = policy.encode_frames([frame])
+            (wanted,) = policy.encode([frame])
             assert off_by(mine.embeds, wanted.embeds) < LOGITS
             assert len(mine.deepstack) == len(wanted.deepstack)
             for a, b in zip(mine.deepstack, wanted.deepstack, strict=True):

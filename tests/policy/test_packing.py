@@ -17,6 +17,7 @@ from sampled import EPISODES, Sampled, Stage
 from test_sequences import ROUND, script_text
 from unrolled import RoundView, Token, round_views, tensors_of
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
@@ -30,11 +31,10 @@ from vrthinker.kernels.evict.op import evict_sequence
 from vrthinker.kernels.evict.plan import plan_eviction
 from vrthinker.kernels.grpo_loss.op import grpo_loss
 from vrthinker.policy.batches import FrameLoader
-from vrthinker.policy.forward import encode_frames
 from vrthinker.policy.packed_attention import Implementation, PackedAttention, dense_mask
 from vrthinker.policy.packed_forward import packed_hidden, packed_logprobs
 from vrthinker.policy.packing import Pack, pack_group
-from vrthinker.policy.sequences import FrameKey, replayed_messages, round_ids
+from vrthinker.policy.replay import replayed_messages, round_ids
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
@@ -148,7 +148,7 @@ def test_deepstack_reaches_the_logits(policies: Policies, episodes_of: MakeEpiso
     policy, episodes = policies("qwen3-vl"), episodes_of("qwen3-vl", 1, "evict")
     (pack,) = packs_of(policy, [trajectory for trajectory, _ in episodes])
     with torch.no_grad():
-        features = encode_frames(policy, load(pack.frames))
+        features = policy.encode(load(pack.frames))
     assert all(len(one.deepstack) > 0 for one in features)
     flat = [FrameFeatures(f.embeds, tuple(torch.zeros_like(m) for m in f.deepstack)) for f in features]
     with torch.no_grad():
@@ -240,7 +240,7 @@ def round_logprobs(
     images = ids == policy.model.config.image_token_id
     extra: dict[str, Any] = {}
     if view.frames:
-        encoded = [encode_frames(policy, load([key]))[0] for key in view.frames]
+        encoded = [policy.encode(load([key]))[0] for key in view.frames]
         rows = torch.cat([features.embeds for features in encoded])
         embeds = embeds.masked_scatter(images[..., None], rows)
         if encoded[0].deepstack:

@@ -285,7 +285,7 @@ def test_a_teachers_frames_take_the_sizes_of_the_model_that_is_trained(
     with pytest.raises(InputError, match="'taught': got frames of 168x112, allowed: multiples of 32x32"):
         training_sequences(taught, markup, (32, 32))
     for sequence in training_sequences(taught, markup, (32, 32), resize=resize):
-        for first, (path, _, height, width) in sequence.frames:
+        for first, (path, _, height, width, *_) in sequence.frames:
             native = (112, 168) if path.endswith("first.mp4") else (84, 56)
             assert (height, width) == resize.grid_size(*native)
             pads = height * width // 32**2
@@ -302,7 +302,7 @@ def test_sampled_frames_keep_the_sizes_they_were_sampled_at(
     sampled = taught.model_copy(update={"rounds": rounds})
     other = ResizeSettings(max_pixels=4 * 28 * 28)
     found = [training_sequences(t, markup, (28, 28), resize=other) for t in (sampled, taught)]
-    sizes = [{key[2:] for s in sequences for _, key in s.frames} for sequences in found]
+    sizes = [{(key.height, key.width) for s in sequences for _, key in s.frames} for sequences in found]
     assert sizes[0] == {(112, 168), (84, 56)}
     assert sizes[1] == {other.grid_size(112, 168), other.grid_size(84, 56)} != sizes[0]
 

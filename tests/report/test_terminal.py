@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from clips import make_clip
+from terminals import stderr_on_terminal
 
 from vrthinker import Judge
 from vrthinker.engine.scripted import ScriptedEngine
@@ -69,29 +70,58 @@ def test_a_verdict_without_judgments_says_why(capsys: pytest.CaptureFixture[str]
     assert is_tame(out)
 
 
+def record_of(pair_id: str, *, judged: bool = True) -> VerdictRecord:
+    return VerdictRecord(
+        id=pair_id,
+        judgment={"TA": 1, "VQ": 1, "MQ": 1, "OA": 1} if judged else None,
+        confidence=None,
+        rounds=1,
+        tool_calls=0,
+        frames_seen=[],
+        stop_reason="answered" if judged else "video_error",
+        reason=None if judged else EVIL,
+        well_formed=None,
+        latency_seconds=None,
+        prompt_tokens=None,
+        sampled_tokens=None,
+        seed=0,
+        model="m",
+    )
+
+
+def test_a_line_says_every_so_often_how_many_pairs_are_judged(capsys: pytest.CaptureFixture[str]) -> None:
+    with FileProgress(43, done=1) as progress:
+        for n in range(1, 43):
+            progress.record(record_of(f"p{n}"))
+            progress.wait(3)
+    lines = capsys.readouterr().err.splitlines()
+    assert lines[:3] == [
+        "1 of 43 pairs are recorded already",
+        "2 of 43 pairs",
+        "waiting for 3 pairs that other processes are judging",
+    ]
+    assert lines[3:] == [f"{n} of 43 pairs" for n in [*range(4, 43, 2), 43]]
+    with FileProgress(43, done=0):
+        pass
+    assert capsys.readouterr().err == ""
+
+
+def test_a_terminal_gets_a_bar_that_begins_at_what_is_recorded() -> None:
+    with stderr_on_terminal() as said, FileProgress(4, done=2) as progress:
+        progress.wait(1)
+        progress.record(record_of("a"))
+        progress.record(record_of("b"))
+    assert "judging" in said[0]
+    assert "2/4" in said[0]
+    assert "4/4" in said[0]
+    assert "waiting for 1 pairs" in said[0]
+    assert "recorded already" not in said[0]
+
+
 def test_failures_are_listed_one_line_each_and_counted_apart(
     capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    def record(pair_id: str, judged: bool) -> VerdictRecord:
-        judgment = {"TA": 1, "VQ": 1, "MQ": 1, "OA": 1}
-        return VerdictRecord(
-            id=pair_id,
-            judgment=judgment if judged else None,
-            confidence=None,
-            rounds=1,
-            tool_calls=0,
-            frames_seen=[],
-            stop_reason="answered" if judged else "video_error",
-            reason=None if judged else EVIL,
-            well_formed=None,
-            latency_seconds=None,
-            prompt_tokens=None,
-            sampled_tokens=None,
-            seed=0,
-            model="m",
-        )
-
-    records = [record("good", True), *(record(f"bad\n{index}", False) for index in range(25))]
+    records = [record_of("good"), *(record_of(f"bad\n{index}", judged=False) for index in range(25))]
     with FileProgress(26, done=0) as progress:
         for item in records:
             progress.record(item)

@@ -26,7 +26,8 @@ from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.judge import Judge
 from vrthinker.judge_file import judge_file, run_configuration
-from vrthinker.policy.sequences import round_ids, training_sequences
+from vrthinker.policy.replay import round_ids
+from vrthinker.policy.sequences import training_sequences
 from vrthinker.records.verdict_log import VerdictLog
 from vrthinker.train import traces
 from vrthinker.train.traces import FileTraces, WorldTraces, keep_trace, make_traces, read_traces

@@ -31,7 +31,11 @@ def lengths(n_1: int, n_2: int) -> Workspace:
         return _Clip(info, range(n), (56, 84), (0, 0))
 
     return Workspace(
-        (clip(n_1), clip(n_2)), reader=PyAVReader(), cache=FrameCache(0), tolerate_truncation=False
+        (clip(n_1), clip(n_2)),
+        reader=PyAVReader(),
+        cache=FrameCache(0),
+        resize=ResizeSettings(),
+        tolerate_truncation=False,
     )
 
 

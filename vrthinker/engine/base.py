@@ -17,9 +17,9 @@ import enum
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
 
-from vrthinker.visibility import MemoryMode, ShownFrame
+from vrthinker.visibility import MemoryMode, Region, ShownFrame
 
 if TYPE_CHECKING:
     import numpy as np
@@ -37,13 +37,35 @@ class TextSegment:
     text: str
 
 
+class FrameKey(NamedTuple):
+    """What makes a frame's pixels distinct: two frames with equal keys are the same picture.
+
+    Caches of encoded frames, training sequences and packs go by it.
+
+    Attributes:
+        path: The clip's file.
+        frame_index: 0-based position in the file.
+        height: In pixels, as the model sees it.
+        width: In pixels, as the model sees it.
+        view: The region of the frame that is shown; None for the whole frame.
+        file_state: (modification time in ns, size in bytes) of the file; None where it is not known.
+    """
+
+    path: str
+    frame_index: int
+    height: int
+    width: int
+    view: Region | None = None
+    file_state: tuple[int, int] | None = None
+
+
 @dataclass(frozen=True)
 class FrameSegment:
     """One showing of one frame, by reference: pixels are loaded when the engine needs them.
 
     Attributes:
         shown: Which showing this is; `expired` names it when it leaves.
-        key: What makes the pixels distinct: the file, the frame_index, the size, the file's state.
+        key: What makes the pixels distinct; a `FrameKey`, where the frame comes from a clip.
         size: (height, width) in pixels, already on the model's patch grid.
         load: Returns the pixels, uint8 `[height, width, 3]`, RGB.
     """
@@ -230,7 +252,7 @@ class Engine(Protocol):
         """Copies a session that has written nothing yet into one session per seed (a group)."""
 
     def submit(self, request: RoundRequest) -> None:
-        """Queues a round. A session has at most one round under way."""
+        """Queues a round. It is under way until `collect` returns it; a session has at most one under way."""
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
         """Waits until at least one submitted round is finished; returns all finished ones.
@@ -244,10 +266,10 @@ class Engine(Protocol):
         """
 
     def close(self, session: Session) -> None:
-        """Frees what the session holds. Closing twice is harmless."""
+        """Frees what the session holds. Closing twice is harmless, also after `shutdown`."""
 
     def shutdown(self) -> None:
-        """Closes every session and frees what the engine holds. Shutting down twice is harmless."""
+        """Closes every session, frees what the engine holds, and ends its use. Twice is harmless."""
 
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int

@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from vrthinker.engine.base import FinishReason, FrameSegment, Message, RoundLimits, RoundResult
+from vrthinker.engine.base import FinishReason, FrameKey, FrameSegment, Message, RoundLimits, RoundResult
 from vrthinker.episode.dimensions import dimension_texts
 from vrthinker.episode.forms import round_form
 from vrthinker.episode.grammar import (
@@ -162,10 +162,11 @@ class Episode:
         )
         return entry, self._pending, limits
 
-    def receive(self, result: RoundResult) -> tuple[int, ...]:
-        """Reads a round. Returns the frame numbers to decode before the next one (maybe none).
+    def receive(self, result: RoundResult) -> FramesShown | None:
+        """Reads a round. Afterwards either `outcome` is set, or `show_outcome` must be called.
 
-        Afterwards either `outcome` is set, or `show_outcome` must be called.
+        Returns:
+            The frames to decode before the next round; None where there are none.
         """
         if not all(map(math.isfinite, result.logprobs or ())):
             error = result.error or "the engine returned logprobs that are not finite"
@@ -177,7 +178,7 @@ class Episode:
         if ended is not None:
             self.outcome = ended
             self._record(())
-            return ()
+            return None
         assert isinstance(received.parsed.ending, ToolRequest)
         context = ToolContext(
             self.workspace.n_frames,
@@ -189,7 +190,7 @@ class Episode:
         )
         outcome = self.tools.execute(received.parsed.ending.call, context)
         received.tool_outcome = outcome
-        return outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
+        return outcome if isinstance(outcome, FramesShown) else None
 
     def show_outcome(self) -> None:
         """Adds the tool outcome's message to the context of the next round."""
@@ -197,7 +198,8 @@ class Episode:
         outcome = self._received.tool_outcome
         numbers = outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
         round_number = len(self._visibility.rounds)
-        visible = self._visibility.show(round_number, numbers)
+        view = outcome.view if isinstance(outcome, FramesShown) else None
+        visible = self._visibility.show(round_number, numbers, view)
         message = self.templates.outcome(
             self._context,
             self._prompt_frames(numbers),
@@ -260,12 +262,12 @@ class Episode:
         return {showing.frame_number: self._segment(showing) for showing in shown}
 
     def _segment(self, showing: ShownFrame) -> FrameSegment:
-        frame = self.workspace.frame(showing.frame_number)
+        frame = self.workspace.frame(showing.frame_number, showing.view)
         return FrameSegment(
             shown=showing,
-            key=(frame.path, frame.frame_index, *frame.size, *frame.file_state),
+            key=FrameKey(frame.path, frame.frame_index, *frame.size, frame.view, frame.file_state),
             size=frame.size,
-            load=lambda: self.workspace.pixels([showing.frame_number])[0],
+            load=lambda: self.workspace.pixels([showing.frame_number], showing.view)[0],
         )
 
     def _record(self, outcome_messages: tuple[Message, ...]) -> None:
@@ -301,9 +303,10 @@ class Episode:
     def trajectory(self) -> Trajectory:
         """The finished episode's record."""
         assert self.outcome is not None
-        seen = sorted({shown.frame_number for entry in self._visibility.rounds for shown in entry.live})
-        asked = {n for r in self._rounds if r.tool for n in r.tool.frame_numbers}
-        frames = [self.workspace.frame(number) for number in sorted({*seen, *asked})]
+        seen = {(s.frame_number, s.view) for entry in self._visibility.rounds for s in entry.live}
+        asked = {(n, r.tool.view) for r in self._rounds if r.tool for n in r.tool.frame_numbers}
+        chosen = sorted(seen | asked, key=lambda frame: (frame[0], frame[1] or ()))
+        frames = [self.workspace.frame(number, view) for number, view in chosen]
         return Trajectory(
             id=self.item.id,
             prompt=clean(self.item.prompt),
@@ -332,6 +335,7 @@ class Episode:
                     pts_seconds=f.pts_seconds,
                     height=f.size[0],
                     width=f.size[1],
+                    view=f.view,
                 )
                 for f in frames
             ),
@@ -352,5 +356,7 @@ def _tool_record(parsed: ParsedRound, outcome: ToolOutcome | None) -> ToolRecord
         return None
     name = clean(parsed.ending.call.name) if isinstance(parsed.ending.call, ToolCall) else None
     if isinstance(outcome, FramesShown):
-        return ToolRecord(name=name, frame_numbers=outcome.frame_numbers, error_kind=None, error=None)
+        return ToolRecord(
+            name=name, frame_numbers=outcome.frame_numbers, view=outcome.view, error_kind=None, error=None
+        )
     return ToolRecord(name=name, frame_numbers=(), error_kind=outcome.kind, error=clean(outcome.message))

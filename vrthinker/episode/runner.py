@@ -217,11 +217,12 @@ class _Loop:
 
     def _read(self, result: RoundResult) -> Iterator[Finished]:
         session, episode = self.writing.pop(result.session.id)
-        numbers = episode.receive(result)
+        shown = episode.receive(result)
         if episode.outcome is not None:
             yield self._finish(session, episode)
-        elif numbers and self.runner.decode_ahead:
-            self.decoding[self.pool.submit(episode.workspace.prefetch, numbers)] = (session, episode)
+        elif shown is not None and shown.frame_numbers and self.runner.decode_ahead:
+            decoded = self.pool.submit(episode.workspace.prefetch, shown.frame_numbers, shown.view)
+            self.decoding[decoded] = (session, episode)
         else:
             yield from self._next_round(session, episode)
 

@@ -11,17 +11,25 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    PlainSerializer,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
-from vrthinker.errors import InputError
-from vrthinker.visibility import ShownFrame
+from vrthinker.errors import InputError, first_problem
+from vrthinker.visibility import Region, ShownFrame
 
 MAX_LINE_BYTES = 64 << 20
 
@@ -51,6 +59,25 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+class _Viewed(_Record):
+    """A record with a `view`, which is written only where it is a region: as before there were views."""
+
+    @model_serializer(mode="wrap")
+    def _without_the_usual_view(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if written.get("view") is None:
+            written.pop("view", None)
+        return written
+
+
+def _written_showings(showings: tuple[ShownFrame, ...]) -> list[list[Any]]:
+    return [[shown.outcome, shown.frame_number, *([shown.view] if shown.view else [])] for shown in showings]
+
+
+Showings = Annotated[tuple[ShownFrame, ...], PlainSerializer(_written_showings)]
+"""Written as [outcome, frame_number] for whole frames, with the region as third where one was shown."""
+
+
 class VideoRecord(_Record):
     """One clip as it was judged."""
 
@@ -65,8 +92,8 @@ class VideoRecord(_Record):
     truncated: str | None
 
 
-class FrameRecord(_Record):
-    """Where a frame number of the workspace comes from."""
+class FrameRecord(_Viewed):
+    """Where a frame number of the workspace comes from, and how large it, or a region of it, was shown."""
 
     frame_number: int
     video: Literal[1, 2]
@@ -74,6 +101,20 @@ class FrameRecord(_Record):
     pts_seconds: float
     height: int
     width: int
+    view: Region | None = None
+
+    @property
+    def label(self) -> str:
+        """The frame's number, with the region where only that was shown."""
+        if self.view is None:
+            return str(self.frame_number)
+        top, left, bottom, right = self.view
+        return f"{self.frame_number} (rows {top} to {bottom - 1}, columns {left} to {right - 1})"
+
+    @property
+    def picture_id(self) -> str:
+        """A name for its picture, fit for a CSS class: equal pictures have equal names."""
+        return "-".join(map(str, (self.frame_number, *(self.view or ()))))
 
 
 class TextRecord(_Record):
@@ -82,11 +123,17 @@ class TextRecord(_Record):
     text: str
 
 
-class FrameSegmentRecord(_Record):
-    """A frame segment of a message; `frame_number` points into `Trajectory.frames`."""
+class FrameSegmentRecord(_Viewed):
+    """A frame segment of a message; `frame_number` and `view` point into `Trajectory.frames`."""
 
     outcome: int
     frame_number: int
+    view: Region | None = None
+
+    @property
+    def shown(self) -> ShownFrame:
+        """The showing that stands there."""
+        return ShownFrame(self.outcome, self.frame_number, self.view)
 
 
 class MessageRecord(_Record):
@@ -101,7 +148,7 @@ class MessageRecord(_Record):
         return cls(
             role=message.role,
             segments=tuple(
-                FrameSegmentRecord(outcome=segment.shown.outcome, frame_number=segment.shown.frame_number)
+                FrameSegmentRecord(**segment.shown._asdict())
                 if isinstance(segment, FrameSegment)
                 else TextRecord(text=segment.text)
                 for segment in message.segments
@@ -125,11 +172,12 @@ class RecommendationRecord(_Record):
     confidence: Confidence | None
 
 
-class ToolRecord(_Record):
+class ToolRecord(_Viewed):
     """What a tool call got back. `error` is null when frames were shown."""
 
     name: str | None
     frame_numbers: tuple[int, ...]
+    view: Region | None = None
     error_kind: ToolErrorKind | None
     error: str | None
 
@@ -137,13 +185,13 @@ class ToolRecord(_Record):
 class RoundRecord(_Record):
     """One round: what was visible, what was written, what came back.
 
-    `live` and `expired` are (outcome, frame_number) pairs, copied from the visibility record.
+    `live` and `expired` are showings, copied from the visibility record.
     `outcome_messages` are the messages that the next round's context gains.
     """
 
     round_number: int
-    live: tuple[ShownFrame, ...]
-    expired: tuple[ShownFrame, ...]
+    live: Showings
+    expired: Showings
     text: str
     token_ids: tuple[int, ...] | None
     logprobs: tuple[float, ...] | None
@@ -259,6 +307,4 @@ def _parse_lines(path: Path | str, lines: Iterable[bytes]) -> Iterator[Trajector
         try:
             yield Trajectory.model_validate_json(line)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(map(str, first["loc"])) or "(line)"
-            raise InputError(f"{path}:{number}: {where}: {first['msg']}") from None
+            raise InputError(f"{path}:{number}: {first_problem(error, '(line)')}") from None

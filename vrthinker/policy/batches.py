@@ -13,8 +13,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.errors import VideoError
-from vrthinker.policy.sequences import FrameKey, TrainingSequence
+from vrthinker.policy.sequences import TrainingSequence
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.reader import VideoReader
 
@@ -64,27 +65,29 @@ class FrameLoader:
         Raises:
             VideoError: A frame does not decode.
         """
-        by_file: dict[tuple[str, int, int], list[int]] = {}
-        for path, index, height, width in dict.fromkeys(keys):
-            by_file.setdefault((path, height, width), []).append(index)
+        # Frames of one file, size and view come out of one decoding pass.
+        by_pass: dict[FrameKey, list[FrameKey]] = {}
+        for key in dict.fromkeys(keys):
+            by_pass.setdefault(key._replace(frame_index=0), []).append(key)
+        pixels: dict[FrameKey, np.ndarray] = {}
+        decoded = self._pool.map(self._pixels, by_pass.values())
+        for wanted, arrays in zip(by_pass.values(), decoded, strict=True):
+            pixels.update(zip(wanted, arrays, strict=True))
+        return [pixels[key] for key in keys]
 
-        def decode(file: tuple[str, int, int]) -> dict[FrameKey, np.ndarray]:
-            path, height, width = file
-            pixels = self._pixels(path, by_file[file], (height, width))
-            return {(path, i, height, width): p for i, p in zip(by_file[file], pixels, strict=True)}
+    def _pixels(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
+        first = keys[0]
+        indices, size = [key.frame_index for key in keys], (first.height, first.width)
 
-        found: dict[FrameKey, np.ndarray] = {}
-        for part in self._pool.map(decode, by_file):
-            found.update(part)
-        return [found[key] for key in keys]
+        def read(tolerate_truncation: bool) -> list[np.ndarray]:
+            return self._cache.get(first.path, indices, size, self._reader, tolerate_truncation, first.view)
 
-    def _pixels(self, path: str, indices: list[int], size: tuple[int, int]) -> list[np.ndarray]:
         try:
-            return self._cache.get(path, indices, size, self._reader)
+            return read(False)
         except VideoError as error:
             # A trace may come from a clip that was judged up to where it breaks.
             try:
-                return self._cache.get(path, indices, size, self._reader, tolerate_truncation=True)
+                return read(True)
             except VideoError:
                 raise error from None
 

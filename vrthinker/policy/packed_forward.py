@@ -10,18 +10,16 @@ Source: method section 5 (ratios, KL), design "The packed forward".
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any
 
 import numpy as np
 import torch
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
 from vrthinker.policy import logprobs
-from vrthinker.policy.forward import encode_frames
 from vrthinker.policy.losses import DEFAULT_CHUNK
 from vrthinker.policy.packed_attention import Implementation, PackedAttention, use_packed_attention
 from vrthinker.policy.packing import Pack
-from vrthinker.policy.sequences import FrameKey
 
 LoadFrames = Callable[[Sequence[FrameKey]], list[np.ndarray]]
 
@@ -52,25 +50,18 @@ def packed_hidden(
     device = policy.device
     language = policy.model.model.language_model
     use_packed_attention(language)
-    embeds = language.embed_tokens(torch.from_numpy(pack.token_ids).to(device)[None])
-    extra: dict[str, Any] = {}
+    is_image, shown = None, []
     if pack.frames:
-        encoded = encode_frames(policy, load(pack.frames)) if features is None else features
+        encoded = policy.encode(load(pack.frames)) if features is None else features
         shown = [encoded[place] for place in pack.frame_order]
-        images = torch.from_numpy(pack.is_image).to(device)[None]
-        rows = torch.cat([one.embeds for one in shown]).to(embeds.dtype)
-        embeds = embeds.masked_scatter(images[..., None], rows)
-        if shown[0].deepstack:
-            extra["visual_pos_masks"] = images
-            layers = zip(*(one.deepstack for one in shown), strict=True)
-            extra["deepstack_visual_embeds"] = [torch.cat(layer) for layer in layers]
+        is_image = torch.from_numpy(pack.is_image).to(device)[None]
+    token_ids = torch.from_numpy(pack.token_ids).to(device)[None]
     hidden: torch.Tensor = language(
-        inputs_embeds=embeds,
+        **policy.embed(token_ids, is_image, shown),
         position_ids=torch.from_numpy(pack.positions).to(device)[:, None],
         attention_mask=None,
         use_cache=False,
         packed=PackedAttention(pack, device, attention),
-        **extra,
     ).last_hidden_state
     return hidden[0, torch.from_numpy(pack.sources).to(device)]
 

@@ -15,12 +15,12 @@ from itertools import pairwise
 
 import numpy as np
 
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.engine.hf.positions import mrope_positions
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.policy.prefix_tree import Node, PrefixTree, Stretch
+from vrthinker.errors import InputError
+from vrthinker.policy.prefix_tree import Node, PrefixTree
 from vrthinker.policy.replay import Path, replayed_paths
-from vrthinker.policy.sequences import FrameKey
 
 
 @dataclass(frozen=True)
@@ -151,9 +151,11 @@ def pack_group(
         The packs; together they hold every sampled token of every trajectory once.
 
     Raises:
-        InputError: A trajectory was sampled under `renumber`, does not fit its own record, or has a frame
-            that is not on the model's grid.
+        InputError: A trajectory was sampled under `renumber` or under a grammar, does not fit its own
+            record, or has a frame that is not on the model's grid.
     """
+    for trajectory in trajectories:
+        _refuse_forced_tokens(trajectory)
     paths = [path for i, t in enumerate(trajectories) for path in replayed_paths(i, t, markup, frame_factor)]
     packs: list[Pack] = []
     building = _Building()
@@ -165,6 +167,14 @@ def pack_group(
     if building.paths:
         packs.append(building.finish())
     return packs
+
+
+def _refuse_forced_tokens(trajectory: Trajectory) -> None:
+    if trajectory.settings.guided:
+        raise InputError(
+            f"trajectory {trajectory.id!r}: guided: got rounds under a grammar, allowed in training: free "
+            "ones; forced tokens were not sampled from the policy"
+        )
 
 
 # The pack
@@ -214,7 +224,7 @@ def _flatten(tree: PrefixTree, paths: Sequence[tuple[Path, Node]]) -> Pack:
     sources, labels, sampled, rounds_of, owners = _predictions(paths, starts)
     return Pack(
         token_ids=np.concatenate([stretch.ids for stretch in stretches]),
-        positions=np.concatenate([_positions(stretch) for stretch in stretches], axis=1),
+        positions=np.concatenate([stretch.positions for stretch in stretches], axis=1),
         rounds=np.repeat(np.array([stretch.round for stretch in stretches], dtype=np.int32), lengths),
         expires=np.repeat(np.array([stretch.expires for stretch in stretches], dtype=np.int32), lengths),
         segments=_segments(nodes, starts),
@@ -228,12 +238,6 @@ def _flatten(tree: PrefixTree, paths: Sequence[tuple[Path, Node]]) -> Pack:
         rounds_of=rounds_of,
         n_context_tokens=sum(len(path.tokens) - 1 for path, _ in paths),
     )
-
-
-def _positions(stretch: Stretch) -> np.ndarray:
-    if stretch.frame is not None:
-        return mrope_positions([1, stretch.grid, 1], stretch.start)
-    return mrope_positions([len(stretch)], stretch.start)
 
 
 def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, ...]:

@@ -14,7 +14,8 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from vrthinker.policy.sequences import FrameKey
+from vrthinker.engine.base import FrameKey
+from vrthinker.engine.hf.positions import Positions, mrope_positions
 
 NEVER = np.iinfo(np.int32).max
 """The round in which a token that does not expire is hidden."""
@@ -50,6 +51,18 @@ class Stretch:
         if self.frame is not None:
             return (self.frame, self.start, self.round, self.expires)
         return (int(self.ids[0]), self.start, self.round)
+
+    @property
+    def positions(self) -> Positions:
+        """int64 `[3, tokens]`."""
+        if self.frame is None:
+            return mrope_positions([len(self)], self.start)
+        return mrope_positions([1, self.grid, 1], self.start)
+
+    @property
+    def next_position(self) -> int:
+        """The position of the token that follows."""
+        return self.start + (len(self) if self.frame is None else max(self.grid) + 2)
 
     def cut(self, at: int) -> tuple[Stretch, Stretch]:
         """A text before and from token `at` on."""

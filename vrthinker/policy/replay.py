@@ -1,63 +1,88 @@
-"""A trajectory's rounds as paths of a prefix tree: replayed through the engine's own context.
+"""A trajectory's rounds as contexts: replayed through the engine's own context, token by token.
 
-What a round saw is read off the visibility record that the trajectory carries (`RoundRecord.expired`); here
-nothing is decided again. Under `rerender` every round whose context was written anew is a path of its own, at
-its own positions. Under `evict` an episode is one path, and a token sees its ancestors minus the frames that
-had expired when it was read; a round's last token is read together with what follows it, after the expiry,
-because that is when the engine feeds it. `renumber` turns keys in the cache, which no forward with one
-position per token computes: it is refused.
+This is the one replay: training sequences (`sequences.py`) and packs (`packing.py`) are both built on the
+paths that come out of it. What a round saw is read off the visibility record that the trajectory carries
+(`RoundRecord.expired`); here nothing is decided again.
+
+Under `rerender` every round whose context was written anew is a path of its own, at its own positions. While
+no frame expires, consecutive rounds share a path. Under `evict` an episode is one path, and a token sees its
+ancestors minus the frames that had expired when it was read. The engine runs the model on a round's last
+sampled token only when the next round begins, after expired frames have been removed; so does the replay.
+
+Rounds that were sampled bring their ids, and frames the sizes that they were sampled at. A teacher's rounds
+are text: they are tokenised here, once, and its frames take the sizes at which the model to be trained sees
+them.
 
 Source: method section 3; docs/memory.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
 
-from vrthinker.engine.base import Message
+from vrthinker.engine.base import FinishReason, FrameKey, FrameSegment, Message, TextSegment
 from vrthinker.engine.hf.context import Context, FramePiece
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.episode.trajectory import Trajectory
+from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.prefix_tree import NEVER, Stretch
-from vrthinker.policy.sequences import frame_key, replayed_messages, round_ids
-from vrthinker.visibility import ShownFrame, WindowMemory
+from vrthinker.video.resize import ResizeSettings
+from vrthinker.visibility import Region, ShownFrame, WindowMemory
 
 
 @dataclass
 class Path:
-    """One context, up to its last sampled token, and what was sampled in it.
+    """One context, up to its last sampled token, and what was written in it.
 
     Attributes:
-        trajectory: Whose.
+        trajectory: The number of the trajectory that it belongs to.
         stretches: The context without its last token, which predicts nothing.
-        learned: (round index, first token, behind the last token) of each round that was sampled in it.
-        tokens: The ids of the context.
+        learned: (round index, first token, end) of each round that was written in it; half-open.
+        tokens: The ids of the context, int64 `[tokens]`.
+        next_position: The position of the last token plus one.
     """
 
     trajectory: int
     stretches: list[Stretch]
     learned: list[tuple[int, int, int]]
     tokens: np.ndarray
+    next_position: int
+
+
+def round_ids(record: RoundRecord, markup: Markup) -> list[int]:
+    """A round's ids as sampled; or, of a text, its tokens and the end of the turn."""
+    if record.token_ids is not None:
+        return list(record.token_ids)
+    ended = [markup.turn_end] if record.finish_reason is FinishReason.STOP else []
+    return [*markup.encode(record.text), *ended]
 
 
 def replayed_paths(
-    number: int, trajectory: Trajectory, markup: Markup, factor: tuple[int, int]
+    number: int,
+    trajectory: Trajectory,
+    markup: Markup,
+    factor: tuple[int, int],
+    *,
+    resize: ResizeSettings | None = None,
+    ids_of: Callable[[RoundRecord, Markup], list[int]] = round_ids,
 ) -> list[Path]:
-    """The contexts that a trajectory's rounds were sampled from.
+    """The contexts that a trajectory's rounds were written in.
 
     Args:
-        number: Goes into the paths, as whose they are.
-        trajectory: Free rounds, under `rerender` or `evict`.
+        number: The trajectory's number; it goes into the paths.
+        trajectory: An episode under `rerender` or `evict`.
         markup: The model's tokenizer side.
         factor: (height, width) pixels of one merged patch.
+        resize: How the model to be trained sees frames, for a trajectory whose rounds are texts; the sizes
+            on record by default.
+        ids_of: The ids that are learned of each round.
 
     Raises:
-        InputError: It was sampled under `renumber` or under a grammar, does not fit its own record, or has a
-            frame that is not on the model's grid.
+        InputError: It was sampled under `renumber`, does not fit its own record, or has a frame that is not
+            on the model's grid.
     """
     memory = trajectory.settings.memory
     if memory == "renumber":
@@ -65,14 +90,8 @@ def replayed_paths(
             f"trajectory {trajectory.id!r}: memory: got 'renumber', allowed in training: rerender, evict; "
             "its cache holds keys that were turned, which no packed forward reproduces"
         )
-    first, outcomes = replayed_messages(trajectory, factor)
-    window = WindowMemory(trajectory.settings.window)
-    if trajectory.settings.guided:
-        raise InputError(
-            f"trajectory {trajectory.id!r}: guided: got rounds under a grammar, allowed in training: free "
-            "ones; forced tokens were not sampled from the policy"
-        )
-    replay = _Replay(number, Context(markup, factor, memory), window)
+    first, outcomes = replayed_messages(trajectory, factor, resize)
+    replay = _Replay(number, Context(markup, factor, memory), WindowMemory(trajectory.settings.window))
     replay.read(first)
     for index, record in enumerate(trajectory.rounds):
         if index:
@@ -80,8 +99,26 @@ def replayed_paths(
                 replay.next_round(record.expired, outcomes[index - 1])
             except ValueError as error:
                 raise InputError(f"trajectory {trajectory.id!r}, round {index + 1}: {error}") from None
-        replay.write(round_ids(record, markup))
+        replay.write(ids_of(record, markup))
     return replay.finish()
+
+
+def replayed_messages(
+    trajectory: Trajectory, frame_factor: tuple[int, int], resize: ResizeSettings | None = None
+) -> tuple[list[Message], list[list[Message]]]:
+    """The messages that the engine was given: the first input's, and those after each round.
+
+    Args:
+        trajectory: Any trajectory.
+        frame_factor: (height, width) pixels of one merged patch.
+        resize: How the model to be trained sees frames, as in `replayed_paths`.
+
+    Raises:
+        InputError: A frame is shown that it has no record of, or is not on the model's grid.
+    """
+    frames = _frames(trajectory, frame_factor, resize)
+    first = [_message(message, frames) for message in trajectory.first_input]
+    return first, [[_message(m, frames) for m in record.outcome_messages] for record in trajectory.rounds]
 
 
 @dataclass
@@ -149,8 +186,9 @@ class _Replay:
             last = [] if self.last is None else [self.last[0]]
             tokens = np.concatenate([*(s.ids for s in self.stretches), np.asarray(last, dtype=np.int64)])
             end = self.learned[-1][2]
+            stretches = _up_to(self.stretches, end - 1)
             self.paths.append(
-                Path(self.trajectory, _up_to(self.stretches, end - 1), self.learned, tokens[:end])
+                Path(self.trajectory, stretches, self.learned, tokens[:end], stretches[-1].next_position + 1)
             )
         self.learned = []
 
@@ -161,7 +199,7 @@ class _Replay:
             if isinstance(piece, FramePiece):
                 pads = [markup.image_pad] * (len(piece) - 2)
                 ids = np.asarray([markup.vision_start, *pads, markup.vision_end], dtype=np.int64)
-                key, expires = frame_key(piece.segment), self._expires(piece.segment.shown)
+                key, expires = _key_of(piece.segment), self._expires(piece.segment.shown)
                 self.stretches.append(Stretch(ids, start, self._round, expires, key, piece.grid))
                 self.length += len(ids)
             else:
@@ -207,3 +245,53 @@ def _up_to(stretches: Sequence[Stretch], length: int) -> list[Stretch]:
         kept.append(stretch)
         length -= len(stretch)
     return kept
+
+
+def _frames(
+    trajectory: Trajectory, factor: tuple[int, int], resize: ResizeSettings | None
+) -> Mapping[tuple[int, Region | None], FrameKey]:
+    """The key of each frame number and view."""
+    sampled = any(record.token_ids is not None for record in trajectory.rounds)
+    keys = {}
+    for frame in trajectory.frames:
+        video, size = trajectory.videos[frame.video - 1], (frame.height, frame.width)
+        if resize is not None and not sampled:
+            size = resize.grid_size(*_shown_size(frame.view, video.height, video.width))
+        if min(size) < 1 or size[0] % factor[0] or size[1] % factor[1]:
+            raise InputError(
+                f"trajectory {trajectory.id!r}: got frames of {size[1]}x{size[0]}, allowed: multiples of "
+                f"{factor[1]}x{factor[0]}, the model's; judge again with its own frame sizes"
+            )
+        keys[frame.frame_number, frame.view] = FrameKey(video.path, frame.frame_index, *size, frame.view)
+    return keys
+
+
+def _shown_size(view: Region | None, height: int, width: int) -> tuple[int, int]:
+    return (height, width) if view is None else (view.bottom - view.top, view.right - view.left)
+
+
+def _key_of(segment: FrameSegment) -> FrameKey:
+    assert isinstance(segment.key, FrameKey), "replayed messages carry frame keys"
+    return segment.key
+
+
+def _message(record: MessageRecord, frames: Mapping[tuple[int, Region | None], FrameKey]) -> Message:
+    segments = tuple(
+        TextSegment(segment.text)
+        if isinstance(segment, TextRecord)
+        else _frame_segment(segment.shown, frames)
+        for segment in record.segments
+    )
+    return Message(record.role, segments)
+
+
+def _frame_segment(shown: ShownFrame, frames: Mapping[tuple[int, Region | None], FrameKey]) -> FrameSegment:
+    key = frames.get((shown.frame_number, shown.view))
+    if key is None:
+        part = "" if shown.view is None else f", region {tuple(shown.view)},"
+        raise InputError(f"trajectory: frame {shown.frame_number}{part} is shown, but not among its frames")
+    return FrameSegment(shown, key, (key.height, key.width), _no_pixels)
+
+
+def _no_pixels() -> np.ndarray:
+    raise RuntimeError("frames of a replayed trajectory are loaded by their keys")

@@ -1,34 +1,24 @@
 """Trajectories as training sequences: the very token ids, positions and frames of each round's context.
 
-A trajectory is replayed through the engine's own `Context`, so that what is trained is what was, or would be,
-sampled from. Loss falls on a round's tokens, once, in the context in which they were written; tool
-outcomes, prompts and frames carry none (eq. 1 of the paper). A round whose context is continued unchanged by
-the next one shares its sequence; where frames expire (`rerender`), a new sequence begins, in which the
-earlier rounds are context only.
-
-Rounds that were sampled bring their ids, and frames the sizes that they were sampled at. A teacher's rounds
-are text: they are tokenised here, once, and its frames take the sizes at which the model to be trained sees
-them.
+A sequence is a path of the replay (`replay.py`) with a loss mask. Loss falls on a round's tokens, once, in
+the context in which they were written; tool outcomes, prompts and frames carry none (eq. 1 of the paper).
+While no frame expires, consecutive rounds form one sequence. When a frame expires (`rerender`), a new
+sequence starts. It repeats the earlier rounds as context, without a loss on them.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
-from vrthinker.engine.base import FinishReason, FrameSegment, Message, TextSegment
-from vrthinker.engine.hf.context import Context
+from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.grammar import parse_round
-from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory
+from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.errors import InputError
+from vrthinker.policy.replay import Path, replayed_paths, round_ids
 from vrthinker.video.resize import ResizeSettings
-from vrthinker.visibility import ShownFrame
-
-FrameKey = tuple[str, int, int, int]
-"""What makes a frame's pixels distinct: file, frame_index, height, width."""
 
 
 @dataclass(frozen=True)
@@ -79,61 +69,9 @@ def training_sequences(
     if trajectory.settings.memory != "rerender":
         got = trajectory.settings.memory
         raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
-    first, outcomes = replayed_messages(trajectory, frame_factor, resize)
-    context = Context(markup, frame_factor)
-    context.append_messages(first)
-    found: list[TrainingSequence] = []
-    learned: list[tuple[int, int]] = []
-    last_id: int | None = None
-    for number, record in enumerate(trajectory.rounds):
-        if number:
-            if record.expired:
-                found += _sequence(trajectory.id, context, learned)
-                learned = []
-                try:
-                    context.expire(record.expired)
-                except ValueError as error:
-                    raise InputError(f"trajectory {trajectory.id!r}, round {number + 1}: {error}") from None
-            context.close_turn(last_id)
-            context.append_messages(outcomes[number - 1])
-        ids = snapshot_ids(record, markup) if only_snapshots else round_ids(record, markup)
-        learned.append((len(context), len(context) + len(ids)))
-        context.append_round(ids)
-        last_id = ids[-1] if ids else None
-    return found + _sequence(trajectory.id, context, learned)
-
-
-def replayed_messages(
-    trajectory: Trajectory, frame_factor: tuple[int, int], resize: ResizeSettings | None = None
-) -> tuple[list[Message], list[list[Message]]]:
-    """The messages that the engine was given: the first input's, and those after each round.
-
-    Args:
-        trajectory: Any.
-        frame_factor: (height, width) pixels of one merged patch.
-        resize: See `training_sequences`.
-
-    Raises:
-        InputError: A frame is shown that it has no record of, or is not on the model's grid.
-    """
-    frames = _frames(trajectory, frame_factor, resize)
-    first = [_message(message, frames) for message in trajectory.first_input]
-    return first, [[_message(m, frames) for m in record.outcome_messages] for record in trajectory.rounds]
-
-
-def frame_key(segment: FrameSegment) -> FrameKey:
-    """A frame's key, of a replayed segment or of one that an engine was given."""
-    path, index = str(segment.key[0]), segment.key[1]
-    assert isinstance(index, int)
-    return (path, index, *segment.size)
-
-
-def round_ids(record: RoundRecord, markup: Markup) -> list[int]:
-    """A round's ids as sampled; or, of a text, its tokens and the end of the turn."""
-    if record.token_ids is not None:
-        return list(record.token_ids)
-    ended = [markup.turn_end] if record.finish_reason is FinishReason.STOP else []
-    return [*markup.encode(record.text), *ended]
+    ids_of = snapshot_ids if only_snapshots else round_ids
+    paths = replayed_paths(0, trajectory, markup, frame_factor, resize=resize, ids_of=ids_of)
+    return [_sequence(trajectory.id, path) for path in paths]
 
 
 def snapshot_ids(record: RoundRecord, markup: Markup) -> list[int]:
@@ -144,53 +82,15 @@ def snapshot_ids(record: RoundRecord, markup: Markup) -> list[int]:
     return markup.encode(record.text[: snapshot.span.end])
 
 
-def _sequence(name: str, context: Context, learned: Sequence[tuple[int, int]]) -> list[TrainingSequence]:
-    """The sequence, if there is anything to learn in it (a round whose context was full wrote nothing)."""
-    if all(start == end for start, end in learned):
-        return []
-    ids = context.token_ids()
-    mask = np.zeros(len(ids), dtype=bool)
-    for start, end in learned:
+def _sequence(name: str, path: Path) -> TrainingSequence:
+    mask = np.zeros(len(path.tokens), dtype=bool)
+    for _, start, end in path.learned:
         mask[start:end] = True
-    frames = tuple((first, frame_key(piece.segment)) for first, piece in context.frames())
-    return [TrainingSequence(name, ids, np.ascontiguousarray(context.positions()), mask, frames)]
-
-
-def _frames(
-    trajectory: Trajectory, factor: tuple[int, int], resize: ResizeSettings | None
-) -> Mapping[int, FrameKey]:
-    """Frame number to key."""
-    sampled = any(record.token_ids is not None for record in trajectory.rounds)
-    found = {}
-    for frame in trajectory.frames:
-        video, size = trajectory.videos[frame.video - 1], (frame.height, frame.width)
-        if resize is not None and not sampled:
-            size = resize.grid_size(video.height, video.width)
-        if min(size) < 1 or size[0] % factor[0] or size[1] % factor[1]:
-            raise InputError(
-                f"trajectory {trajectory.id!r}: got frames of {size[1]}x{size[0]}, allowed: multiples of "
-                f"{factor[1]}x{factor[0]}, the model's; judge again with its own frame sizes"
-            )
-        found[frame.frame_number] = (video.path, frame.frame_index, *size)
-    return found
-
-
-def _message(record: MessageRecord, frames: Mapping[int, FrameKey]) -> Message:
-    segments = tuple(
-        TextSegment(segment.text)
-        if isinstance(segment, TextRecord)
-        else _frame_segment(ShownFrame(segment.outcome, segment.frame_number), frames)
-        for segment in record.segments
-    )
-    return Message(record.role, segments)
-
-
-def _frame_segment(shown: ShownFrame, frames: Mapping[int, FrameKey]) -> FrameSegment:
-    key = frames.get(shown.frame_number)
-    if key is None:
-        raise InputError(f"trajectory: frame {shown.frame_number} is shown, but not among its frames")
-    return FrameSegment(shown, key, key[2:], _no_pixels)
-
-
-def _no_pixels() -> np.ndarray:
-    raise RuntimeError("frames of a replayed trajectory are loaded by their keys")
+    positions = [stretch.positions for stretch in path.stretches]
+    positions.append(np.full((3, 1), path.next_position - 1, dtype=np.int64))
+    frames, offset = [], 0
+    for stretch in path.stretches:
+        if stretch.frame is not None:
+            frames.append((offset + 1, stretch.frame))
+        offset += len(stretch)
+    return TrainingSequence(name, path.tokens, np.concatenate(positions, axis=1), mask, tuple(frames))

@@ -14,14 +14,16 @@ from collections import OrderedDict
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from vrthinker.errors import VideoError
 from vrthinker.video.reader import VideoPath, VideoReader
 from vrthinker.video.resize import resize_frame
+from vrthinker.visibility import Region
 
 if TYPE_CHECKING:
     import numpy as np
 
 _FileState = tuple[int, int]
-_Key = tuple[str, _FileState, int, int, int]
+_Key = tuple[str, _FileState, int, int, int, Region | None]
 
 
 class FrameCache:
@@ -67,6 +69,7 @@ class FrameCache:
         size: tuple[int, int],
         reader: VideoReader,
         tolerate_truncation: bool = False,
+        view: Region | None = None,
     ) -> list[np.ndarray[Any, Any]]:
         """Returns resized frames of one file; decodes those that are missing, in one pass.
 
@@ -76,19 +79,20 @@ class FrameCache:
             size: (height, width) in pixels that every frame is resized to.
             reader: Decodes what is missing.
             tolerate_truncation: Passed to the reader.
+            view: The region that is cut out before resizing; None for the whole frame.
 
         Returns:
             One uint8 `[height, width, 3]` per index, in their order.
 
         Raises:
-            VideoError: The reader could not give a frame.
+            VideoError: The reader could not give a frame, or the region does not lie within it.
         """
         name = os.fspath(path)
         lock = self._borrow_file_lock(name)
         try:
             # One thread decodes a file at a time, so a frame that two threads want is decoded once.
             with lock:
-                return self._get(name, frame_indices, size, reader, tolerate_truncation)
+                return self._get(name, frame_indices, size, reader, tolerate_truncation, view)
         finally:
             self._return_file_lock(name)
 
@@ -99,12 +103,13 @@ class FrameCache:
         size: tuple[int, int],
         reader: VideoReader,
         tolerate_truncation: bool,
+        view: Region | None,
     ) -> list[np.ndarray[Any, Any]]:
         state = file_state(name)
         found: dict[int, np.ndarray[Any, Any]] = {}
         with self._lock:
             for index in dict.fromkeys(frame_indices):
-                key = (name, state, index, *size)
+                key = (name, state, index, *size, view)
                 if key in self._frames:
                     self._frames.move_to_end(key)
                     found[index] = self._frames[key]
@@ -113,13 +118,14 @@ class FrameCache:
         if missing:
             decoded = reader.frames_at(name, missing, tolerate_truncation=tolerate_truncation).numpy()
             for index, frame in zip(missing, decoded, strict=True):
-                resized = resize_frame(frame, size)
+                seen = frame if view is None else _cut_out(name, frame, view)
+                resized = resize_frame(seen, size)
                 # A view of the decoder's batch would keep the whole batch alive.
-                found[index] = resized.copy() if resized is frame else resized
+                found[index] = resized.copy() if resized is seen else resized
             with self._lock:
                 self.misses += len(missing)
                 for index in missing:
-                    self._keep((name, state, index, *size), found[index])
+                    self._keep((name, state, index, *size, view), found[index])
         return [found[index] for index in frame_indices]
 
     def _keep(self, key: _Key, frame: np.ndarray[Any, Any]) -> None:
@@ -147,8 +153,18 @@ class FrameCache:
                 del self._file_locks[name]
 
 
+def _cut_out(name: str, frame: np.ndarray[Any, Any], view: Region) -> np.ndarray[Any, Any]:
+    height, width = frame.shape[:2]
+    if not (0 <= view.top < view.bottom <= height and 0 <= view.left < view.right <= width):
+        raise VideoError(name, f"view: got {tuple(view)}, allowed: a region within {height} x {width} pixels")
+    return frame[view.top : view.bottom, view.left : view.right]
+
+
 def file_state(name: str) -> _FileState:
-    """Two numbers of a file (mtime in ns, size in bytes) or of a folder's files; other ones, other pixels."""
+    """Modification time (ns) and size (bytes) of a file, or two numbers made of those of a folder's files.
+
+    If either differs, the cached pixels are not used.
+    """
     try:
         status = os.stat(name)
         if not stat.S_ISDIR(status.st_mode):

@@ -15,6 +15,7 @@ from vrthinker.errors import InputError, VideoError
 from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
 from vrthinker.video.resize import ResizeSettings
+from vrthinker.visibility import Region
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,7 @@ class WorkspaceFrame:
         pts_seconds: When its file shows it, counted from the file's first frame.
         size: (height, width) in pixels after resizing.
         file_state: (mtime in ns, size in bytes) of the file when the workspace was opened.
+        view: The region of the frame that is meant; None for the whole frame.
     """
 
     frame_number: int
@@ -44,6 +46,7 @@ class WorkspaceFrame:
     pts_seconds: float
     size: tuple[int, int]
     file_state: tuple[int, int] = (0, 0)
+    view: Region | None = None
 
 
 @dataclass(frozen=True)
@@ -63,9 +66,11 @@ class Workspace:
         *,
         reader: VideoReader,
         cache: FrameCache,
+        resize: ResizeSettings,
         tolerate_truncation: bool,
     ) -> None:
         self._clips = clips
+        self._resize = resize
         self._reader = reader
         self._cache = cache
         self._tolerate_truncation = tolerate_truncation
@@ -112,7 +117,7 @@ class Workspace:
             return _Clip(info, _thin(info, max_fps), size, state)
 
         clips = (open_clip(video_1), open_clip(video_2))
-        return cls(clips, reader=reader, cache=cache, tolerate_truncation=tolerate_truncation)
+        return cls(clips, reader=reader, cache=cache, resize=resize, tolerate_truncation=tolerate_truncation)
 
     @property
     def n_frames(self) -> int:
@@ -144,25 +149,39 @@ class Workspace:
         """Adds something that whoever reads the verdict has to know about these files."""
         self._notes.append(text)
 
-    def frame(self, frame_number: int) -> WorkspaceFrame:
-        """Says where a numbered frame comes from.
+    def frame(self, frame_number: int, view: Region | None = None) -> WorkspaceFrame:
+        """Says where a numbered frame comes from, and how large it or a region of it is shown.
+
+        Args:
+            frame_number: 1..N.
+            view: The region that is meant; None for the whole frame.
 
         Raises:
-            InputError: There is no such frame.
+            InputError: There is no such frame, or the region does not lie within it.
         """
         if not 1 <= frame_number <= self.n_frames:
             raise InputError(f"frame_number: got {frame_number}, allowed: 1 to {self.n_frames}")
         in_first = frame_number <= self.n_frames_1
         clip = self._clips[0 if in_first else 1]
         index = clip.kept[frame_number - 1 if in_first else frame_number - 1 - self.n_frames_1]
+        size = clip.size
+        if view is not None:
+            height, width = clip.info.height, clip.info.width
+            if not (0 <= view.top < view.bottom <= height and 0 <= view.left < view.right <= width):
+                raise InputError(
+                    f"view: got {tuple(view)} of frame {frame_number}, allowed: a region within its "
+                    f"{height} x {width} pixels"
+                )
+            size = self._resize.grid_size(view.bottom - view.top, view.right - view.left)
         return WorkspaceFrame(
             frame_number=frame_number,
             video=1 if in_first else 2,
             path=clip.info.path,
             frame_index=index,
             pts_seconds=clip.info.pts_seconds[index],
-            size=clip.size,
+            size=size,
             file_state=clip.file_state,
+            view=view,
         )
 
     def initial_frames(self, n: int) -> tuple[int, ...]:
@@ -189,20 +208,21 @@ class Workspace:
             numbers.extend(offset + i * length // share for i in range(share))
         return tuple(numbers)
 
-    def pixels(self, frame_numbers: Sequence[int]) -> list[np.ndarray[Any, Any]]:
+    def pixels(self, frame_numbers: Sequence[int], view: Region | None = None) -> list[np.ndarray[Any, Any]]:
         """Returns resized frames, through the cache, with one decoding pass per file.
 
         Args:
             frame_numbers: Any order, repeats allowed.
+            view: The region of each frame that is wanted; None for whole frames.
 
         Returns:
             One uint8 `[height, width, 3]` per number, shared with the cache: do not write into it.
 
         Raises:
-            InputError: There is no such frame.
+            InputError: There is no such frame, or the region does not lie within it.
             VideoError: A frame does not decode.
         """
-        frames = [self.frame(number) for number in frame_numbers]
+        frames = [self.frame(number, view) for number in frame_numbers]
         pixels: dict[int, np.ndarray[Any, Any]] = {}
         for video, clip in enumerate(self._clips, start=1):
             wanted = [frame for frame in frames if frame.video == video]
@@ -213,21 +233,22 @@ class Workspace:
             loaded = self._cache.get(
                 clip.info.path,
                 [frame.frame_index for frame in wanted],
-                clip.size,
+                wanted[0].size,
                 self._reader,
                 self._tolerate_truncation,
+                view,
             )
             pixels.update((frame.frame_number, array) for frame, array in zip(wanted, loaded, strict=True))
         return [pixels[number] for number in frame_numbers]
 
-    def prefetch(self, frame_numbers: Sequence[int]) -> None:
-        """Decodes frames into the cache now, so that `pixels` finds them there.
+    def prefetch(self, frame_numbers: Sequence[int], view: Region | None = None) -> None:
+        """Decodes frames into the cache now, so that `pixels` finds them there; arguments as there.
 
         Raises:
-            InputError: There is no such frame.
+            InputError: There is no such frame, or the region does not lie within it.
             VideoError: A frame does not decode.
         """
-        self.pixels(frame_numbers)
+        self.pixels(frame_numbers, view)
 
 
 def _thin(info: VideoInfo, max_fps: float | None) -> Sequence[int]:

@@ -160,7 +160,8 @@ class Context:
         gone = set(expired)
         missing = gone - {p.segment.shown for p in self.pieces if isinstance(p, FramePiece)}
         if missing:
-            raise ValueError(f"expired: {sorted(missing)} are not in the context")
+            shown = ", ".join(map(str, sorted(missing, key=lambda showing: showing.order)))
+            raise ValueError(f"expired: {shown} are not in the context")
         if not gone:
             return []
         kept, starts = [], []

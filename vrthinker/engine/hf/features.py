@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Hashable, Sequence
 
+import torch
+
 from vrthinker.engine.base import FrameSegment
 from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
 
@@ -55,7 +57,9 @@ class FeatureCache:
         todo = list(missing.values())
         for start in range(0, len(todo), _FRAMES_PER_FORWARD):
             part = todo[start : start + _FRAMES_PER_FORWARD]
-            encoded = self._model.encode_frames([segment.load() for segment in part])
+            pixels = [segment.load() for segment in part]
+            with torch.inference_mode():
+                encoded = [features.copied() for features in self._model.encode(pixels)]
             for segment, features in zip(part, encoded, strict=True):
                 found[segment.key] = features
                 self._keep(segment.key, features)

@@ -52,6 +52,10 @@ class FrameFeatures:
         """Memory that the features hold."""
         return sum(t.numel() * t.element_size() for t in (self.embeds, *self.deepstack))
 
+    def copied(self) -> FrameFeatures:
+        """The features in memory of their own: a view would keep all frames of its forward alive."""
+        return FrameFeatures(self.embeds.clone(), tuple(layer.clone() for layer in self.deepstack))
+
 
 def resolve_checkpoint(model: str | Path) -> Path:
     """A local folder as it is, `nano` as the judge that ships; anything else is a hub id and is fetched.
@@ -242,21 +246,30 @@ class VisionLanguageModel:
             device=self.device,
         )
 
-    @torch.inference_mode()
-    def encode_frames(self, frames: Sequence[np.ndarray]) -> list[FrameFeatures]:
-        """Runs the vision tower over frames that are already on the patch grid.
+    def encode(self, frames: Sequence[np.ndarray]) -> list[FrameFeatures]:
+        """Runs the vision tower over frames, pictures of one size together.
+
+        Gradients flow where the caller allows them and the tower is trained. The features are views of one
+        output: `FrameFeatures.copied` frees what keeps them from the other frames' memory.
 
         Args:
-            frames: uint8 `[height, width, 3]` each; sizes may differ.
+            frames: uint8 `[height, width, 3]` each, on the patch grid; sizes may differ.
+
+        Returns:
+            The features of each frame, in the order of `frames`.
         """
         from vrthinker.kernels.patchify.op import patchify
 
+        by_size: dict[tuple[int, ...], list[int]] = {}
+        for place, frame in enumerate(frames):
+            by_size.setdefault(frame.shape[:2], []).append(place)
+        order = [place for places in by_size.values() for place in places]
         patches, grids = [], []
-        for frame in frames:
-            height, width = frame.shape[:2]
+        for (height, width), places in by_size.items():
+            stacked = torch.from_numpy(np.stack([frames[place] for place in places])).to(self.device)
             patches.append(
                 patchify(
-                    torch.from_numpy(np.ascontiguousarray(frame))[None].to(self.device),
+                    stacked,
                     patch_size=self.patch_size,
                     merge_size=self.merge_size,
                     temporal_patch_size=self.temporal_patch_size,
@@ -264,15 +277,42 @@ class VisionLanguageModel:
                     std=self.std,
                 )
             )
-            grids.append([1, height // self.patch_size, width // self.patch_size])
+            grids += [[1, height // self.patch_size, width // self.patch_size]] * len(places)
         grid = torch.tensor(grids, device=self.device)
         output = self.model.model.visual(torch.cat(patches).to(self.dtype), grid_thw=grid)
         counts = [h * w // self.merge_size**2 for _, h, w in grids]
-        # Copies: a view of the forward's output would keep all of its frames alive.
-        embeds = [part.clone() for part in output.pooler_output.split(counts)]
-        maps = getattr(output, "deepstack_features", None) or ()
-        layers = [[part.clone() for part in layer.split(counts)] for layer in maps]
-        return [FrameFeatures(embeds[i], tuple(layer[i] for layer in layers)) for i in range(len(grids))]
+        embeds = output.pooler_output.split(counts)
+        maps = [layer.split(counts) for layer in getattr(output, "deepstack_features", None) or ()]
+        encoded = {
+            place: FrameFeatures(embeds[i], tuple(layer[i] for layer in maps))
+            for i, place in enumerate(order)
+        }
+        return [encoded[place] for place in range(len(frames))]
+
+    def embed(
+        self, token_ids: torch.Tensor, is_image: torch.Tensor | None, features: Sequence[FrameFeatures]
+    ) -> dict[str, Any]:
+        """Puts encoded frames at their placeholders, as arguments of the language model.
+
+        Args:
+            token_ids: int64 `[batch, tokens]`.
+            is_image: bool `[batch, tokens]`, True at image placeholders; None where there is none.
+            features: One for each showing, in the order of the True entries of `is_image`.
+
+        Returns:
+            `inputs_embeds` `[batch, tokens, hidden]`; for Qwen3-VL, whose early layers add maps of the
+            frames (deepstack), also `visual_pos_masks` and `deepstack_visual_embeds`.
+        """
+        embeds = self.model.model.language_model.embed_tokens(token_ids)
+        if not features or is_image is None:
+            return {"inputs_embeds": embeds}
+        rows = torch.cat([frame.embeds for frame in features]).to(embeds.dtype)
+        inputs: dict[str, Any] = {"inputs_embeds": embeds.masked_scatter(is_image[..., None], rows)}
+        if features[0].deepstack:
+            inputs["visual_pos_masks"] = is_image
+            layers = zip(*(frame.deepstack for frame in features), strict=True)
+            inputs["deepstack_visual_embeds"] = [torch.cat(layer) for layer in layers]
+        return inputs
 
     @torch.inference_mode()
     def run(
@@ -297,24 +337,12 @@ class VisionLanguageModel:
         Returns:
             Hidden states `[batch, new, hidden]` after the final norm.
         """
-        language = self.model.model.language_model
-        embeds = language.embed_tokens(token_ids)
-        extra: dict[str, Any] = {}
-        if features and image_mask is not None:
-            rows = torch.cat([f.embeds for f in features]).to(embeds.dtype)
-            embeds = embeds.masked_scatter(image_mask[..., None], rows)
-            if features[0].deepstack:
-                extra["visual_pos_masks"] = image_mask
-                extra["deepstack_visual_embeds"] = [
-                    torch.cat(maps) for maps in zip(*(f.deepstack for f in features), strict=True)
-                ]
-        output = language(
-            inputs_embeds=embeds,
+        output = self.model.model.language_model(
+            **self.embed(token_ids, image_mask, features),
             position_ids=positions,
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
-            **extra,
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

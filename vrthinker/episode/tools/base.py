@@ -13,6 +13,8 @@ from typing import Any, Protocol
 
 from pydantic import BaseModel
 
+from vrthinker.visibility import Region
+
 
 @dataclass(frozen=True)
 class ToolContext:
@@ -56,9 +58,15 @@ class ToolError:
 
 @dataclass(frozen=True)
 class FramesShown:
-    """A call that shows frames: distinct frame numbers, ascending."""
+    """A call that shows frames.
+
+    Attributes:
+        frame_numbers: Distinct, ascending.
+        view: The region of each frame that is shown; None for whole frames.
+    """
 
     frame_numbers: tuple[int, ...]
+    view: Region | None = None
 
 
 ToolOutcome = FramesShown | ToolError

@@ -30,6 +30,7 @@ from vrthinker.video.open import open_reader
 from vrthinker.video.pyav.clip import DECODE_ERRORS, BreakError, Orientation, open_clip, orientation_of
 from vrthinker.video.pyav.index import decoded
 from vrthinker.video.reader import VideoInfo, VideoReader
+from vrthinker.visibility import Region
 
 MAX_CLIP_BYTES = 23_000_000
 """Of one embedded clip; as base64 it stays below the 32 MB that some browsers set for a data URI."""
@@ -43,6 +44,10 @@ _TICKS_PER_SECOND = 90_000
 _CLOCK_ROUNDING_SECONDS = 1e-3
 _CODECS = {"mp4": ("h264", "vp9", "av1"), "webm": ("vp8", "vp9", "av1")}
 _ENCODER_OPTIONS = {"preset": "veryfast", "crf": "21", "bf": "0"}
+
+
+Picture = tuple[int, Region | None]
+"""A frame_index, and the region of the frame that is shown (None: the whole frame)."""
 
 
 @dataclass(frozen=True)
@@ -61,13 +66,13 @@ class PageClip:
     """One clip's part of the page.
 
     Attributes:
-        stills: JPEG by frame_index; empty when the file cannot be used any more.
+        stills: JPEG by (frame_index, view); empty when the file cannot be used any more.
         media: None where only stills are shown.
         times: When each frame of `media` begins, and at the end the clip's duration, in seconds.
         problems: What is missing and why, one line each.
     """
 
-    stills: Mapping[int, bytes]
+    stills: Mapping[Picture, bytes]
     media: Media | None
     times: tuple[float, ...]
     problems: tuple[str, ...]
@@ -98,7 +103,7 @@ def load_clip(
         info = source.info()
         if (change := _change(record, frames, info)) is not None:
             return _nothing(f"the file has changed since it was judged ({change})")
-        stills, problems = _stills(source, sorted({frame.frame_index for frame in frames}), info)
+        stills, problems = _stills(source, frames, info)
         media, why_none = _media(source, info, max_clip_bytes)
     except VideoError as error:
         return _nothing(error.reason)
@@ -157,23 +162,36 @@ def _times(info: VideoInfo) -> tuple[float, ...]:
 
 
 def _stills(
-    source: _Source, indices: Sequence[int], info: VideoInfo
-) -> tuple[dict[int, bytes], tuple[str, ...]]:
+    source: _Source, frames: Sequence[FrameRecord], info: VideoInfo
+) -> tuple[dict[Picture, bytes], tuple[str, ...]]:
     """JPEGs of the frames that decode, and what became of the others."""
+    views: dict[int, set[Region | None]] = {}
+    for frame in frames:
+        views.setdefault(frame.frame_index, set()).add(frame.view)
+    indices = sorted(views)
     side = MAX_STILL_SIDE if len(indices) <= MANY_STILLS else MAX_STILL_SIDE // 2
-    stills: dict[int, bytes] = {}
+    stills: dict[Picture, bytes] = {}
+    seen: set[int] = set()
+
+    def add(some: Sequence[int]) -> None:
+        for index, picture in source.pictures(some, info):
+            seen.add(index)
+            for view in views[index]:
+                shown = picture if view is None else picture[view.top : view.bottom, view.left : view.right]
+                if shown.size:
+                    stills[index, view] = _jpeg(shown, side)
+
     try:
-        stills.update((index, _jpeg(picture, side)) for index, picture in source.pictures(indices, info))
+        add(indices)
         return stills, ()
     except VideoError as error:
         reason = error.reason
-    left = [index for index in indices if index not in stills]
-    for index in left:
+    for index in [index for index in indices if index not in seen]:
         try:
-            stills.update((i, _jpeg(picture, side)) for i, picture in source.pictures([index], info))
+            add([index])
         except VideoError as error:
             reason = error.reason
-    missing = len(indices) - len(stills)
+    missing = len(indices) - len(seen)
     return stills, (f"{missing} of {len(indices)} frames do not decode: {reason}",) if missing else ()
 
 

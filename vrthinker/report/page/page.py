@@ -220,10 +220,10 @@ def _stills_style(trajectory: Trajectory, clips: Sequence[_ClipView]) -> Markup:
             f".video-{clip.video}{{--aspect:{aspect:.4f};--tile:{math.sqrt(_TILE_AREA * aspect):.0f}px}}"
         )
     for frame in trajectory.frames:
-        still = clips[frame.video - 1].clip.stills.get(frame.frame_index)
+        still = clips[frame.video - 1].clip.stills.get((frame.frame_index, frame.view))
         if still is not None:
             picture = _data_uri("image/jpeg", still)
-            rules.append(f".still-{frame.frame_number}{{background-image:url({picture})}}")
+            rules.append(f".still-{frame.picture_id}{{background-image:url({picture})}}")
     return Markup("\n".join(rules))
 
 

@@ -16,7 +16,7 @@ from vrthinker.episode.grammar import FinalAnswer, ParsedRound, Span, ToolCall, 
 from vrthinker.episode.trajectory import FrameRecord, FrameSegmentRecord, RoundRecord, Trajectory
 from vrthinker.errors import InputError
 from vrthinker.report.page.truth import PlantedEvent
-from vrthinker.visibility import ShownFrame
+from vrthinker.visibility import Region, ShownFrame
 
 
 @dataclass(frozen=True)
@@ -30,7 +30,7 @@ class Tile:
     @property
     def label(self) -> str:
         """In words, for those who do not see it."""
-        words = f"frame {self.frame.frame_number}, video {self.frame.video}, {self.frame.pts_seconds:.3f} s"
+        words = f"frame {self.frame.label}, video {self.frame.video}, {self.frame.pts_seconds:.3f} s"
         shows = "".join(f", shows {event.text}" for event in self.events)
         return words + (", expired" if self.expired else "") + shows
 
@@ -144,26 +144,26 @@ class _Strips:
 
     def __init__(self, trajectory: Trajectory, events: Sequence[PlantedEvent]) -> None:
         self._trajectory, self._events = trajectory, events
-        self._by_number = {frame.frame_number: frame for frame in trajectory.frames}
+        self._frames = {(frame.frame_number, frame.view): frame for frame in trajectory.frames}
         self._rounds_of: dict[int, list[int]] = {}
         for record in trajectory.rounds:
             for outcome in {showing.outcome for showing in record.live}:
                 self._rounds_of.setdefault(outcome, []).append(record.round_number)
 
-    def frame(self, number: int) -> FrameRecord:
-        if number not in self._by_number:
+    def frame(self, number: int, view: Region | None) -> FrameRecord:
+        if (number, view) not in self._frames:
             raise InputError(
                 f"trajectory {self._trajectory.id}: shows frame {number}, which is not among its frames; "
                 "give the record as it was written"
             )
-        return self._by_number[number]
+        return self._frames[number, view]
 
     def groups(
         self, showings: Iterable[ShownFrame], round_number: int, *, expired: bool
     ) -> tuple[Group, ...]:
         tiles: dict[int, list[Tile]] = {}
         for showing in showings:
-            frame = self.frame(showing.frame_number)
+            frame = self.frame(showing.frame_number, showing.view)
             shown = tuple(event for event in self._events if event.covers(frame.video, frame.frame_index))
             tiles.setdefault(showing.outcome, []).append(Tile(frame, expired, shown))
         return tuple(
@@ -252,14 +252,14 @@ def _call(trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, stri
         )
     if record.tool.error is not None:
         return Call(name, arguments, (), record.tool.error)
-    frames = tuple(strips.frame(number) for number in record.tool.frame_numbers)
+    frames = tuple(strips.frame(number, record.tool.view) for number in record.tool.frame_numbers)
     shown = {
-        segment.frame_number
+        (segment.frame_number, segment.view)
         for message in record.outcome_messages
         for segment in message.segments
         if isinstance(segment, FrameSegmentRecord)
     }
-    if shown.issuperset(record.tool.frame_numbers):
+    if shown.issuperset((frame.frame_number, frame.view) for frame in frames):
         return Call(name, arguments, frames, None)
     if record.outcome_messages:
         return Call(name, arguments, frames, "no round saw these frames: retrieved frames stay for 0 rounds")

@@ -47,7 +47,7 @@ def marks(trajectory: Trajectory, video: int, events: Sequence[PlantedEvent]) ->
         if event.video == video and event.first_index < n_frames
     ]
     frames = {frame.frame_number: frame for frame in trajectory.frames if frame.video == video}
-    shown = sorted({showing for record in trajectory.rounds for showing in record.live})
+    shown = sorted({(s.outcome, s.frame_number) for record in trajectory.rounds for s in record.live})
     done: set[tuple[str, int]] = set()
     for outcome, number in shown:
         kind: Literal["first", "asked"] = "asked" if outcome else "first"
