@@ -11,6 +11,8 @@ PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
 WATCHED := scripts/watched.sh build/logs
 TORCH_CPU := 2.13.0
 PYTEST_ARGS ?=
+WHEEL_CUDA ?= $(shell command -v nvcc >/dev/null && echo ON || echo OFF)
+WHEEL_ARGS ?=
 NANO_SEED ?= 0
 NANO_RUN ?= build/nano-$(NANO_SEED)
 
@@ -19,11 +21,11 @@ CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h k
 	$(shell find tests/native -name "*.h" -o -name "*.cpp")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo nano test lint format wheel clean distclean install install-dev
+.PHONY: help demo nano test full-check lint format wheel clean distclean install install-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make nano, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+	@echo "also: make nano, make full-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
 
 demo: install
 	@echo "==> vrthinker demo"
@@ -41,6 +43,20 @@ test: install-dev
 	@echo "==> pytest, a process per core (the slow tests: make test PYTEST_ARGS='-m slow')"
 	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
 
+# Everything there is: all products of parameters, thorough hypothesis, every emulator seed, kills, both native
+# builds with warnings as errors, the wheel. Takes about an hour on two cores; run it by hand before an issue is
+# called resolved, and note the result in docs/log.md.
+full-check: lint
+	@echo "==> every test, with thorough hypothesis"
+	@HYPOTHESIS_PROFILE=thorough $(VENV)/bin/python -m pytest -n auto --dist loadfile -m "" --timeout 1800 $(PYTEST_ARGS)
+	@for preset in cpu $$(command -v nvcc >/dev/null && echo cuda); do \
+		echo "==> native code, preset $$preset, warnings as errors"; \
+		PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/configure-$$preset.log cmake --preset $$preset \
+			-DPython_EXECUTABLE="$(abspath $(VENV))/bin/python" && \
+		PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/build-$$preset.log cmake --build --preset $$preset || exit 1; \
+	done
+	@$(MAKE) --no-print-directory wheel
+
 lint: install-dev
 	@echo "==> ruff check"
 	@$(VENV)/bin/ruff check .
@@ -56,15 +72,16 @@ format: install-dev
 	@$(VENV)/bin/ruff format -q .
 	@$(VENV)/bin/clang-format -i $(CLANG_FORMAT_FILES)
 
-# What linux_x86_64 promises (this machine) becomes what it is (every Linux from some glibc on).
+# A wheel holds the CUDA kernels for all architectures wherever there is nvcc, GPU or not. What linux_x86_64
+# promises (this machine) becomes what it is (every Linux from some glibc on).
 wheel: install-dev
 	@echo "==> building the wheel"
 	@rm -rf dist build/wheel && mkdir -p build/wheel
-	@$(VENV)/bin/python -m build --wheel --no-isolation --outdir build/wheel . >build/wheel.log 2>&1 \
-		|| { cat build/wheel.log; exit 1; }
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/wheel.log $(VENV)/bin/python -m build --wheel --no-isolation \
+		-Ccmake.define.VRTHINKER_CUDA=$(WHEEL_CUDA) $(WHEEL_ARGS) -Cbuild.verbose=true --outdir build/wheel .
 	@echo "==> auditwheel, into dist/"
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(VENV)/bin/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl \
-		>build/auditwheel.log 2>&1 || { cat build/auditwheel.log; exit 1; }
+	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/auditwheel.log \
+		$(VENV)/bin/python -m auditwheel repair --wheel-dir dist build/wheel/*.whl
 	@$(VENV)/bin/python -m auditwheel show dist/*.whl
 	@$(VENV)/bin/python scripts/check_wheel.py dist/*.whl
 

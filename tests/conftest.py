@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 
 import pytest
 from gauge import Gauge
+from hypothesis import HealthCheck, settings
 
 if TYPE_CHECKING:
     from sampled import Sampled, Stage
@@ -23,6 +24,14 @@ os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core already: more threads would only wait for cores
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
+
+# No deadline and no check of how fast data comes: tests must not depend on the machine's speed. `thorough` is
+# for `make full-check`; a test that names a number of its own has a reason for it.
+settings.register_profile(
+    "default", max_examples=25, deadline=None, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.register_profile("thorough", settings.get_profile("default"), max_examples=200, print_blob=True)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "default"))
 
 MakeCheckpoint = Callable[[str], Path]
 MakeStage = Callable[[str], "Stage"]
