@@ -86,7 +86,7 @@ class Talk:
         """The next round; its outcome's frames are new, and those of `window` rounds ago expire."""
         new: tuple[Message, ...] = ()
         expired: tuple[ShownFrame, ...] = ()
-        if self.engine._states[self.session.id].rounds:
+        if self.engine._sessions.rounds(self.session):
             new = (self._message(),)
             gone = self.outcome - 1 - self.window
             if gone >= 1 and self.shown:
@@ -184,7 +184,7 @@ class FixedRounds(HFEngine):
     def submit(self, request: RoundRequest) -> None:
         """As the engine's, with the round's own form."""
         number = self._begun[request.session.id] = self._begun.get(request.session.id, 0) + 1
-        seed = self._states[request.session.id].seed
+        seed = self._sessions[request.session].seed
         frames = [1 + (7 * seed + 5 * number + n) % 50 for n in range(FRAMES)]
         call = (
             f'<tool_call>{{"name": "select_frames", "arguments": {{"target_frames": {frames}}}}}</tool_call>'

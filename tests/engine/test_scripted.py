@@ -90,8 +90,6 @@ def test_forks_are_copies_with_seeds_of_their_own():
     assert len({session.id for session in (origin, *forks)}) == 3
     write_rounds(engine, [RoundRequest(session) for session in forks])
     assert [(seen.seed, seen.turns) for seen in engine.seen] == [(4, TASK), (5, TASK)]
-    with pytest.raises(EngineError, match="has begun"):
-        engine.fork(forks[0], [1])
 
 
 @pytest.mark.parametrize(
@@ -102,7 +100,6 @@ def test_forks_are_copies_with_seeds_of_their_own():
         (lambda s: RoundRequest(s, new=(shows(0, [1]),)), "live already"),
         (lambda s: RoundRequest(s, new=(shows(1, [7, 7]),)), "live already"),
         (lambda s: RoundRequest(s, new=(Message("user", ("bare text",)),)), "holds str"),
-        (lambda s: RoundRequest(Session(99)), "never opened"),
         (lambda s: RoundRequest(s, limits=RoundLimits(form=(Choice(("yes", "no")),))), "does not fit"),
     ],
 )
@@ -116,7 +113,7 @@ def test_breaches_raise_and_change_nothing(request_of, message):
     assert engine.seen[0].turns == TASK
 
 
-def test_two_rounds_under_way_are_one_too_many():
+def test_a_second_round_that_is_refused_changes_nothing():
     engine = ScriptedEngine([["first", "second"]])
     session = engine.open(TASK)
     engine.submit(RoundRequest(session))
@@ -124,6 +121,7 @@ def test_two_rounds_under_way_are_one_too_many():
         engine.submit(RoundRequest(session))
     assert [result.text for result in engine.collect()] == ["first"]
     assert one_round(engine, session) == "second"
+    assert [seen.round_number for seen in engine.seen] == [1, 2]
 
 
 def test_a_script_that_ends_is_an_error():
@@ -139,23 +137,18 @@ def test_a_script_that_ends_is_an_error():
 def test_closing_frees_room_and_drops_what_was_not_collected():
     engine = ScriptedEngine(lambda *_: "x", max_sessions=1)
     session = engine.open(TASK)
-    with pytest.raises(EngineError, match="close one first"):
-        engine.open(TASK)
-    with pytest.raises(EngineError, match="no room"):
-        engine.fork(session, [1])
     engine.submit(RoundRequest(session))
-    with pytest.raises(EngineError, match="before updating"):
-        engine.update_weights({}, 1)
-    engine.close(session)
     engine.close(session)
     assert engine.collect() == []
     assert engine.open_sessions == 0
-    with pytest.raises(EngineError, match="is closed"):
-        engine.submit(RoundRequest(session))
-    with pytest.raises(EngineError, match="never opened"):
-        engine.close(Session(99))
-    engine.update_weights(iter([("w", None)]), 3)
+    tensors = iter([("w", None)])
+    engine.update_weights(tensors, 3)
     assert engine.policy_version == 3
+    assert list(tensors) == [], "they were read to their end"
+    engine.submit(RoundRequest(engine.open(TASK)))
+    engine.shutdown()
+    assert engine.collect() == []
+    assert engine.open_sessions == 0
 
 
 def test_rounds_can_finish_out_of_order():

@@ -8,7 +8,6 @@ so that a runner that gets it wrong cannot pass a test.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -24,6 +23,7 @@ from vrthinker.engine.base import (
     Session,
 )
 from vrthinker.engine.context import LiveContext, Turn
+from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError
 from vrthinker.visibility import MemoryMode, ShownFrame
 
@@ -36,9 +36,9 @@ class SeenRound:
     """What one round was written from, kept for assertions.
 
     Attributes:
-        session: Whose round.
-        round_number: 1-based.
-        request: As it was submitted.
+        session: The session that the round belongs to.
+        round_number: The round's number in its session, from 1.
+        request: The request, as it was submitted.
         context: The live context: expired frames are gone, and a message keeps its place even when
             nothing of it is left.
         seed: The session's seed.
@@ -65,8 +65,6 @@ class SeenRound:
 class _State:
     seed: int
     context: LiveContext
-    written: int = 0
-    under_way: bool = False
 
 
 class ScriptedEngine(Engine):
@@ -91,37 +89,34 @@ class ScriptedEngine(Engine):
         """Makes the engine.
 
         Args:
-            script: What it writes. In a guided round the text must fit the form.
-            max_sessions: How many sessions may be open at once.
-            collect_at_most: How many rounds one `collect` returns, the latest submitted first, so that
+            script: The texts to write. In a guided round the text must fit the form.
+            max_sessions: The number of sessions that may be open at once.
+            collect_at_most: The most rounds that one `collect` returns, the latest submitted first, so that
                 a runner meets rounds that finish out of order. None returns all, in order.
-            name: As records name it.
+            name: The engine's name in records and error messages.
         """
         self._script = script
         self._name = name
-        self._max_sessions = max_sessions
         self._collect_at_most = collect_at_most
-        self._ids = itertools.count()
-        self._sessions: dict[int, _State] = {}
-        self._closed: set[int] = set()
+        self._sessions: SessionTable[_State] = SessionTable(max_sessions, name=name)
         self._finished: list[RoundResult] = []
         self._policy_version = 0
         self.seen: list[SeenRound] = []
 
     @property
     def name(self) -> str:
-        """As records name it."""
+        """The engine's name in records and error messages."""
         return self._name
 
     @property
     def policy_version(self) -> int:
-        """As the last `update_weights` said; 0 before."""
+        """The version that the last `update_weights` gave; 0 before."""
         return self._policy_version
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions may be open at once."""
-        return self._max_sessions
+        """The number of sessions that may be open at once."""
+        return self._sessions.max_sessions
 
     @property
     def open_sessions(self) -> int:
@@ -132,26 +127,17 @@ class ScriptedEngine(Engine):
         """Starts a session. What a text shows is the same under every `memory`.
 
         Raises:
-            EngineError: `max_sessions` are open, or a showing appears twice.
+            EngineError: `max_sessions` are open, the engine is shut down, or a showing appears twice.
         """
-        if len(self._sessions) >= self._max_sessions:
-            raise EngineError(f"{self._name}: {self._max_sessions} sessions are open; close one first")
-        context = LiveContext().extended(messages)
-        session = Session(next(self._ids))
-        self._sessions[session.id] = _State(seed, context)
-        return session
+        return self._sessions.add(_State(seed, LiveContext().extended(messages)))
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
         """Copies a session that has written nothing yet, once per seed.
 
         Raises:
-            EngineError: The session has begun, or there is no room.
+            EngineError: The session is not open or has begun, or there is no room.
         """
-        state = self._state(session)
-        if state.written or state.under_way:
-            raise EngineError(f"{self._name}: session {session.id} has begun; only a fresh one can be forked")
-        if len(self._sessions) + len(seeds) > self._max_sessions:
-            raise EngineError(f"{self._name}: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        state = self._sessions.check_fork(session, len(seeds))
         return [self.open(state.context.messages, seed=seed) for seed in seeds]
 
     def submit(self, request: RoundRequest) -> None:
@@ -160,18 +146,15 @@ class ScriptedEngine(Engine):
         Raises:
             EngineError: The request breaks the protocol, or the script has no text for it.
         """
-        state = self._state(request.session)
-        if state.under_way:
-            raise EngineError(f"{self._name}: session {request.session.id} has a round under way")
+        state = self._sessions.check_submit(request.session)
         context = state.context.entered(request)
-        number = state.written + 1
+        number = self._sessions.rounds(request.session) + 1
         text = self._text(request.session.id, number, context.messages)
         if request.limits.form is not None and not fits_form(text, request.limits.form):
             raise EngineError(f"{self._name}: round {number}'s text does not fit the form: {text!r}")
         self.seen.append(SeenRound(request.session, number, request, context, state.seed))
+        self._sessions.begin_round(request.session)
         state.context = context.written(text)
-        state.written = number
-        state.under_way = True
         self._finished.append(RoundResult(request.session, text, FinishReason.STOP))
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
@@ -182,8 +165,7 @@ class ScriptedEngine(Engine):
             cut = max(0, len(self._finished) - self._collect_at_most)
             results, self._finished = self._finished[cut:][::-1], self._finished[:cut]
         for result in results:
-            if (state := self._sessions.get(result.session.id)) is not None:
-                state.under_way = False
+            self._sessions.end_round(result.session)
         return results
 
     def close(self, session: Session) -> None:
@@ -192,11 +174,13 @@ class ScriptedEngine(Engine):
         Raises:
             EngineError: The session was never opened here.
         """
-        if session.id not in self._closed:
-            self._state(session)
-            del self._sessions[session.id]
-            self._closed.add(session.id)
-            self._finished = [result for result in self._finished if result.session != session]
+        self._sessions.close(session)
+        self._finished = [result for result in self._finished if result.session != session]
+
+    def shutdown(self) -> None:
+        """Closes every session."""
+        self._sessions.shut_down()
+        self._finished.clear()
 
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
@@ -204,20 +188,12 @@ class ScriptedEngine(Engine):
         """Takes the version and reads the tensors to their end; a script has no weights.
 
         Raises:
-            EngineError: A session is open.
+            EngineError: A session is open, or the engine is shut down.
         """
-        if self._sessions:
-            raise EngineError(f"{self._name}: close {sorted(self._sessions)} before updating the weights")
+        self._sessions.check_update_weights()
         for _ in named_tensors.items() if isinstance(named_tensors, Mapping) else named_tensors:
             pass
         self._policy_version = policy_version
-
-    def _state(self, session: Session) -> _State:
-        state = self._sessions.get(session.id)
-        if state is None:
-            what = "is closed" if session.id in self._closed else "was never opened"
-            raise EngineError(f"{self._name}: session {session.id} {what}")
-        return state
 
     def _text(self, index: int, number: int, context: tuple[Message, ...]) -> str:
         if callable(self._script):

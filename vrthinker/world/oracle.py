@@ -11,7 +11,6 @@ Invariant: a text depends on the session's seed and on the frames it was shown, 
 from __future__ import annotations
 
 import enum
-import itertools
 import os
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -31,6 +30,7 @@ from vrthinker.engine.base import (
     Session,
 )
 from vrthinker.engine.context import LiveContext
+from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError
 from vrthinker.visibility import MemoryMode
 from vrthinker.world import words as words
@@ -82,19 +82,17 @@ class _State:
     found: list[list[words.Found]] = field(default_factory=lambda: [[], []])
     pending: list[list[tuple[int, int]]] = field(default_factory=lambda: [[], []])
     shown: set[int] = field(default_factory=set)
-    written: int = 0
-    under_way: bool = False
 
 
 class OracleEngine(Engine):
     """Implements `vrthinker.engine.base.Engine` over stored truth.
 
     Args:
-        truths: Truths with their two clips, as `truths_by_clip` gives them.
-        mix: Which behaviours, how often.
-        calls: Most tool calls of a session.
-        span: `WorldConfig.span[0]`, from which it knows how densely to look.
-        max_sessions: How many sessions may be open at once.
+        truths: The truths under the paths of their clips, as `truths_by_clip` gives them.
+        mix: The behaviours, and how often each is drawn.
+        calls: The most tool calls of a session.
+        span: The value of `WorldConfig.span[0]`, which tells it how densely to look.
+        max_sessions: The number of sessions that may be open at once.
     """
 
     def __init__(
@@ -107,35 +105,32 @@ class OracleEngine(Engine):
         max_sessions: int = 64,
     ) -> None:
         self._truths, self._mix, self._calls, self._span = truths, mix or BehaviorMix(), calls, span
-        self._max_sessions = max_sessions
-        self._ids = itertools.count(1)
-        self._sessions: dict[int, _State] = {}
+        self._sessions: SessionTable[_State] = SessionTable(max_sessions, name=self.name)
         self._finished: list[RoundResult] = []
         self._policy_version = 0
 
     @property
     def name(self) -> str:
-        """As records name it."""
+        """The engine's name in records and error messages."""
         return "oracle"
 
     @property
     def policy_version(self) -> int:
-        """As the last `update_weights` said; 0 before."""
+        """The version that the last `update_weights` gave; 0 before."""
         return self._policy_version
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions may be open at once."""
-        return self._max_sessions
+        """The number of sessions that may be open at once."""
+        return self._sessions.max_sessions
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
         """Starts a session; the clips of its first frames say whose truth is read, in either order.
 
         Raises:
-            EngineError: No room, no frames, or frames that are not those of a pair of this world.
+            EngineError: `max_sessions` are open, the engine is shut down, or the messages show no frames, or
+                frames that are not those of a pair of this world.
         """
-        if len(self._sessions) >= self._max_sessions:
-            raise EngineError(f"oracle: {self._max_sessions} sessions are open; close one first")
         context = LiveContext().extended(messages)
         pair, files = self._pair(context.frames)
         rng = np.random.default_rng([seed & 0xFFFF_FFFF_FFFF_FFFF, 71])
@@ -148,33 +143,25 @@ class OracleEngine(Engine):
             new_frames=[frame.shown.frame_number for frame in context.frames],
             calls_left=self._calls,
         )
-        session = Session(next(self._ids))
-        self._sessions[session.id] = state
-        return session
+        return self._sessions.add(state)
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
         """Copies a session that has written nothing yet, once per seed.
 
         Raises:
-            EngineError: The session has begun, or there is no room.
+            EngineError: The session is not open or has begun, or there is no room.
         """
-        state = self._state(session)
-        if state.written or state.under_way:
-            raise EngineError(f"oracle: session {session.id} has begun; only a fresh one can be forked")
-        if len(self._sessions) + len(seeds) > self._max_sessions:
-            raise EngineError(f"oracle: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        state = self._sessions.check_fork(session, len(seeds))
         return [self.open(state.context.messages, seed=seed) for seed in seeds]
 
     def submit(self, request: RoundRequest) -> None:
         """Writes a round; `collect` returns it.
 
         Raises:
-            EngineError: The session is unknown or has a round under way, the round is to be guided, or it
+            EngineError: The session is not open or has a round under way, the round is to be guided, or it
                 shows frames of another pair.
         """
-        state = self._state(request.session)
-        if state.under_way:
-            raise EngineError(f"oracle: session {request.session.id} has a round under way")
+        state = self._sessions.check_submit(request.session)
         if request.limits.form is not None:
             raise EngineError("oracle: writes its own form; ask for rounds that are not guided")
         context = state.context.entered(request)
@@ -187,25 +174,28 @@ class OracleEngine(Engine):
         text = self._write(state)
         state.new_frames = []
         state.context = context.written(text)
-        state.written += 1
-        state.under_way = True
+        self._sessions.begin_round(request.session)
         self._finished.append(RoundResult(request.session, text, FinishReason.STOP))
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
         """Returns finished rounds; an empty list when nothing is under way."""
         results, self._finished = self._finished, []
         for result in results:
-            self._state(result.session).under_way = False
+            self._sessions.end_round(result.session)
         return results
 
     def close(self, session: Session) -> None:
-        """Forgets a session. Closing twice is harmless."""
-        self._sessions.pop(session.id, None)
+        """Forgets a session and its uncollected round. Closing twice is harmless.
+
+        Raises:
+            EngineError: The session was never opened here.
+        """
+        self._sessions.close(session)
         self._finished = [result for result in self._finished if result.session != session]
 
     def shutdown(self) -> None:
         """Closes every session."""
-        self._sessions.clear()
+        self._sessions.shut_down()
         self._finished.clear()
 
     def update_weights(
@@ -214,17 +204,10 @@ class OracleEngine(Engine):
         """Takes the version; the truth has no weights.
 
         Raises:
-            EngineError: A session is open.
+            EngineError: A session is open, or the engine is shut down.
         """
-        if self._sessions:
-            raise EngineError(f"oracle: close {sorted(self._sessions)} before updating the weights")
+        self._sessions.check_update_weights()
         self._policy_version = policy_version
-
-    def _state(self, session: Session) -> _State:
-        state = self._sessions.get(session.id)
-        if state is None:
-            raise EngineError(f"oracle: session {session.id} is not open")
-        return state
 
     def _pair(self, frames: Sequence[FrameSegment]) -> tuple[PairTruth, tuple[str, str]]:
         """The truth with its clips in the order in which they are shown, and their files."""

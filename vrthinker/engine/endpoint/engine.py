@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import asyncio
 import concurrent.futures
-import itertools
 import json
 import queue
 import threading
@@ -43,6 +42,7 @@ from vrthinker.engine.base import (
 from vrthinker.engine.context import LiveContext
 from vrthinker.engine.endpoint.client import ChatClient, ChatFailure, EndpointUsage
 from vrthinker.engine.endpoint.wire import ImageFormat, chat_messages, clean_line, data_uri
+from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError, InputError
 from vrthinker.visibility import MemoryMode
 
@@ -54,8 +54,8 @@ _FrameKey = tuple[Hashable, ...]
 class _State:
     seed: int
     context: LiveContext
-    begun: bool = False
     images: dict[_FrameKey, str] = field(default_factory=dict)
+    future: concurrent.futures.Future[None] | None = None
 
 
 class EndpointEngine(Engine):
@@ -138,11 +138,8 @@ class EndpointEngine(Engine):
         self._model = model
         self._image_format: ImageFormat = image_format
         self._jpeg_quality = jpeg_quality
-        self._max_sessions = max_sessions
-        self._ids = itertools.count()
-        self._sessions: dict[int, _State] = {}
+        self._sessions: SessionTable[_State] = SessionTable(max_sessions, name=self.name)
         self._images: dict[_FrameKey, str] = {}
-        self._under_way: dict[int, concurrent.futures.Future[None] | None] = {}
         self._finished: queue.SimpleQueue[RoundResult] = queue.SimpleQueue()
         self._loop: asyncio.AbstractEventLoop | None = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, name="vrthinker-endpoint", daemon=True)
@@ -175,7 +172,7 @@ class EndpointEngine(Engine):
     @property
     def max_sessions(self) -> int:
         """How many sessions may be open at once."""
-        return self._max_sessions
+        return self._sessions.max_sessions
 
     @property
     def usage(self) -> EndpointUsage:
@@ -194,26 +191,15 @@ class EndpointEngine(Engine):
                 f"{self.name}: memory: got {memory!r}, allowed over an endpoint: rerender; use an engine "
                 "that runs the model itself"
             )
-        if self._loop is None:
-            raise EngineError(f"{self.name}: the engine is shut down")
-        if len(self._sessions) >= self._max_sessions:
-            raise EngineError(f"{self.name}: {self._max_sessions} sessions are open; close one first")
-        context = _sendable(LiveContext().extended(messages))
-        session = Session(next(self._ids))
-        self._sessions[session.id] = _State(seed, context)
-        return session
+        return self._sessions.add(_State(seed, _sendable(LiveContext().extended(messages))))
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
         """Copies a session that has written nothing yet, once per seed; frames are encoded once for all.
 
         Raises:
-            EngineError: The session has begun, is closed, or there is no room.
+            EngineError: The session is not open or has begun, or there is no room.
         """
-        state = self._state(session)
-        if state.begun:
-            raise EngineError(f"{self.name}: session {session.id} has begun; only a fresh one can be forked")
-        if len(self._sessions) + len(seeds) > self._max_sessions:
-            raise EngineError(f"{self.name}: no room for {len(seeds)} more sessions of {self._max_sessions}")
+        state = self._sessions.check_fork(session, len(seeds))
         return [self.open(state.context.messages, seed=seed) for seed in seeds]
 
     def submit(self, request: RoundRequest) -> None:
@@ -223,68 +209,66 @@ class EndpointEngine(Engine):
             EngineError: The request breaks the protocol, or asks for a guided round, which a
                 chat-completions server cannot write.
         """
-        state = self._state(request.session)
-        number = request.session.id
+        state = self._sessions.check_submit(request.session)
         if request.limits.form is not None:
             raise EngineError(
                 f"{self.name}: guided rounds (RoundLimits.form) are not supported over an endpoint; "
                 "use form=None, or an engine that runs the model itself"
             )
-        if number in self._under_way:
-            raise EngineError(f"{self.name}: session {number} has a round under way")
-        assert self._loop is not None  # `_state` found a session, so the engine runs
-        state.context = _sendable(state.context.entered(request))
-        state.begun = True
+        assert self._loop is not None  # a session is open, so the engine runs
+        context = _sendable(state.context.entered(request))
+        failed = None
         try:
-            state.images = {frame.key: self._image(state, frame) for frame in state.context.frames}
+            images = {frame.key: self._image(state, frame) for frame in context.frames}
             self._trim()
         # `load` is the caller's code and may fail in any way; that is this round's failure, not collect's.
         except Exception as error:
-            said = clean_line(str(error) or repr(error))
-            self._under_way[number] = None
-            self._finished.put(
-                RoundResult(
-                    request.session,
-                    "",
-                    FinishReason.ERROR,
-                    error=f"{self.name}: a frame cannot be sent: {said}",
-                )
-            )
+            failed = f"{self.name}: a frame cannot be sent: {clean_line(str(error) or repr(error))}"
+        # Not before the frames are loaded: interrupted there, the round would be under way for ever.
+        self._sessions.begin_round(request.session)
+        state.context = context
+        if failed is not None:
+            self._finished.put(RoundResult(request.session, "", FinishReason.ERROR, error=failed))
             return
-        work = self._round(request, state.context, state.images, state.seed)
-        self._under_way[number] = asyncio.run_coroutine_threadsafe(work, self._loop)
+        state.images = images
+        work = self._round(request, context, images, state.seed)
+        state.future = asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
         """Waits for at least one round, at most so long; returns all finished ones (see `Engine.collect`)."""
         results: list[RoundResult] = []
-        while self._under_way and (not results or not self._finished.empty()):
+        while self._sessions.rounds_under_way and (not results or not self._finished.empty()):
             try:
                 result = self._finished.get(timeout=timeout_seconds)
             except queue.Empty:
                 break
-            if result.session.id not in self._under_way:
+            state = self._sessions.end_round(result.session)
+            if state is None:
                 continue  # its session was closed meanwhile
-            del self._under_way[result.session.id]
-            state = self._sessions[result.session.id]
+            state.future = None
             if result.finish_reason in (FinishReason.STOP, FinishReason.LENGTH):
                 state.context = state.context.written(result.text)
             results.append(result)
         return results
 
     def close(self, session: Session) -> None:
-        """Forgets a session and cancels its round. Closing twice is harmless."""
-        self._sessions.pop(session.id, None)
-        future = self._under_way.pop(session.id, None)
-        if future is not None:
-            future.cancel()
+        """Forgets a session and cancels its round. Closing twice is harmless.
+
+        Raises:
+            EngineError: The session was never opened here.
+        """
+        state = self._sessions.close(session)
+        if state is not None and state.future is not None:
+            state.future.cancel()
 
     def shutdown(self) -> None:
         """Cancels what is under way, closes every session and connection. Twice is harmless."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
-        for number in list(self._sessions):
-            self.close(Session(number))
+        for session in self._sessions.open_sessions:
+            self.close(session)
+        self._sessions.shut_down()
         asyncio.run_coroutine_threadsafe(self._end(), loop).result()
         loop.call_soon_threadsafe(loop.stop)
         self._thread.join()
@@ -306,12 +290,6 @@ class EndpointEngine(Engine):
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
         await asyncio.get_running_loop().shutdown_default_executor()
-
-    def _state(self, session: Session) -> _State:
-        state = self._sessions.get(session.id)
-        if state is None:
-            raise EngineError(f"{self.name}: session {session.id} is not open")
-        return state
 
     def _image(self, state: _State, frame: FrameSegment) -> str:
         """A frame's data URI: the session's own, else one that another session made lately, else new."""

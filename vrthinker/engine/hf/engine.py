@@ -22,7 +22,7 @@ from typing import Any
 
 import torch
 
-from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session
+from vrthinker.engine.base import Engine, FinishReason, Message, RoundRequest, RoundResult, Session
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.features import FeatureCache
 from vrthinker.engine.hf.markup import Markup
@@ -30,6 +30,7 @@ from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
 from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.sampling import Draw, FormCursor, round_uniforms, sample
 from vrthinker.engine.hf.session import RoundState, SessionState
+from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError, InputError, VRThinkerError
 from vrthinker.visibility import MemoryMode
 
@@ -37,7 +38,7 @@ _FORWARD_ERRORS = (RuntimeError, IndexError, ValueError)
 """What a forward can end with: out of memory (a RuntimeError), shapes that do not fit, bad numbers."""
 
 
-class HFEngine:
+class HFEngine(Engine):
     """Sessions over a Qwen2.5-VL or Qwen3-VL checkpoint.
 
     Args:
@@ -81,15 +82,13 @@ class HFEngine:
         self.features = FeatureCache(self.model, feature_cache_bytes)
         self.max_context_tokens = min(max_context_tokens, self.model.max_positions)
         self._name = f"hf:{self.model.folder.name}"
-        self._max_sessions = max_sessions
         self._prefix_reuse, self._prefill_tokens, self._keep_logits = (
             prefix_reuse,
             prefill_tokens,
             keep_logits,
         )
         self._policy_version = 0
-        self._ids = 0
-        self._states: dict[int, SessionState] = {}
+        self._sessions: SessionTable[SessionState] = SessionTable(max_sessions)
         self._rows = SessionRows(
             self.model,
             self.markup,
@@ -113,99 +112,77 @@ class HFEngine:
     @property
     def max_sessions(self) -> int:
         """Most sessions open at once."""
-        return self._max_sessions
+        return self._sessions.max_sessions
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
         """Starts a session. Nothing is computed until its first round.
 
         Raises:
-            EngineError: `max_sessions` are open, or the model's rotary embedding cannot be renumbered.
+            EngineError: `max_sessions` are open, the engine is shut down, or the model's rotary embedding
+                cannot be renumbered.
         """
         if memory == "renumber" and (obstacle := self.model.renumber_obstacle):
             raise EngineError(f"memory: got 'renumber', allowed with this model: rerender, evict; {obstacle}")
         factor = self.model.patch_size * self.model.merge_size
         context = Context(self.markup, (factor, factor), memory)
         context.append_messages(messages)
-        return self._add(context, seed).session
+        return self._sessions.add(SessionState(context, seed))
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
         """Copies an unwritten session; its context is prefilled once and its cache row copied.
 
         Raises:
-            EngineError: The session has written a round, there is no room, or its context cannot be computed.
+            EngineError: The session is not open or has begun, there is no room, or its context cannot be
+                computed.
             VideoError: One of its frames does not decode.
         """
-        parent = self._state(session)
-        if parent.rounds or parent.writing is not None:
-            raise EngineError(f"fork: session {session.id} has begun to write; fork before its first round")
-        if len(self._states) + len(seeds) > self._max_sessions:
-            raise EngineError(
-                f"fork: {len(seeds)} more sessions do not fit into max_sessions={self._max_sessions}"
-            )
-        children: list[SessionState] = []
+        parent = self._sessions.check_fork(session, len(seeds))
+        children: list[Session] = []
         try:
             if parent.filled < len(parent.context):
                 self.features.get([piece.segment for _, piece in self._rows.new_frames(parent)])
                 self._rows.prefill([parent])
             for seed in seeds:
-                child = self._add(parent.context.clone(), seed)
-                children.append(child)
+                child = SessionState(parent.context.clone(), seed)
+                children.append(self._sessions.add(child))
                 row = self._rows.enter(child, len(child.context) + 1)
                 assert parent.row is not None
                 self._rows.cache.copy_row(parent.row, row, parent.filled)
                 child.filled = child.context.cached = parent.filled
         except _FORWARD_ERRORS as error:
-            for child in children:
-                self.close(child.session)
+            for forked in children:
+                self.close(forked)
             raise EngineError(f"fork: session {session.id}: {_one_line(error)}") from error
-        return [child.session for child in children]
+        return children
 
     def submit(self, request: RoundRequest) -> None:
         """Queues a round (see `Engine.submit`).
 
         Raises:
-            EngineError: The session is unknown, has a round under way, or had one that failed and evicts: its
-                cache cannot be computed anew.
+            EngineError: The session is not open, has a round under way, or had one that failed and evicts:
+                its cache cannot be computed anew.
             ValueError: An expired frame is not in the context.
         """
-        state = self._state(request.session)
-        if state.writing is not None:
-            raise EngineError(f"submit: session {request.session.id} has a round under way")
-        if state.rounds and not request.new:
-            raise EngineError(f"submit: session {request.session.id}: a later round needs new messages")
-        if request.expired and not state.rounds:
-            raise EngineError(f"submit: session {request.session.id}: frames expire before its first round")
-        context = state.context
-        evicts = context.memory != "rerender"
-        if evicts and state.failed:
-            raise EngineError(f"submit: session {request.session.id}: a round failed, and its cache is lost")
-        state.leaving = context.expire(request.expired)
-        if state.rounds:
-            context.close_turn(state.last_id)
-        if request.new:
-            context.append_messages(request.new)
-        if not self._prefix_reuse and not evicts:
-            context.cached = 0
-        total = len(context)
-        # At least one token is computed, for the logits that the first sampled token is drawn from.
-        context.cached = min(context.cached, total - 1)
-        if not state.leaving:
-            state.filled = context.cached
-        state.rounds += 1
-        # Gaps count: positions go on as if nothing had left, and the model knows only so many.
-        taken = max(total, context.next_position)
-        limits = request.limits
+        state = self._sessions.check_submit(request.session)
+        number = self._sessions.rounds(request.session) + 1
+        self._check_request(state, request, number)
+        context, limits = state.context, request.limits
         cursor = None
         if limits.form is not None:
             cursor = FormCursor(limits.form, self.markup.encode_option, self.markup.turn_end)
+        self._enter(state, request, number)
+        self._sessions.begin_round(request.session)
+        # Gaps count: positions go on as if nothing had left, and the model knows only so many.
+        taken = max(len(context), context.next_position)
         budget = min(limits.max_tokens, self.max_context_tokens - taken)
         state.writing = RoundState(
+            session=request.session,
             limits=limits,
             budget=budget,
-            uniforms=iter(round_uniforms(state.seed, state.rounds, 2 * limits.max_tokens + 1)),
+            uniforms=iter(round_uniforms(state.seed, number, 2 * limits.max_tokens + 1)),
             cursor=cursor,
-            prompt_tokens=total,
-            prefilled_tokens=total - context.cached,
+            prompt_tokens=len(context),
+            prefilled_tokens=len(context) - context.cached,
         )
         if budget < 1:
             error = f"context: {taken} tokens, allowed: fewer than {self.max_context_tokens}"
@@ -226,11 +203,17 @@ class HFEngine:
             else:
                 break
         finished, self._finished = self._finished, []
+        for result in finished:
+            self._sessions.end_round(result.session)
         return finished
 
     def close(self, session: Session) -> None:
-        """Frees a session; the last cache row moves into its place."""
-        state = self._states.pop(session.id, None)
+        """Frees a session; the last cache row moves into its place. Closing twice is harmless.
+
+        Raises:
+            EngineError: The session was never opened here.
+        """
+        state = self._sessions.close(session)
         if state is None:
             return
         self._queued = [queued for queued in self._queued if queued is not state]
@@ -239,8 +222,9 @@ class HFEngine:
 
     def shutdown(self) -> None:
         """Closes every session and gives the cache's and the features' memory back."""
-        for state in list(self._states.values()):
-            self.close(state.session)
+        for session in self._sessions.open_sessions:
+            self.close(session)
+        self._sessions.shut_down()
         self._rows.cache = self.model.new_cache()
         self.features.clear()
 
@@ -250,29 +234,40 @@ class HFEngine:
         """Replaces weights in place and forgets encoded frames.
 
         Raises:
-            EngineError: Sessions are open, a name is unknown, or a shape differs.
+            EngineError: Sessions are open, the engine is shut down, a name is unknown, or a shape differs.
         """
-        if self._states:
-            raise EngineError(f"update_weights: {len(self._states)} sessions are open; close them first")
+        self._sessions.check_update_weights()
         self.model.load_tensors(named_tensors)
         self.features.clear()
         self._policy_version = policy_version
 
-    # Sessions and rows
+    # Entering a round
 
-    def _state(self, session: Session) -> SessionState:
-        state = self._states.get(session.id)
-        if state is None:
-            raise EngineError(f"session {session.id}: not open")
-        return state
+    @staticmethod
+    def _check_request(state: SessionState, request: RoundRequest, number: int) -> None:
+        """Refuses a request that the session's round of that number (from 1) cannot be written from."""
+        session = request.session
+        if number > 1 and not request.new:
+            raise EngineError(f"submit: session {session.id}: a later round needs new messages")
+        if request.expired and number == 1:
+            raise EngineError(f"submit: session {session.id}: frames expire before its first round")
+        if state.failed and state.context.memory != "rerender":
+            raise EngineError(f"submit: session {session.id}: a round failed, and its cache is lost")
 
-    def _add(self, context: Context, seed: int) -> SessionState:
-        if len(self._states) >= self._max_sessions:
-            raise EngineError(f"open: max_sessions={self._max_sessions} are open; close one first")
-        self._ids += 1
-        state = SessionState(Session(self._ids), context, seed)
-        self._states[self._ids] = state
-        return state
+    def _enter(self, state: SessionState, request: RoundRequest, number: int) -> None:
+        """Lets expired frames leave the context, ends the turn before, and appends the new messages."""
+        context = state.context
+        state.leaving = context.expire(request.expired)
+        if number > 1:
+            context.close_turn(state.last_id)
+        if request.new:
+            context.append_messages(request.new)
+        if not self._prefix_reuse and context.memory == "rerender":
+            context.cached = 0
+        # At least one token is computed, for the logits that the first sampled token is drawn from.
+        context.cached = min(context.cached, len(context) - 1)
+        if not state.leaving:
+            state.filled = context.cached
 
     # Prefill
 
@@ -382,7 +377,7 @@ class HFEngine:
         state.writing = None
         self._finished.append(
             RoundResult(
-                session=state.session,
+                session=writing.session,
                 text=self.markup.decode(writing.ids),
                 finish_reason=writing.finish,
                 token_ids=tuple(writing.ids),

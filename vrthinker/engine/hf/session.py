@@ -17,17 +17,21 @@ class RoundState:
     """The round under way.
 
     Attributes:
-        limits: As requested.
-        budget: Tokens it may still write: `limits.max_tokens`, or what the context limit leaves.
-        uniforms: Random numbers for its samples, drawn before it starts.
-        cursor: Where a guided round stands.
-        prompt_tokens: Context that it is written from.
-        prefilled_tokens: How much of that the cache did not hold.
-        next_position: Position of the next token to be fed.
-        ids, logprobs, logits: What was written so far.
-        finish: Why it ended, once it has.
+        session: The session that the round belongs to.
+        limits: The sampling limits that were asked for.
+        budget: The most tokens that it may write: `limits.max_tokens`, or what the context limit leaves.
+        uniforms: The random numbers that its tokens are sampled with, drawn before it starts.
+        cursor: The place in its form that a guided round has reached; None for a free round.
+        prompt_tokens: The number of context tokens that it is written from.
+        prefilled_tokens: The number of those that the cache did not hold.
+        next_position: The position of the next token to be fed.
+        ids: The token ids written so far.
+        logprobs: The log-probability of each of them.
+        logits: The logits that each of them was drawn from, where the engine keeps logits.
+        finish: The reason why it ended, once it has.
     """
 
+    session: Session
     limits: RoundLimits
     budget: int
     uniforms: Iterator[float]
@@ -43,29 +47,25 @@ class RoundState:
 
 @dataclass
 class SessionState:
-    """A session.
+    """What the engine stores of an open session, beside what its `SessionTable` knows.
 
     Attributes:
-        session: The handle that the caller has.
-        context: Its pieces, up to the last finished round.
-        seed: Of its samples.
-        row: Its row of the cache, once it has one.
-        filled: Tokens of the row that are valid: `context.cached`, and what the round under way added;
+        context: The pieces of its context, up to the last finished round.
+        seed: The seed that its tokens are sampled with.
+        row: The index of its row in the cache, once it has one.
+        filled: The number of valid tokens in that row: `context.cached`, and what the round under way added;
             while rows are `leaving`, they count too.
-        leaving: Rows of frames that have expired and still have to leave the cache, in order.
-        rounds: Rounds begun.
-        failed: A round ended in an error, and its row was cleared.
+        leaving: The rows of frames that have expired and still have to leave the cache, in order.
+        failed: Whether a round ended in an error, after which the row was cleared.
         last_id: The last token of the last finished round.
-        writing: The round under way.
+        writing: The round that is being written; None between rounds.
     """
 
-    session: Session
     context: Context
     seed: int
     row: int | None = None
     filled: int = 0
     leaving: list[LeavingRows] = field(default_factory=list)
-    rounds: int = 0
     failed: bool = False
     last_id: int | None = None
     writing: RoundState | None = None
