@@ -6,6 +6,17 @@ message on one line of stderr, without a traceback, and exits with `exit_code`.
 
 from __future__ import annotations
 
+import reprlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_NAME_CHARS = 40
+_MAX_PLACE_CHARS = 160
+_MAX_VALUE_CHARS = 80
+_MAX_MESSAGE_CHARS = 300
+
 
 class VRThinkerError(Exception):
     """Base of every error that the package raises on purpose. The command line exits with 1."""
@@ -29,11 +40,56 @@ class VideoError(InputError):
 
     def __init__(self, path: object, reason: str) -> None:
         # A file name may hold anything but "/" and NUL; the message stays one printable line.
-        named = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in str(path))
-        super().__init__(f"{named}: {reason}")
+        super().__init__(f"{_printable(str(path))}: {reason}")
         self.path = str(path)
         self.reason = reason
 
 
 class EngineError(VRThinkerError):
     """An engine could not write a round (out of memory, endpoint unreachable, closed session)."""
+
+
+def first_problem(error: ValidationError, default: str = "(file)", *, quote: bool = False) -> str:
+    """Says the first thing that is wrong with data that pydantic refused: `where: message`.
+
+    It never raises, and what it quotes of the data is cut short: the data may be a stranger's file.
+
+    Args:
+        error: The refusal.
+        default: The place to name where the data as a whole are refused. Nothing is named when it is empty.
+        quote: Whether the refused value is quoted before the message.
+
+    Returns:
+        One printable line.
+    """
+    try:
+        first = error.errors(include_url=False, include_context=False, include_input=quote)[0]
+        names = [_short(str(name), _MAX_NAME_CHARS) for name in first["loc"]]
+        message = _short(first["msg"], _MAX_MESSAGE_CHARS)
+        if quote:
+            message = f"got {_quoted(first['input'])}: {message}"
+    except Exception:
+        # A problem is spelled out by code of the data's types and validators, which may fail in its turn.
+        names, message = [], "cannot be read as what it should be"
+    where = _short(".".join(names), _MAX_PLACE_CHARS) or default
+    return f"{where}: {message}" if where else message
+
+
+def _quoted(value: object) -> str:
+    spelling = reprlib.Repr()
+    spelling.maxstring = spelling.maxother = spelling.maxlong = _MAX_VALUE_CHARS
+    try:
+        return _short(spelling.repr(value), _MAX_VALUE_CHARS)
+    except Exception:
+        return f"a value of type {_short(type(value).__name__, _MAX_NAME_CHARS)}"
+
+
+def _short(text: str, limit: int) -> str:
+    """The beginning of a text on one printable line, with dots where it was cut."""
+    line = _printable(text[: limit + 1])
+    return line if len(line) <= limit else line[: limit - 3] + "..."
+
+
+def _printable(text: str) -> str:
+    """A text on one line: control characters, line ends and lone surrogates are spelled out."""
+    return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -25,7 +25,7 @@ from vrthinker.episode.settings import (
     load_judge_settings,
 )
 from vrthinker.episode.trajectory import StopReason, Trajectory
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, first_problem
 from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
@@ -334,6 +334,4 @@ def _override(
             update={"episode": episode, "resize": type(settings.resize).model_validate(sizes)}
         )
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "settings"
-        raise InputError(f"{where}: got {first.get('input')!r}: {first['msg']}") from None
+        raise InputError(first_problem(error, "settings", quote=True)) from None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from vrthinker.engine.base import MIN_TEMPERATURE
 from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, first_problem
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import MemoryMode
 
@@ -97,8 +97,6 @@ def load_judge_settings(folder: Path) -> JudgeSettings | None:
     try:
         return JudgeSettings.model_validate(json.loads(path.read_text("utf-8")))
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "(file)"
-        raise InputError(f"{path}: {where}: {first['msg']}; see docs/checkpoints.md") from None
+        raise InputError(f"{path}: {first_problem(error)}; see docs/checkpoints.md") from None
     except (ValueError, RecursionError) as error:
         raise InputError(f"{path}: not JSON ({str(error)[:80]})") from None

@@ -15,7 +15,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationEr
 
 from vrthinker.data.pairs import DimensionLabels, Text
 from vrthinker.episode.dimensions import Dimension
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, first_problem
 
 _READ_BYTES = 1 << 20
 
@@ -79,11 +79,9 @@ def parse_line(line: bytes, path: Path, number: int) -> VerdictRecord:
     try:
         return VerdictRecord.model_validate_json(line)
     except ValidationError as error:
-        detail = error.errors(include_url=False, include_input=False, include_context=False)[0]
-        where = ".".join(str(part) for part in detail["loc"])
-        reason = f"{where}: {detail['msg']}" if where else detail["msg"]
         raise InputError(
-            f"{path}: line {number} is no verdict record ({reason}); mend or remove that line, then run again"
+            f"{path}: line {number} is no verdict record ({first_problem(error, '')}); mend or remove that "
+            "line, then run again"
         ) from None
 
 

@@ -29,7 +29,7 @@ from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, first_problem
 from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss_from_hidden
@@ -136,9 +136,7 @@ def cold_start_settings(values: Mapping[str, Any]) -> ColdStartSettings:
     try:
         return ColdStartSettings.model_validate(values)
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"])) or "(settings)"
-        raise InputError(f"cold start: {where}: {first['msg']}") from None
+        raise InputError(f"cold start: {first_problem(error, '(settings)')}") from None
 
 
 # The run

@@ -22,7 +22,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from vrthinker.data.pairs import Pair, load_pairs
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError, first_problem
 from vrthinker.records.files import replace_file
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.world.pixels import write_clip
@@ -148,10 +148,8 @@ def load_truths(folder: Path) -> list[PairTruth]:
     except OSError as error:
         raise InputError(f"{path}: {error.strerror}; `vrthinker world make` writes it") from None
     except ValidationError as error:
-        first = error.errors(include_url=False, include_input=False)[0]
-        where = ".".join(ascii(str(part))[1:-1][:40] for part in first["loc"]) or "(line)"
         raise InputError(
-            f"{path}:{number}: {where}: {first['msg']}; remove the file and make the world again"
+            f"{path}:{number}: {first_problem(error, '(line)')}; remove the file and make the world again"
         ) from None
     if not truths:
         raise InputError(f"{path}: got no line; remove the file and make the world again")

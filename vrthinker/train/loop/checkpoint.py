@@ -32,7 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError, first_problem
 from vrthinker.records.files import sync_folder
 from vrthinker.train.loop.checkpoint_tensors import model_tensors, optimizer_tensors, put_back
 
@@ -225,9 +225,7 @@ def _record(path: Path) -> _Record:
     except OSError as error:
         raise InputError(f"{path}: {STATE_FILE} cannot be read ({error.strerror})") from None
     except ValidationError as error:
-        first = error.errors(include_url=False)[0]
-        where = ".".join(map(str, first["loc"]))
-        raise InputError(f"{path}: {STATE_FILE} is damaged ({where}: {first['msg']})") from None
+        raise InputError(f"{path}: {STATE_FILE} is damaged ({first_problem(error, '')})") from None
     if _folder_name(record.step) != path.name or record.files.keys() != {MODEL_FILE, OPTIMIZER_FILE}:
         raise InputError(f"{path}: {STATE_FILE} is that of step {record.step} with {sorted(record.files)}")
     for name, wanted in record.files.items():
