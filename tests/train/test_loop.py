@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
 import math
 import os
-import pty
 import random
 import re
 import signal
-import sys
-import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -19,6 +15,7 @@ from typing import Any
 import pytest
 import torch
 from pydantic import ValidationError
+from terminals import stderr_on_terminal
 from training_worker import RATE, SmallModel, small_losses, small_model, train
 
 from vrthinker.errors import InputError, VRThinkerError
@@ -370,26 +367,6 @@ def test_a_second_process_is_told_and_touches_nothing(run: Path, outcomes_of: Ou
     assert train(run, steps=4).resumed_from == 2
 
 
-def test_another_thread_is_not_let_in(run: Path) -> None:
-    said: list[str] = []
-
-    def enter() -> None:
-        try:
-            with lock_run(run):
-                said.append("in")
-        except VRThinkerError as error:
-            said.append(str(error))
-
-    with lock_run(run):
-        thread = threading.Thread(target=enter)
-        thread.start()
-        thread.join()
-    assert len(said) == 1
-    assert "another process trains into it" in said[0]
-    enter()
-    assert said[1:] == ["in"]
-
-
 def test_a_run_folder_that_is_a_file_is_an_input_error(tmp_path: Path) -> None:
     (tmp_path / "run").touch()
     with pytest.raises(InputError, match="cannot be used as a run folder"):
@@ -411,29 +388,13 @@ def test_lines_go_to_stderr_every_so_often(run: Path, capfd: pytest.CaptureFixtu
     assert all(re.fullmatch(rf"pull: step \d of 7, {figures}", line) for line in lines)
 
 
-def test_a_terminal_gets_a_bar(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    ours, theirs = pty.openpty()
-    parts: list[bytes] = []
-
-    def read() -> None:
-        with contextlib.suppress(OSError):  # the terminal's other end is closed
-            while part := os.read(ours, 4096):
-                parts.append(part)
-
-    reader = threading.Thread(target=read)
-    reader.start()
-    with os.fdopen(theirs, "w") as terminal:
-        monkeypatch.setattr(sys, "stderr", terminal)
-        monkeypatch.setenv("TERM", "xterm")
-        monkeypatch.setenv("COLUMNS", "120")
+def test_a_terminal_gets_a_bar(run: Path) -> None:
+    with stderr_on_terminal() as said:
         run_pull(run, lambda step: [1.0], steps=5, log_every=1)
-        monkeypatch.undo()
-    reader.join()
-    os.close(ours)
-    said = b"".join(parts).decode()
-    assert "5/5" in said
-    assert "tokens/s" in said
-    assert "step 1 of 5" not in said
+    assert "pull" in said[0]
+    assert "5/5" in said[0]
+    assert "tokens/s" in said[0]
+    assert "step 1 of 5" not in said[0]
 
 
 # Settings

@@ -2,56 +2,26 @@
 
 from __future__ import annotations
 
-import sys
-from types import TracebackType
-
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeRemainingColumn
 from rich.text import Text
 
 from vrthinker.evals.metrics import table
 from vrthinker.evals.world import WorldReport
+from vrthinker.progress import Progress
 from vrthinker.report.terminal import plain
 
 _LISTED_FAILURES = 20
 _TABLE_WIDTH = 118
 
 
-class EvalProgress:
-    """A bar per retrieval on a terminal, a line every so often elsewhere."""
-
-    def __init__(self) -> None:
-        console = Console(stderr=True)
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=console)
-        self._tasks: dict[str, TaskID] = {}
-
-    def __enter__(self) -> EvalProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+class EvalProgress(Progress):
+    """How far a world evaluation has come, for each retrieval by itself."""
 
     def episode(self, retrieval: str, done: int, total: int) -> None:
         """Counts an episode that has just ended."""
-        if self._bar is not None:
-            if retrieval not in self._tasks:
-                self._tasks[retrieval] = self._bar.add_task(f"{retrieval} frames", total=total)
-            self._bar.update(self._tasks[retrieval], completed=done)
-        elif done and (done == total or done % max(1, total // 8) == 0):
-            sys.stderr.write(f"{retrieval} frames: {done} of {total} episodes\n")
+        name = f"{retrieval} frames"
+        line = f"{name}: {done} of {total} episodes"
+        self.show(name, done, total, line=line, every=max(1, total // 8))
 
 
 def print_report(report: WorldReport, *, difficulty: str, model: str) -> None:

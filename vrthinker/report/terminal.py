@@ -10,15 +10,14 @@ import sys
 import textwrap
 from collections import Counter
 from pathlib import Path
-from types import TracebackType
 from typing import TYPE_CHECKING
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from rich.table import Table
 from rich.text import Text
 
 from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimension_texts
+from vrthinker.progress import Progress
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -82,8 +81,8 @@ def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]
         console.print(Text(plain(f"  {fact}")))
 
 
-class FileProgress:
-    """A bar on a terminal, a line every so often elsewhere; the failures and counts at the end.
+class FileProgress(Progress):
+    """How far a pairs file is judged; the failures and counts at the end.
 
     Args:
         total: Pairs in the file.
@@ -91,44 +90,22 @@ class FileProgress:
     """
 
     def __init__(self, total: int, *, done: int) -> None:
+        super().__init__()
         self._total, self._count, self._waiting = total, done, False
-        console = Console(stderr=True)
-        self._bar: Progress | None = None
-        if console.is_terminal:
-            columns = (
-                TextColumn("{task.description}"),
-                BarColumn(),
-                MofNCompleteColumn(),
-                TimeRemainingColumn(),
-            )
-            self._bar = Progress(*columns, console=console)
-            self._task = self._bar.add_task("judging", total=total, completed=done)
-        elif done:
-            sys.stderr.write(f"{done} of {total} pairs are recorded already\n")
-
-    def __enter__(self) -> FileProgress:
-        if self._bar is not None:
-            self._bar.start()
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self.show("judging", done, total)
+        if done and not self.on_terminal:
+            self.say(f"{done} of {total} pairs are recorded already")
 
     def record(self, record: VerdictRecord) -> None:
         """Counts a record that was just written."""
         self._count += 1
-        if self._bar is not None:
-            self._bar.advance(self._task)
-        elif self._count == self._total or self._count % max(1, self._total // 20) == 0:
-            sys.stderr.write(f"{self._count} of {self._total} pairs\n")
+        line = f"{self._count} of {self._total} pairs"
+        self.show("judging", self._count, self._total, line=line, every=max(1, self._total // 20))
 
     def wait(self, waiting: int) -> None:
         """Says once that other processes hold what is left."""
         if not self._waiting:
-            sys.stderr.write(f"waiting for {waiting} pairs that other processes are judging\n")
+            self.say(f"waiting for {waiting} pairs that other processes are judging")
             self._waiting = True
 
     def summarise(self, records: list[VerdictRecord], out: Path, *, as_json: bool) -> int:

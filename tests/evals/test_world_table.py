@@ -1,0 +1,30 @@
+"""How far a world evaluation has come, on stderr."""
+
+from __future__ import annotations
+
+import pytest
+from terminals import stderr_on_terminal
+
+from vrthinker.evals.world_table import EvalProgress
+
+
+def test_a_line_every_so_often_for_each_retrieval(capsys: pytest.CaptureFixture[str]) -> None:
+    with EvalProgress() as progress:
+        for done in range(18):
+            progress.episode("own", done, 17)
+        progress.episode("random", 1, 2)
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.splitlines() == [
+        *(f"own frames: {done} of 17 episodes" for done in [*range(2, 17, 2), 17]),
+        "random frames: 1 of 2 episodes",
+    ]
+
+
+def test_a_terminal_gets_a_bar_for_each_retrieval() -> None:
+    with stderr_on_terminal() as said, EvalProgress() as progress:
+        progress.episode("own", 17, 17)
+        progress.episode("random", 1, 2)
+    for shown in ("own frames", "17/17", "random frames", "1/2"):
+        assert shown in said[0]
+    assert "episodes" not in said[0]

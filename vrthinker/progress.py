@@ -1,0 +1,89 @@
+"""Where long work stands: bars on a terminal, a line every so often elsewhere. All of it on stderr.
+
+Ground floor: it imports nothing of the package, and rich only where something is shown.
+"""
+
+from __future__ import annotations
+
+import sys
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as Bars
+    from rich.progress import ProgressColumn, TaskID
+
+
+class Progress:
+    """Shows how far one or several things have come, between entering and leaving it.
+
+    Args:
+        figures: Whether there is room beside a bar for a text that changes.
+    """
+
+    def __init__(self, *, figures: bool = False) -> None:
+        from rich.console import Console
+
+        console = Console(stderr=True)
+        self._bars: Bars | None = _bars(console, figures) if console.is_terminal else None
+        self._tasks: dict[str, TaskID] = {}
+
+    @property
+    def on_terminal(self) -> bool:
+        """Whether bars are shown, rather than lines."""
+        return self._bars is not None
+
+    def __enter__(self) -> Self:
+        if self._bars is not None:
+            self._bars.start()
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._bars is not None:
+            self._bars.stop()
+
+    def show(
+        self, name: str, done: int, total: int, *, figures: str = "", line: str = "", every: int = 0
+    ) -> None:
+        """Shows how far a thing has come.
+
+        Args:
+            name: The text before its bar, which is made at the first call with this name.
+            done: Its finished parts.
+            total: All its parts.
+            figures: The text beside its bar.
+            line: The line to `say` where there are no bars.
+            every: Parts between two such lines; the last part always has one. No line at all by default.
+        """
+        if self._bars is not None:
+            if name not in self._tasks:
+                self._tasks[name] = self._bars.add_task(name, total=total, completed=done, figures=figures)
+            self._bars.update(self._tasks[name], completed=done, figures=figures)
+        elif every and done and (done == total or done % every == 0):
+            self.say(line)
+
+    def say(self, text: str) -> None:
+        """Writes a line, above the bars where there are any."""
+        if self._bars is not None:
+            from rich.text import Text
+
+            self._bars.console.print(Text(text))
+        else:
+            sys.stderr.write(f"{text}\n")
+
+
+def _bars(console: Console, figures: bool) -> Bars:
+    from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
+
+    columns: list[ProgressColumn] = [
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+    ]
+    if figures:
+        columns.insert(-1, TextColumn("{task.fields[figures]}", markup=False))
+    return Progress(*columns, console=console)
