@@ -127,7 +127,7 @@ def _written(trajectory: Trajectory, markup: Markup, factor: int, only: int | No
             if shown in live[(read if only is None else only) - 1]:
                 frame = frames[segment.frame_number]
                 path = trajectory.videos[frame.video - 1].path
-                key = (path, frame.frame_index, frame.height, frame.width)
+                key = FrameKey(path, frame.frame_index, frame.height, frame.width)
                 writer.frame(shown, key, markup, factor, read)
         writer.text([markup.turn_end, *markup.encode("\n")], read)
 

@@ -91,7 +91,7 @@ def source(clip: Path) -> Iterator[Callable[..., BatchSource]]:
 # Order
 
 
-@settings(max_examples=80, deadline=None, derandomize=True)
+@settings(derandomize=True)
 @given(
     lengths=st.lists(st.integers(1, 50), min_size=1, max_size=200),
     size=st.integers(1, 12),

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from products import covering
 from sampled import RoundContext, Sampled, Stage, round_contexts
 from transformers import AutoModelForImageTextToText
 
@@ -101,8 +102,7 @@ def unmerged(sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
 # Logits
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("kind", "window"), covering(KINDS, WINDOWS, strength=1))
 def test_logits_are_those_that_the_engine_sampled_from(
     kind: str, window: int | None, policies: Policies, episodes_of: MakeEpisodes, load: Load
 ) -> None:
@@ -249,8 +249,7 @@ def stock_loss(model: Any, folder: Path, round_: RoundContext, load: Load) -> to
     return sft_loss(output.logits[0, start - 1 : -1], ids[0, start:])
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window", WINDOWS)
+@pytest.mark.parametrize(("kind", "window"), covering(KINDS, WINDOWS, strength=1))
 def test_gradients_are_those_of_stock_forwards_of_each_rounds_context(
     kind: str, window: int | None, policies: Policies, episodes_of: MakeEpisodes, load: Load
 ) -> None:
@@ -289,21 +288,19 @@ def test_rounds_that_share_a_sequence_learn_what_each_would_alone(
         compare_gradients(gradients(policy.model), wanted)
 
 
+@pytest.mark.parametrize(("kind", "size"), covering(KINDS, (1, 3), strength=1))
 def test_micro_batches_add_up_to_the_gradient_of_the_batch(
-    policies: Policies, episodes_of: MakeEpisodes, load: Load
+    kind: str, size: int, policies: Policies, episodes_of: MakeEpisodes, load: Load
 ) -> None:
-    for kind in KINDS:
-        policy = policies(kind)
-        sequences = [s for trajectory, _ in episodes_of(kind, 1) for s in sequences_of(policy, trajectory)]
-        total = sum(int(sequence.loss_mask.sum()) for sequence in sequences)
-        loss = learn(policy, [collate(sequences, load)], total)
-        wanted = gradients(policy.model)
-        for size in (1, 3):
-            parts = [sequences[i : i + size] for i in range(0, len(sequences), size)]
-            assert learn(policy, [collate(part, load) for part in parts], total) == pytest.approx(
-                loss, rel=1e-5
-            )
-            compare_gradients(gradients(policy.model), wanted)
+    policy = policies(kind)
+    sequences = [s for trajectory, _ in episodes_of(kind, 1) for s in sequences_of(policy, trajectory)]
+    total = sum(int(sequence.loss_mask.sum()) for sequence in sequences)
+    loss = learn(policy, [collate(sequences, load)], total)
+    wanted = gradients(policy.model)
+    parts = [sequences[i : i + size] for i in range(0, len(sequences), size)]
+    in_parts = learn(policy, [collate(part, load) for part in parts], total)
+    assert in_parts == pytest.approx(loss, rel=1e-5)
+    compare_gradients(gradients(policy.model), wanted)
 
 
 def test_a_frozen_tower_gets_no_gradient_and_changes_no_other(

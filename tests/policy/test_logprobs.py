@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -39,7 +39,6 @@ def drawn(
     bans=st.booleans(),
     seed=st.integers(0, 2**31),
 )
-@settings(deadline=None, max_examples=60)
 def test_chunks_give_the_log_softmax_and_its_gradients(
     tokens: int, vocab: int, chunk: int, temperature: float, bans: bool, seed: int
 ) -> None:
@@ -185,6 +184,7 @@ def run_worker(device: str, **environment: str) -> None:
     assert done.stdout.endswith("done\n")
 
 
+@pytest.mark.slow  # imports torch and Triton in a process of its own
 @pytest.mark.multi_process
 def test_liger_equals_torch_under_the_interpreter() -> None:
     run_worker("cpu", TRITON_INTERPRET="1")

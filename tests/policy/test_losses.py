@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -50,7 +50,6 @@ def test_accuracy_counts_the_most_likely_token() -> None:
 
 
 @given(tokens=st.integers(0, 40), vocab=st.integers(2, 30), chunk=st.integers(1, 45))
-@settings(deadline=None, max_examples=40)
 def test_chunks_give_the_whole_loss_and_its_gradients(tokens: int, vocab: int, chunk: int) -> None:
     rows, weight, labels = drawn(tokens, 5, vocab)
     whole = sft_loss(rows @ weight.T, labels)

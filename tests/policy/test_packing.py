@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -13,6 +13,7 @@ import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
+from products import covering
 from sampled import EPISODES, Sampled, Stage
 from test_sequences import ROUND, script_text
 from unrolled import RoundView, Token, round_views, tensors_of
@@ -107,9 +108,7 @@ def error_of(found: torch.Tensor, wanted: torch.Tensor) -> float:
 # What the engine sampled from
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window", WINDOWS)
-@pytest.mark.parametrize("memory", ["rerender", "evict"])
+@pytest.mark.parametrize(("kind", "window", "memory"), covering(KINDS, WINDOWS, ["rerender", "evict"]))
 def test_logits_of_every_sampled_token_are_those_of_the_engine(
     kind: str,
     window: int | None,
@@ -257,9 +256,9 @@ def round_logprobs(
     return logits.log_softmax(-1)[torch.arange(len(places)), ids[0, places]]
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("memory", ["rerender", "evict"])
-@pytest.mark.parametrize("checkpointing", [False, True])
+@pytest.mark.parametrize(
+    ("kind", "memory", "checkpointing"), covering(KINDS, ["rerender", "evict"], [False, True])
+)
 def test_gradients_of_the_loss_are_those_of_per_round_forwards(
     kind: str,
     memory: MemoryMode,
@@ -361,7 +360,7 @@ def pack_identities(pack: Pack) -> list[int]:
     return found
 
 
-@settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @example(
     scripts=[[("look", [3, 15], "a")], [("look", [3, 15], "a"), ("look", [4], "b")]],
     window=1,
@@ -511,13 +510,10 @@ def test_records_that_do_not_add_up_are_one_line(stage_of: MakeStage, policies: 
 
 
 @pytest.mark.parametrize("memory", ["rerender", "evict"])
-def test_a_group_of_real_size_is_packed_in_time(
+def test_a_group_of_real_size_is_packed_without_a_loop_over_tokens(
     memory: MemoryMode, policies: Policies, clip_pair: tuple[Path, Path]
 ) -> None:
-    """8 episodes of 3 rounds at the method's sizes: some 10,000 tokens a context.
-
-    Measured: 30 ms. The bound is for a machine that does other things too.
-    """
+    """8 episodes of 3 rounds at the method's sizes, some 10,000 tokens a context (measured: 30 ms)."""
     policy = policies("qwen2.5-vl")
     markup, side = markup_of(policy), 616
     stage = Stage(clip_pair, ResizeSettings(min_pixels=side * side, max_pixels=side * side))
@@ -532,11 +528,17 @@ def test_a_group_of_real_size_is_packed_in_time(
         )
         rounds = [r.model_copy(update={"token_ids": tuple(round_ids(r, markup))}) for r in trajectory.rounds]
         trajectories.append(trajectory.model_copy(update={"rounds": tuple(rounds)}))
-    times = []
-    for _ in range(5):
-        start = time.perf_counter()
+    calls = 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    sys.setprofile(count)
+    try:
         (pack,) = packs_of(policy, trajectories)
-        times.append(time.perf_counter() - start)
+    finally:
+        sys.setprofile(None)
     contexts = 16 if memory == "rerender" else 8  # what follows an expiry is a context of its own
     assert pack.n_context_tokens > contexts * 8_000
-    assert min(times) < 0.2, f"{min(times) * 1000:.0f} ms"
+    assert calls < pack.n_context_tokens, calls

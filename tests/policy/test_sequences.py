@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from products import covering
 from sampled import (
     EPISODES,
     Ending,
@@ -96,8 +97,7 @@ def check_replay(
         assert np.array_equal(tail, tail[:1, :1] + np.arange(tail.shape[1])[None].repeat(3, 0))
 
 
-@pytest.mark.parametrize("kind", KINDS)
-@pytest.mark.parametrize("window", [0, 1, 2, None])
+@pytest.mark.parametrize(("kind", "window"), covering(KINDS, [0, 1, 2, None], strength=1))
 def test_a_replay_is_what_the_engine_sampled_from(
     kind: str, window: int | None, checkpoint_of: MakeCheckpoint, episodes_of: MakeEpisodes
 ) -> None:
@@ -204,7 +204,7 @@ ROUND = st.tuples(
 )
 
 
-@settings(max_examples=40, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(derandomize=True, suppress_health_check=list(HealthCheck))
 @given(
     rounds=st.lists(ROUND, max_size=6), window=st.sampled_from([0, 1, 2, 3, None]), words=st.text(max_size=3)
 )
