@@ -31,7 +31,7 @@ def covering(*axes: Sequence[Any], strength: int = 2) -> list[Any]:
     while open_tuples:
         # Ties go to the case whose indices are spread most, so that a cover is no run of first values.
         gains = {case: len(_tuples(case, places) & open_tuples) for case in cases}
-        best = max(cases, key=lambda case: (gains[case], len(set(case)), case))  # noqa: B023 - used at once
+        best = max(cases, key=lambda case: (gains[case], len(set(case)), case))
         chosen.add(best)
         open_tuples -= _tuples(best, places)
     return [

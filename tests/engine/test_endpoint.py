@@ -15,7 +15,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
 
@@ -804,7 +804,6 @@ _BYTES = st.binary(max_size=60) | _BODY.map(lambda body: json.dumps(body).encode
 def test_no_body_escapes_collect(server):
     with engine_for(server, max_retries=0) as engine:
 
-        @settings(max_examples=200, deadline=None)
         @given(body=_BYTES, status=st.sampled_from([200, 200, 200, 200, 400, 418, 500, 302]))
         def answers(body: bytes, status: int) -> None:
             server.answers = [says(body, status, Location="http://[bad")]

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from products import covering
 
 from vrthinker.engine.base import (
     Choice,
@@ -146,9 +147,10 @@ def close_enough(got: torch.Tensor, wanted: torch.Tensor) -> None:
     assert error < TOLERANCE, f"off by {error:.2e} of the largest logit"
 
 
-@pytest.mark.parametrize("window", [0, 1, 2, None])
-@pytest.mark.parametrize("prefix_reuse", [True, False])
-@pytest.mark.parametrize("batch", [1, 5])
+@pytest.mark.versions
+@pytest.mark.parametrize(
+    ("window", "prefix_reuse", "batch"), covering([0, 1, 2, None], [True, False], [1, 5])
+)
 def test_logits_of_every_round_equal_a_fresh_full_forward(
     checkpoint: Path, window: int | None, prefix_reuse: bool, batch: int
 ) -> None:
@@ -228,11 +230,12 @@ def greedy_talk(engine: HFEngine, count: int, rounds: int) -> list[list[str]]:
     return texts
 
 
-def test_a_batch_of_64_writes_the_greedy_texts_of_one_by_one(checkpoint: Path) -> None:
-    together = greedy_talk(HFEngine(checkpoint, max_sessions=64), 64, rounds=2)
-    alone = greedy_talk(HFEngine(checkpoint, max_sessions=1), 64, rounds=2)
+@pytest.mark.parametrize("batch", [12, pytest.param(64, marks=[pytest.mark.slow, pytest.mark.guard])])
+def test_a_batch_writes_the_greedy_texts_of_one_by_one(checkpoint: Path, batch: int) -> None:
+    together = greedy_talk(HFEngine(checkpoint, max_sessions=batch), batch, rounds=2)
+    alone = greedy_talk(HFEngine(checkpoint, max_sessions=1), batch, rounds=2)
     assert together == alone
-    assert len({tuple(texts) for texts in together}) > 32, "the conversations should differ"
+    assert len({tuple(texts) for texts in together}) > batch / 2, "the conversations should differ"
 
 
 def test_sampled_texts_do_not_depend_on_the_batch(checkpoint: Path) -> None:

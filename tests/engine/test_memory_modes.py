@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from engine.test_hf_engine import Conversation, close_enough
+from products import covering
 from transformers import DynamicCache
 
 from vrthinker.engine.base import (
@@ -196,8 +197,8 @@ class Evicting(Conversation):
         self.fresh += markup.generation_prompt
 
 
-@pytest.mark.parametrize("memory", ["evict", "renumber"])
-@pytest.mark.parametrize("window", [0, 1, 2, None])
+@pytest.mark.versions
+@pytest.mark.parametrize(("window", "memory"), covering([0, 1, 2, None], ["evict", "renumber"], strength=1))
 def test_every_round_equals_a_cache_that_is_cut_by_hand(
     checkpoint: Path, window: int | None, memory: MemoryMode
 ) -> None:

@@ -12,6 +12,8 @@ from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.engine.hf.patch_embed import PatchProduct, use_patch_product
 from vrthinker.engine.hf.tiny import make_tiny
 
+pytestmark = pytest.mark.versions
+
 
 @pytest.mark.parametrize("family", ["qwen2.5-vl", "qwen3-vl"])
 def test_product_equals_convolution(tmp_path: Path, family: Any) -> None:

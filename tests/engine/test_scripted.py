@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.engine.base import (
@@ -177,7 +177,6 @@ def test_guided_texts_must_fit_their_form():
     assert one_round(engine, engine.open(TASK), limits=RoundLimits(form=form)) == "TA=1,</answer>"
 
 
-@settings(max_examples=100, deadline=None)
 @given(
     window=st.one_of(st.none(), st.integers(0, 3)),
     asked=st.lists(st.lists(st.integers(1, 6), max_size=4, unique=True), max_size=6),

@@ -14,6 +14,8 @@ from vrthinker.engine.hf import vision_attention
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.engine.hf.tiny import make_tiny
 
+pytestmark = pytest.mark.versions
+
 
 def load(folder: Path) -> VisionLanguageModel:
     model = VisionLanguageModel(folder, device=torch.device("cpu"), dtype=torch.float32)

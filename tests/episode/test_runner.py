@@ -11,7 +11,7 @@ import pytest
 from clips import read_number
 from episode.conftest import N_1, N_2, MakeItem
 from episode.test_grammar import ANSWER, CALL, HEAD, HOSTILE, RECOMMEND
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session, TextSegment
@@ -172,7 +172,6 @@ def test_a_null_verdict_needs_a_reason_and_a_verdict_needs_none(make_item: MakeI
             Trajectory.model_validate({**data, "outcome": {**data["outcome"], **changes}})
 
 
-@settings(max_examples=120, deadline=None)
 @given(
     texts=st.lists(st.one_of(HOSTILE, st.just(asks(3, 35))), min_size=1, max_size=4), window=st.integers(0, 2)
 )

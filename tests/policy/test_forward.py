@@ -102,6 +102,7 @@ def unmerged(sequences: Sequence[TrainingSequence]) -> list[TrainingSequence]:
 # Logits
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("kind", "window"), covering(KINDS, WINDOWS, strength=1))
 def test_logits_are_those_that_the_engine_sampled_from(
     kind: str, window: int | None, policies: Policies, episodes_of: MakeEpisodes, load: Load
@@ -249,6 +250,7 @@ def stock_loss(model: Any, folder: Path, round_: RoundContext, load: Load) -> to
     return sft_loss(output.logits[0, start - 1 : -1], ids[0, start:])
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize(("kind", "window"), covering(KINDS, WINDOWS, strength=1))
 def test_gradients_are_those_of_stock_forwards_of_each_rounds_context(
     kind: str, window: int | None, policies: Policies, episodes_of: MakeEpisodes, load: Load
