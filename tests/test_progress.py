@@ -43,6 +43,7 @@ def test_a_terminal_gets_a_bar_for_each_name() -> None:
     for shown in ("first", "2/5", "5/5", "[b]second[/b]", "1/3", "[i]fast[/i]", "[u]by the way[/u]"):
         assert shown in text
     assert "a line" not in text
+    assert "first" not in text.rpartition("[b]second[/b]")[2], "a second bar of the same name"
 
 
 def test_a_bar_without_figures_has_no_room_for_them() -> None:

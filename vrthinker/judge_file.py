@@ -7,9 +7,6 @@ verdict. Pairs that another live process holds are waited for, and taken over if
 
 from __future__ import annotations
 
-import errno
-import fcntl
-import os
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
@@ -17,13 +14,13 @@ from typing import Any
 
 from vrthinker.data.pairs import Pair
 from vrthinker.episode.runner import Finished
-from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line
-from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
+from vrthinker.episode.trajectory import StopReason, dump_line
+from vrthinker.errors import EngineError, VideoError, VRThinkerError
 from vrthinker.judge import Judge, Verdict
+from vrthinker.records.trajectories import append_trajectory
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
 
 _POLL_SECONDS = 0.5
-_TRAJECTORY_START = b'{"schema_version":1,"id":'
 
 
 def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
@@ -68,7 +65,7 @@ def judge_file(
         for finished in judge.judge_pairs(claimed(left), seed=seed):
             record = record_of(finished, judge=judge, seed=seed)
             if trajectories is not None and finished.trajectory is not None:
-                append_trajectory(trajectories, finished.trajectory)
+                append_trajectory(trajectories, dump_line(finished.trajectory))
             log.append(record)
             on_record(record)
         waiting = log.pending(by_id)
@@ -77,64 +74,6 @@ def judge_file(
             on_wait(len(waiting))
             time.sleep(_POLL_SECONDS)
             left = [by_id[pair_id] for pair_id in log.pending(by_id)]
-
-
-def check_trajectories_file(path: Path, *others: Path) -> None:
-    """Refuses a trajectories file that holds something else or is not writable, before any work is done.
-
-    Args:
-        path: Where trajectories are to be appended.
-        others: Files of the same command (clips, pairs, results).
-
-    Raises:
-        InputError: It is one of `others`, holds something else than trajectories, or cannot be written.
-    """
-    try:
-        if path.exists() and any(other.exists() and path.samefile(other) for other in others):
-            raise InputError(f"{path}: got the same file twice; give --trajectories a file of its own")
-        if path.resolve() in {other.resolve() for other in others}:
-            raise InputError(f"{path}: got the same file twice; give --trajectories a file of its own")
-        if path.exists() and not path.is_file():
-            raise InputError(f"{path}: not a file; give --trajectories a file")
-        with path.open("a+b", buffering=0) as stream:
-            start = os.pread(stream.fileno(), len(_TRAJECTORY_START), 0)
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
-    if start != _TRAJECTORY_START[: len(start)]:
-        raise InputError(f"{path}: holds something else than trajectories; give another file")
-
-
-def append_trajectory(path: Path, trajectory: Trajectory) -> None:
-    """Adds one line to a trajectories file, under its lock, after cutting off what a killed writer left.
-
-    Call `check_trajectories_file` first: this cuts off an unfinished last line.
-
-    Raises:
-        InputError: The file cannot be written.
-    """
-    line = dump_line(trajectory).encode()
-    try:
-        with path.open("a+b", buffering=0) as stream:
-            fcntl.flock(stream, fcntl.LOCK_EX)
-            end = _whole_lines_end(stream.fileno())
-            os.ftruncate(stream.fileno(), end)
-            if os.write(stream.fileno(), line) < len(line):
-                os.ftruncate(stream.fileno(), end)
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
-
-
-def _whole_lines_end(descriptor: int) -> int:
-    """Size of a file up to its last newline."""
-    end = os.fstat(descriptor).st_size
-    while end:
-        start = max(0, end - 65_536)
-        newline = os.pread(descriptor, end - start, start).rfind(b"\n")
-        if newline >= 0:
-            return start + newline + 1
-        end = start
-    return 0
 
 
 def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import json
 import math
-import resource
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 
 import pytest
+from full_disk import full_at
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.records.metrics_file import MetricsFile, read_metrics
 
 
@@ -120,22 +118,13 @@ def test_a_missing_file_and_a_bad_folder_are_input_errors(tmp_path: Path) -> Non
         MetricsFile(tmp_path / "file" / "m")
 
 
-@pytest.mark.multi_process
 def test_a_line_that_finds_no_room_leaves_no_part_of_itself(tmp_path: Path) -> None:
     path = tmp_path / "m"
     write(path, 2)
     before = path.read_bytes()
-    code = (
-        "import resource, sys; from pathlib import Path\n"
-        "from vrthinker.errors import VRThinkerError\n"
-        "from vrthinker.records.metrics_file import MetricsFile\n"
-        f"file = MetricsFile(Path({str(path)!r}))\n"
-        f"resource.setrlimit(resource.RLIMIT_FSIZE, ({len(before) + 20},) * 2)\n"
-        "try: file.log({'loss/sft': 1.0}, 3)\n"
-        "except VRThinkerError as error: sys.exit(str(error))\n"
-    )
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=100)
-    assert f"{path}: cannot be written" in done.stderr
-    assert done.returncode == 1
-    assert path.read_bytes() == before
-    assert resource.getrlimit(resource.RLIMIT_FSIZE)[0] != len(before) + 20
+    with MetricsFile(path) as file:
+        with full_at(len(before) + 20), pytest.raises(VRThinkerError, match="m: cannot be written"):
+            file.log({"loss/sft": 1.0}, 3)
+        assert path.read_bytes() == before
+        file.log({"loss/sft": 1.0}, 3)
+    assert steps_in(path) == [1, 2, 3]

@@ -49,7 +49,8 @@ class DemoCommand:
             return self._run(page, Path(folder))
 
     def _run(self, page: Path, clips: Path) -> int:
-        from vrthinker.judge_file import append_trajectory
+        from vrthinker.episode.trajectory import dump_line
+        from vrthinker.records.trajectories import append_trajectory
         from vrthinker.report.terminal import plain, print_episode, print_truth
 
         demo = run_demo(page, clips, self.seed)
@@ -59,7 +60,7 @@ class DemoCommand:
             print_episode(demo.verdict.trajectory, demo.verdict.notes)
             print_truth(demo.verdict.judgments, demo.truth.judgments, demo.facts)
         if self.out is not None:
-            append_trajectory(clips / "trajectories.jsonl", demo.verdict.trajectory)
+            append_trajectory(clips / "trajectories.jsonl", dump_line(demo.verdict.trajectory))
             sys.stderr.write(f"kept in {plain(str(clips))}: both clips, truth.jsonl, trajectories.jsonl\n")
         sys.stderr.write(f"the episode as a page, open it in a browser: {plain(str(page))}\n")
         return 0 if demo.right else 1

@@ -107,15 +107,16 @@ class JudgeCommand:
 
             check_page_path(self.report, *self.videos, *([self.trajectories] if self.trajectories else []))
         if self.trajectories is not None:
-            from vrthinker.judge_file import check_trajectories_file
+            from vrthinker.records.trajectories import check_trajectories_file
 
             check_trajectories_file(self.trajectories, *self.videos)
         with self._judge() as judge:
             verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
         if self.trajectories is not None:
-            from vrthinker.judge_file import append_trajectory
+            from vrthinker.episode.trajectory import dump_line
+            from vrthinker.records.trajectories import append_trajectory
 
-            append_trajectory(self.trajectories, verdict.trajectory)
+            append_trajectory(self.trajectories, dump_line(verdict.trajectory))
         show_verdict(verdict, as_json=self.json)
         if self.report is not None:
             self._write_page(self.report, verdict)
@@ -139,7 +140,8 @@ class JudgeCommand:
         if self.out is None or self.pairs is None:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
-        from vrthinker.judge_file import check_trajectories_file, run_configuration
+        from vrthinker.judge_file import run_configuration
+        from vrthinker.records.trajectories import check_trajectories_file
         from vrthinker.records.verdict_log import VerdictLog
 
         pairs = load_pairs(self.pairs)

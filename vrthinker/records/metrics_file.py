@@ -20,7 +20,7 @@ from types import TracebackType
 from typing import Any, Self
 
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.records.files import replace_file, spare_name
+from vrthinker.records.files import replace_file, spare_name, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 _RESERVED = ("step", "time_seconds")
@@ -68,16 +68,12 @@ class MetricsFile:
             )
         values = {name: _finite(value) for name, value in metrics.items()}
         line = json.dumps({"step": step, "time_seconds": round(time.time(), 3), **values}, allow_nan=False)
-        data = line.encode() + b"\n"
-        size = os.fstat(self._fd).st_size
-        reason: str | None = "no room"
         try:
-            written = os.write(self._fd, data)
+            write_whole(self._fd, line.encode() + b"\n")
         except OSError as error:
-            written, reason = 0, error.strerror
-        if written != len(data):
-            os.ftruncate(self._fd, size)
-            raise VRThinkerError(f"{self.path}: cannot be written ({reason}); make room, then resume")
+            raise VRThinkerError(
+                f"{self.path}: cannot be written ({error.strerror}); make room, then resume"
+            ) from None
         self._last_step = step
 
     def drop_after(self, step: int) -> None:

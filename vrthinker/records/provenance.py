@@ -1,14 +1,13 @@
 """Where a number came from: machine, versions, commit, date, command.
 
 Every committed result row carries it (`benchmarks/results/*.jsonl`), and every run that writes results
-writes it beside them. Ground floor: it imports nothing of the package and no tensor library.
+writes it beside them. It loads no tensor library.
 
 Invariant: nothing in it is guessed. What cannot be found out is None.
 """
 
 from __future__ import annotations
 
-import fcntl
 import importlib.metadata
 import json
 import os
@@ -20,6 +19,9 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+
+from vrthinker.errors import VRThinkerError
+from vrthinker.records.files import append_line
 
 PACKAGES = ("vrthinker", "torch", "transformers", "av", "numpy")
 COMMIT_VARIABLE = "VRTHINKER_COMMIT"
@@ -58,8 +60,8 @@ def provenance(command: str | Sequence[str] | None = None) -> dict[str, Any]:
 def append_row(path: str | os.PathLike[str], row: Mapping[str, Any], command: str | None = None) -> None:
     """Appends one result row to a JSONL file, with the provenance merged in.
 
-    The line is written under a lock by one call, so rows of two processes never mix; a last line that a
-    killed writer left unfinished is closed first.
+    Rows of two processes never mix. A last line that a killed writer left unfinished is kept, and closed
+    first (see `append_line` for why).
 
     Args:
         path: The file; it and its folder are made when missing.
@@ -68,23 +70,20 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, Any], command: st
 
     Raises:
         ValueError: `row` has a key of the provenance, or holds NaN or an infinity.
+        VRThinkerError: The file could not be written (a full disk); it is as it was.
     """
     facts = provenance(command)
     if taken := sorted(facts.keys() & row.keys()):
         raise ValueError(f"row: got the keys {taken}, which the provenance writes; name them otherwise")
     line = json.dumps({**row, **facts}, allow_nan=False) + "\n"
-    Path(path).parent.mkdir(parents=True, exist_ok=True)
-    with open(path, "ab+", buffering=0) as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
-        size = file.seek(0, os.SEEK_END)
-        if size:
-            file.seek(size - 1)
-            if file.read(1) != b"\n":
-                line = "\n" + line
-        data = line.encode()
-        if (written := file.write(data)) != len(data):
-            file.truncate(size)
-            raise OSError(f"{path}: wrote {written} of {len(data)} bytes; is the disk full?")
+    file = Path(path)
+    try:
+        file.parent.mkdir(parents=True, exist_ok=True)
+        append_line(file, line, unfinished="close")
+    except OSError as error:
+        raise VRThinkerError(
+            f"{file}: cannot be written ({error.strerror}); make room or grant writing, then run again"
+        ) from None
 
 
 def git_state() -> tuple[str | None, bool | None]:

@@ -17,7 +17,6 @@ appends are as good as its server makes them: nothing is promised there.
 from __future__ import annotations
 
 import contextlib
-import errno
 import json
 import logging
 import os
@@ -29,7 +28,7 @@ from typing import Any, Self
 
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.records.claims import LockFile, open_locks
-from vrthinker.records.files import replace_file, spare_name, sync_folder
+from vrthinker.records.files import replace_file, spare_name, sync_folder, write_whole
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.verdicts import VerdictRecord, parse_line, read_verdicts, unfinished, whole_lines
 
@@ -285,16 +284,10 @@ class VerdictLog:
             os.fsync(self._fd)
 
     def _write(self, content: bytes) -> None:
-        """Appends in one write, all or nothing."""
-        size = os.fstat(self._fd).st_size
+        """Appends, all or nothing; on return the content is on the disk."""
         try:
-            if os.write(self._fd, content) < len(content):
-                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-            os.fsync(self._fd)
+            write_whole(self._fd, content, sync=True)
         except OSError as error:
-            with contextlib.suppress(OSError):  # what cannot be taken back now is cut off as unfinished
-                os.ftruncate(self._fd, size)
-                os.fsync(self._fd)
             raise VRThinkerError(
                 f"{self.path}: cannot be written ({error.strerror}); make room and run the command again: "
                 "what is recorded stays"
