@@ -243,10 +243,10 @@ def test_nan_in_rows_that_leave_changes_nothing(checkpoint: Path, monkeypatch: p
             nonlocal evicted
             if poisoned:
                 for state in states:
-                    for leaving in state.leaving:
-                        evicted += leaving.end - leaving.start
+                    for rows_to_free in state.freed:
+                        evicted += rows_to_free.end - rows_to_free.start
                         for tensor in (*rows.cache.keys, *rows.cache.values):
-                            tensor[state.row, :, leaving.start : leaving.end] = torch.nan
+                            tensor[state.row, :, rows_to_free.start : rows_to_free.end] = torch.nan
             real(rows, states)
 
         with monkeypatch.context() as patch:

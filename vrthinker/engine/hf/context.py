@@ -69,7 +69,7 @@ Piece = TokenPiece | FramePiece
 
 
 @dataclass(frozen=True)
-class LeavingRows:
+class FreedRows:
     """Rows of the cache that expiry frees.
 
     Attributes:
@@ -145,7 +145,7 @@ class Context:
         closed = last_id == self.markup.turn_end
         self._append_ids(self.markup.newline if closed else self.markup.turn_closing)
 
-    def expire(self, expired: Iterable[ShownFrame]) -> list[LeavingRows]:
+    def expire(self, expired: Iterable[ShownFrame]) -> list[FreedRows]:
         """Removes frames.
 
         Under `rerender` the cache keeps what comes before the first of them. Otherwise it keeps everything
@@ -165,12 +165,12 @@ class Context:
         if not gone:
             return []
         kept, starts = [], []
-        leaving: list[LeavingRows] = []
+        freed: list[FreedRows] = []
         offset = 0
         for piece, start in zip(self.pieces, self.starts, strict=True):
             end = offset + len(piece)
             if isinstance(piece, FramePiece) and piece.segment.shown in gone:
-                leaving.append(LeavingRows(offset, end, piece.n_positions))
+                freed.append(FreedRows(offset, end, piece.n_positions))
             else:
                 kept.append(piece)
                 starts.append(start)
@@ -179,11 +179,11 @@ class Context:
         if self.memory != "evict":
             self._close_up()
         if self.memory == "rerender":
-            self.cached = min(self.cached, leaving[0].start)
+            self.cached = min(self.cached, freed[0].start)
             return []
-        assert leaving[-1].end <= self.cached, "the cache holds whole rounds"
-        self.cached -= sum(rows.end - rows.start for rows in leaving)
-        return _joined(leaving)
+        assert freed[-1].end <= self.cached, "the cache holds whole rounds"
+        self.cached -= sum(rows.end - rows.start for rows in freed)
+        return _joined(freed)
 
     def token_ids(self) -> np.ndarray:
         """int64 `[tokens]`."""
@@ -238,12 +238,12 @@ class Context:
             self.next_position += piece.n_positions
 
 
-def _joined(leaving: list[LeavingRows]) -> list[LeavingRows]:
+def _joined(freed: list[FreedRows]) -> list[FreedRows]:
     """Touching rows as one."""
-    joined: list[LeavingRows] = []
-    for rows in leaving:
+    joined: list[FreedRows] = []
+    for rows in freed:
         if joined and joined[-1].end == rows.start:
             last = joined.pop()
-            rows = LeavingRows(last.start, rows.end, last.n_positions + rows.n_positions)
+            rows = FreedRows(last.start, rows.end, last.n_positions + rows.n_positions)
         joined.append(rows)
     return joined

@@ -257,7 +257,7 @@ class HFEngine(Engine):
     def _enter(self, state: SessionState, request: RoundRequest, number: int) -> None:
         """Lets expired frames leave the context, ends the turn before, and appends the new messages."""
         context = state.context
-        state.leaving = context.expire(request.expired)
+        state.freed = context.expire(request.expired)
         if number > 1:
             context.close_turn(state.last_id)
         if request.new:
@@ -266,7 +266,7 @@ class HFEngine(Engine):
             context.cached = 0
         # At least one token is computed, for the logits that the first sampled token is drawn from.
         context.cached = min(context.cached, len(context) - 1)
-        if not state.leaving:
+        if not state.freed:
             state.filled = context.cached
 
     # Prefill
@@ -274,11 +274,11 @@ class HFEngine(Engine):
     def _admit(self) -> None:
         """Evicts, prefills the queued sessions in groups and samples each one's first token."""
         queued, self._queued = self._queued, []
-        leaving = [state for state in queued if state.leaving]
+        evicting = [state for state in queued if state.freed]
         try:
-            self._rows.evict(leaving)
+            self._rows.evict(evicting)
         except (VRThinkerError, *_FORWARD_ERRORS) as error:
-            for state in leaving:
+            for state in evicting:
                 self._fail(state, _one_line(error))
             queued = [state for state in queued if state.writing is not None]
         waiting = sorted(queued, key=lambda state: state.to_prefill)
@@ -396,7 +396,7 @@ class HFEngine(Engine):
             self._rows.cache.clear_row(state.row)
         self._finish(state, error)
         state.filled = state.context.cached = 0
-        state.leaving, state.failed = [], True
+        state.freed, state.failed = [], True
 
 
 def _device(name: str | None) -> torch.device:

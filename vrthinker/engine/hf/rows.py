@@ -116,14 +116,14 @@ class SessionRows:
 
     def _evict(self, chosen: Mapping[int | None, SessionState], memory: MemoryMode) -> None:
         spans: list[list[tuple[int, int]]] = [[] for _ in range(self.cache.rows)]
-        freed: list[list[int]] = [[] for _ in spans]
+        freed_positions: list[list[int]] = [[] for _ in spans]
         lengths = [0] * len(spans)
         for row, state in chosen.items():
             assert row is not None
-            spans[row] = [(rows.start, rows.end) for rows in state.leaving]
-            freed[row] = [rows.n_positions for rows in state.leaving]
+            spans[row] = [(rows.start, rows.end) for rows in state.freed]
+            freed_positions[row] = [rows.n_positions for rows in state.freed]
             lengths[row] = state.filled
-        plan = plan_eviction(spans, lengths, freed_positions=freed)
+        plan = plan_eviction(spans, lengths, freed_positions=freed_positions)
         turned = self._model.inv_freq if memory == "renumber" else None
         # Layers may differ in rows for a while: memory can run out half-way through growing them.
         keys = [layer[: len(spans)] for layer in self.cache.keys]
@@ -132,7 +132,7 @@ class SessionRows:
         for row, state in chosen.items():
             assert row is not None
             self.cache.clear_row(row, plan.new_lengths[row], state.filled)
-            state.filled, state.leaving = plan.new_lengths[row], []
+            state.filled, state.freed = plan.new_lengths[row], []
 
     def prefill(self, states: Sequence[SessionState]) -> torch.Tensor:
         """Computes the missing tokens of each context.

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from vrthinker.engine.base import FinishReason, RoundLimits, Session
-from vrthinker.engine.hf.context import Context, LeavingRows
+from vrthinker.engine.hf.context import Context, FreedRows
 from vrthinker.engine.hf.sampling import FormCursor
 
 
@@ -54,8 +54,8 @@ class SessionState:
         seed: The seed that its tokens are sampled with.
         row: The index of its row in the cache, once it has one.
         filled: The number of valid tokens in that row: `context.cached`, and what the round under way added;
-            while rows are `leaving`, they count too.
-        leaving: The rows of frames that have expired and still have to leave the cache, in order.
+            while rows are still to be `freed`, they count too.
+        freed: The rows of frames that have expired and still have to leave the cache, in order.
         failed: Whether a round ended in an error, after which the row was cleared.
         last_id: The last token of the last finished round.
         writing: The round that is being written; None between rounds.
@@ -65,7 +65,7 @@ class SessionState:
     seed: int
     row: int | None = None
     filled: int = 0
-    leaving: list[LeavingRows] = field(default_factory=list)
+    freed: list[FreedRows] = field(default_factory=list)
     failed: bool = False
     last_id: int | None = None
     writing: RoundState | None = None
