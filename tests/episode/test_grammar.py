@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import re
-import time
+import sys
 
 import pytest
 from hypothesis import example, given, settings
@@ -203,6 +203,28 @@ def test_hostile_text_is_parsed_without_a_crash_and_verdicts_are_unambiguous(tex
         assert not isinstance(parsed.ending, ParseFailure)
 
 
+def test_a_look_alike_of_a_tag_is_text() -> None:
+    """Some letters outside ASCII equal ASCII ones when case is ignored: the long s, the Kelvin sign."""
+    everything = map(chr, range(128, sys.maxunicode + 1))
+    alike = [letter for letter in everything if re.fullmatch("[a-z]", letter, re.IGNORECASE)]
+    assert {"\N{LATIN SMALL LETTER LONG S}", "\N{KELVIN SIGN}"} <= set(alike)
+    for other in alike:
+        (letter,) = (c for c in "abcdefghijklmnopqrstuvwxyz" if re.fullmatch(c, other, re.IGNORECASE))
+        for tag in ("snapshot", "think", "answer", "final answer", "recommend answer", "tool_call"):
+            if letter in tag:
+                forged = tag.replace(letter, other)
+                parsed = parse_round(f"{HEAD}<{forged}>TA=1, VQ=1, MQ=0, OA=1</{forged}>")
+                assert not isinstance(parsed.ending, FinalAnswer)
+                assert reasons(parsed) == [FailureReason.TEXT_OUTSIDE_TAGS, FailureReason.NO_ENDING]
+
+
+@given(text=st.text(max_size=30), cut=st.integers(0, 30))
+def test_no_text_of_all_unicode_makes_parsing_raise(text: str, cut: int) -> None:
+    for name in ("snapshot", "answer", "tool_call"):
+        parse_round(f"<{name[: cut % 9]}{text}{name[cut % 9 :]}>{text}</{name}>")
+        parse_round(f"<{name}>{text}</{text}{name}>".swapcase())
+
+
 @given(
     st.recursive(
         st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=5),
@@ -220,6 +242,5 @@ def test_any_json_in_a_tool_call_is_a_call_or_a_reason(value: object) -> None:
 
 @pytest.mark.parametrize("text", ["<" + " " * 300_000, "< / " * 50_000, "<recommend" + "\n" * 300_000 + "x"])
 def test_long_runs_of_blanks_are_read_in_linear_time(text: str) -> None:
-    begun = time.perf_counter()
-    parse_round(text)
-    assert time.perf_counter() - begun < 2
+    # Milliseconds in linear time; in quadratic time it would run into the time limit of a test.
+    assert isinstance(parse_round(text).ending, ParseFailure)

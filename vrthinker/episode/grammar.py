@@ -150,7 +150,9 @@ _TAG_NAMES = {
 _TAG = re.compile(
     # Possessive (`+` after the quantifier): long runs of blanks must not be tried in every split.
     r"<\s*+(?P<close>/?+)\s*+"
-    r"(?P<name>snapshot|think|recommend\s*+answer|final\s*+answer|answer|tool_call)\s*+>",
+    # ASCII letters only: without (?a:...), ignoring case lets the long s or the Kelvin sign stand for them.
+    r"(?P<name>(?a:snapshot|think|answer|tool_call)|(?a:recommend)\s*+(?a:answer)|(?a:final)\s*+(?a:answer))"
+    r"\s*+>",
     re.IGNORECASE,
 )
 _ORDER = {"snapshot": 0, "think": 1, "recommend": 2, "tool_call": 3, "answer": 3}
