@@ -95,20 +95,74 @@ def test_commit_and_dirty_flag(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     assert git_state() == (head, True)
 
 
-def test_an_installed_copy_is_found_in_the_checkout_it_is_run_from(
+def test_untracked_files_make_a_tree_dirty_and_ignored_ones_do_not(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    checkout(tmp_path / "repo", monkeypatch)
+    (tmp_path / "repo" / ".git" / "info" / "exclude").write_text("ignored\n")
+    (tmp_path / "repo" / "new.py").write_text("")
+    assert git_state()[1] is True
+
+
+def test_a_worktree_and_packed_references_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    checkout(tmp_path / "repo", monkeypatch)
+    head = git(tmp_path / "repo", "rev-parse", "HEAD")
+    git(tmp_path / "repo", "pack-refs", "--all")
+    git(tmp_path / "repo", "gc", "-q")
+    assert git_state() == (head, False)
+    git(tmp_path / "repo", "worktree", "add", "-q", str(tmp_path / "tree"), "-b", "other")
+    copy = tmp_path / "tree" / "vrthinker" / "records" / "provenance.py"
+    monkeypatch.setattr(provenance, "__file__", str(copy))
+    assert git_state() == (head, False)
+    copy.write_text(copy.read_text() + "\n")
+    assert git_state() == (head, True)
+
+
+def test_the_working_directory_is_never_asked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An unpacked folder may name a program in its .git/config, and hold a copy of this very file."""
     copy = checkout(tmp_path / "repo", monkeypatch)
     installed = tmp_path / "site-packages" / "vrthinker" / "records" / "provenance.py"
     installed.parent.mkdir(parents=True)
     installed.write_bytes(copy.read_bytes())
     monkeypatch.setattr(provenance, "__file__", str(installed))
-    monkeypatch.chdir(tmp_path)
-    assert git_state() == (None, None)
     monkeypatch.chdir(tmp_path / "repo")
-    assert git_state() == (git(tmp_path / "repo", "rev-parse", "HEAD"), False)
-    installed.write_text("another version\n")
+    monkeypatch.setattr(provenance.subprocess, "run", lambda *a, **k: pytest.fail("a program was started"))
     assert git_state() == (None, None)
+
+
+@pytest.mark.parametrize("where", ["own checkout", "working directory"])
+def test_no_program_that_a_checkout_names_is_run(
+    where: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trap, ran = tmp_path / "trap.sh", tmp_path / "ran"
+    trap.write_text(f"#!/bin/sh\ntouch {ran}\ncat\n")
+    trap.chmod(0o755)
+    copy = checkout(tmp_path / "repo", monkeypatch)
+    (tmp_path / "repo" / ".gitattributes").write_text("* filter=trap diff=trap\n")
+    git(tmp_path / "repo", "add", ".")
+    git(tmp_path / "repo", "commit", "-qm", "attributes")
+    for name in (
+        *("core.fsmonitor", "core.pager", "core.editor", "core.sshCommand", "core.askPass"),
+        *("filter.trap.clean", "filter.trap.smudge", "filter.trap.process", "diff.trap.command"),
+        *("diff.trap.textconv", "diff.external", "credential.helper", "uploadpack.packObjectsHook"),
+    ):
+        git(tmp_path / "repo", "config", name, str(trap))
+    hooks = tmp_path / "repo" / ".git" / "hooks"
+    hooks.mkdir(exist_ok=True)
+    for name in ("post-index-change", "fsmonitor-watchman", "query-watchman", "post-checkout"):
+        (hooks / name).write_text(trap.read_text())
+        (hooks / name).chmod(0o755)
+    copy.write_text(copy.read_text() + "# edited\n")
+    ran.unlink(missing_ok=True)
+    if where == "working directory":
+        monkeypatch.undo()
+    monkeypatch.chdir(tmp_path / "repo")
+    state = git_state()
+    if where == "own checkout":
+        assert state[1] is True
+    assert not ran.exists()
+    git(tmp_path / "repo", "status")
+    assert ran.exists(), "the trap was set"
 
 
 def test_an_environment_inside_another_checkout_is_not_that_checkout(
@@ -125,9 +179,11 @@ def test_an_environment_inside_another_checkout_is_not_that_checkout(
 
 def test_no_commit_yet_and_no_git_are_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     copy = checkout(tmp_path / "repo", monkeypatch)
+    head = git(tmp_path / "repo", "rev-parse", "HEAD")
+    with monkeypatch.context() as without_git:
+        without_git.setenv("PATH", str(tmp_path))
+        assert git_state() == (head, None)
     git(tmp_path / "repo", "update-ref", "-d", "HEAD")
-    assert git_state() == (None, None)
-    monkeypatch.setenv("PATH", str(tmp_path))
     assert git_state() == (None, None)
     monkeypatch.setenv("VRTHINKER_COMMIT", "0123abc")
     assert git_state() == ("0123abc", None)

@@ -12,9 +12,12 @@ import importlib.metadata
 import json
 import os
 import platform
+import re
 import shlex
+import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from pathlib import Path
@@ -25,7 +28,10 @@ from vrthinker.records.files import append_line
 
 PACKAGES = ("vrthinker", "torch", "transformers", "av", "numpy")
 COMMIT_VARIABLE = "VRTHINKER_COMMIT"
-_SELF = "vrthinker/records/provenance.py"
+_DEPTH = 2
+"""This file lies so many folders below the root of a checkout."""
+_COUNTED = (".", ":(exclude)benchmarks/results")
+_HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
 
 def provenance(command: str | Sequence[str] | None = None) -> dict[str, Any]:
@@ -89,39 +95,98 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, Any], command: st
 def git_state() -> tuple[str | None, bool | None]:
     """The commit that the running code was checked out from, and whether the tree differs from it.
 
-    The package's own folder is asked, then the working directory (an installed copy that is run from its
-    checkout); a repository counts only if it tracks this very file with this content or an edit of it in
-    place. `VRTHINKER_COMMIT` overrides it where the code travels without its repository. Changes under
-    `benchmarks/results` don't make a tree dirty: rows are appended there one after another.
+    Only the checkout that this very file lies in is looked at, never the working directory: a folder that
+    somebody unpacked may hold a `.git/config` that names programs to run. For the same reason git never reads
+    that checkout's own configuration (see `_is_dirty`). `VRTHINKER_COMMIT` names the commit where the code
+    travels without its repository. Changes under `benchmarks/results` don't make a tree dirty: rows are
+    appended there one after another.
 
     Returns:
         `(commit, dirty)`, each None when unknown.
     """
     if named := os.environ.get(COMMIT_VARIABLE):
         return named, None
-    own = Path(__file__).resolve()
-    for start in (own.parent, Path.cwd()):
-        top = _git(start, "rev-parse", "--show-toplevel")
-        if top is None:
-            continue
-        candidate = Path(top) / _SELF
-        same = candidate == own or (candidate.is_file() and candidate.read_bytes() == own.read_bytes())
-        if not same or _git(Path(top), "ls-files", "--error-unmatch", _SELF) is None:
-            continue
-        commit = _git(Path(top), "rev-parse", "HEAD")
-        status = _git(Path(top), "status", "--porcelain", "--", ".", ":(exclude)benchmarks/results")
-        return commit, None if commit is None or status is None else bool(status)
-    return None, None
-
-
-def _git(folder: Path, *arguments: str) -> str | None:
+    root = Path(__file__).resolve().parents[_DEPTH]
     try:
-        done = subprocess.run(
-            ["git", "-C", str(folder), *arguments], capture_output=True, text=True, timeout=20, check=True
-        )
-    except (OSError, subprocess.SubprocessError):
+        git_folder = _git_folder(root)
+        commit = _head(git_folder)
+        if commit is None:
+            return None, None
+        return commit, _is_dirty(root, git_folder, commit)
+    except (OSError, ValueError):
+        return None, None
+
+
+def _git_folder(root: Path) -> Path:
+    """The folder with the repository's data: `.git`, or what a worktree's `.git` file points to."""
+    path = root / ".git"
+    if not path.is_file():
+        return path
+    pointer = path.read_text("utf-8").removeprefix("gitdir:").strip()
+    return (root / pointer).resolve()
+
+
+def _common_folder(git_folder: Path) -> Path:
+    """The folder with objects and references, which worktrees share."""
+    pointer = git_folder / "commondir"
+    return (git_folder / pointer.read_text("utf-8").strip()).resolve() if pointer.is_file() else git_folder
+
+
+def _head(git_folder: Path) -> str | None:
+    """The commit that is checked out; None in a repository without one, or without this file."""
+    if not (git_folder / "HEAD").is_file():
         return None
-    return done.stdout.strip()
+    name = (git_folder / "HEAD").read_text("utf-8").strip()
+    if not name.startswith("ref: "):
+        return name if _HASH.fullmatch(name) else None
+    reference = name.removeprefix("ref: ")
+    common = _common_folder(git_folder)
+    for folder in (git_folder, common):
+        if (folder / reference).is_file():
+            commit = (folder / reference).read_text("utf-8").strip()
+            return commit if _HASH.fullmatch(commit) else None
+    packed = common / "packed-refs"
+    lines = packed.read_text("utf-8").splitlines() if packed.is_file() else []
+    return next((line.split()[0] for line in lines if line.endswith(f" {reference}")), None)
+
+
+def _is_dirty(root: Path, git_folder: Path, commit: str) -> bool | None:
+    """Whether the working tree differs from a commit; None where git cannot say.
+
+    Git is asked in a repository of one moment: it borrows the objects and a copy of the index, and has no
+    configuration, so that no hook, file monitor or filter that the checkout names can run.
+
+    Raises:
+        ValueError: The repository does not track this file, so that it is not this code's.
+    """
+    with tempfile.TemporaryDirectory(prefix="vrthinker-git-") as folder:
+        borrowed = Path(folder)
+        (borrowed / "refs").mkdir()
+        (borrowed / "objects" / "info").mkdir(parents=True)
+        objects = _common_folder(git_folder) / "objects"
+        (borrowed / "objects" / "info" / "alternates").write_text(f"{objects}\n", "utf-8")
+        (borrowed / "HEAD").write_text(f"{commit}\n", "utf-8")
+        shutil.copyfile(git_folder / "index", borrowed / "index")
+
+        def git(*arguments: str) -> subprocess.CompletedProcess[bytes]:
+            command = ["git", f"--git-dir={borrowed}", f"--work-tree={root}", *arguments]
+            environment = {"PATH": os.environ.get("PATH", ""), "GIT_CONFIG_NOSYSTEM": "1", "HOME": folder}
+            return subprocess.run(
+                command, cwd=root, env=environment, capture_output=True, timeout=60, check=False
+            )
+
+        try:
+            tracked = git("ls-files", "--error-unmatch", "--", str(Path(__file__).resolve()))
+            git("update-index", "-q", "--refresh")
+            changed = git("diff-index", "--quiet", "HEAD", "--", *_COUNTED)
+            new = git("ls-files", "--others", "--exclude-standard", "--", *_COUNTED)
+        except (OSError, subprocess.SubprocessError):
+            return None
+        if tracked.returncode == 1:
+            raise ValueError(f"{root}: another project's repository")
+        if tracked.returncode or changed.returncode not in (0, 1) or new.returncode:
+            return None
+        return bool(changed.returncode or new.stdout)
 
 
 def _version(package: str) -> str | None:
