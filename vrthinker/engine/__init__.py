@@ -1,1 +1,1 @@
-"""What writes a round: transformers, an OpenAI-compatible endpoint, a script for tests."""
+"""The engines that write rounds: transformers, an OpenAI-compatible endpoint, and a script for tests."""

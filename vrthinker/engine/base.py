@@ -1,14 +1,14 @@
-"""The protocol of sessions: what writes a round.
+"""The protocol of engines, which write the rounds of episodes in sessions.
 
-An engine holds *sessions*, one per episode. A session's context is a list of messages; a round
-appends new messages, drops the frames that expired, and writes the assistant's text. Rounds are
-*submitted* and *collected*, so that many episodes advance together and each goes on as soon as its
-own round is done; `write_rounds` is the simple way in. A key-value cache that evicts, a prefix cache
-and a remote endpoint all fit behind it, and none of them decides what expires: `RoundRequest.expired`
-is read off the visibility record.
+An engine holds *sessions*, one per episode. A session's context is a list of messages. A round appends new
+messages, removes the frames that expired, and writes the assistant's text. Rounds are *submitted* and
+*collected*, so that many episodes advance together and each continues as soon as its own round is finished;
+`write_rounds` is the simple way to use both. Engines may use a key-value cache with eviction, a prefix cache
+or a remote endpoint. None of them decides what expires: `RoundRequest.expired` comes from the visibility
+record.
 
-Departure from the plan, with its reason: `submit`/`collect` instead of one blocking batched call,
-because episodes of unequal length would leave a lock-step batch idle.
+There is no single blocking call for a batch of rounds, because episodes differ in length, and the batch would
+wait for the longest.
 """
 
 from __future__ import annotations
@@ -27,12 +27,12 @@ if TYPE_CHECKING:
 Role = Literal["system", "user"]
 
 MIN_TEMPERATURE = 1e-3
-"""Below it, dividing by the temperature overflows; use 0."""
+"""The lowest temperature but 0: below it, dividing logits by the temperature overflows."""
 
 
 @dataclass(frozen=True)
 class TextSegment:
-    """Plain text. Special-token markup in it is text too: engines never read it as markup."""
+    """Plain text. If it contains the markup of special tokens, engines read that as plain text too."""
 
     text: str
 
@@ -40,15 +40,15 @@ class TextSegment:
 class FrameKey(NamedTuple):
     """What makes a frame's pixels distinct: two frames with equal keys are the same picture.
 
-    Caches of encoded frames, training sequences and packs go by it.
+    Caches of encoded frames, training sequences and packs identify frames by this key.
 
     Attributes:
-        path: The clip's file.
-        frame_index: 0-based position in the file.
-        height: In pixels, as the model sees it.
-        width: In pixels, as the model sees it.
+        path: The path of the clip's file.
+        frame_index: The 0-based index of the frame in the file.
+        height: The height in pixels, as the model sees the frame.
+        width: The width in pixels, as the model sees the frame.
         view: The region of the frame that is shown; None for the whole frame.
-        file_state: (modification time in ns, size in bytes) of the file; None where it is not known.
+        file_state: The (modification time in ns, size in bytes) of the file; None if it is not known.
     """
 
     path: str
@@ -61,13 +61,13 @@ class FrameKey(NamedTuple):
 
 @dataclass(frozen=True)
 class FrameSegment:
-    """One showing of one frame, by reference: pixels are loaded when the engine needs them.
+    """One showing of one frame, by reference: the pixels are loaded when the engine needs them.
 
     Attributes:
-        shown: Which showing this is; `expired` names it when it leaves.
-        key: What makes the pixels distinct; a `FrameKey`, where the frame comes from a clip.
-        size: (height, width) in pixels, already on the model's patch grid.
-        load: Returns the pixels, uint8 `[height, width, 3]`, RGB.
+        shown: The identity of the showing, by which `RoundRequest.expired` names it.
+        key: What makes the pixels distinct: a `FrameKey`, if the frame comes from a clip.
+        size: The (height, width) in pixels, already on the model's patch grid.
+        load: A function that returns the pixels, uint8 `[height, width, 3]`, RGB.
     """
 
     shown: ShownFrame
@@ -103,13 +103,13 @@ class Free:
 class Choice:
     """A part of a guided round where the model may only pick one of `options`.
 
-    One option is a forced text.
+    A single option is a forced text.
 
     Attributes:
-        options: The texts to pick from. None may be the beginning of another: give them terminators
-            ("1," and "12,"), or the longer one could never be picked.
-        then: Empty, or one continuation per option: what follows when that option was picked, before
-            the rest of the form.
+        options: The texts to pick from. No option may be the beginning of another, or the longer one could
+            never be picked; add terminators ("1," and "12,").
+        then: One continuation per option, or empty. The continuation of the picked option comes before the
+            rest of the form.
     """
 
     options: tuple[str, ...]
@@ -127,7 +127,7 @@ class Choice:
 
 
 Form = tuple["Free | Choice", ...]
-"""A guided round: its parts, in order. `docs/engines.md` says what it does to the distribution."""
+"""The parts of a guided round, in order. `docs/engines.md` says how a form changes the distribution."""
 
 
 @dataclass(frozen=True)
@@ -135,10 +135,10 @@ class RoundLimits:
     """How one round is sampled.
 
     Attributes:
-        max_tokens: At most so many tokens; a round that reaches it ends with `FinishReason.LENGTH`.
-        temperature: 0 is greedy.
-        top_p: Nucleus mass in (0, 1]; 1 keeps every token.
-        form: A guided round, or None to let the model write freely.
+        max_tokens: The most tokens of the round. A round that reaches it ends with `FinishReason.LENGTH`.
+        temperature: The sampling temperature; 0 is greedy.
+        top_p: The nucleus mass in (0, 1]; 1 keeps every token.
+        form: The form of a guided round; None lets the model write freely.
     """
 
     max_tokens: int = 512
@@ -160,18 +160,18 @@ class FinishReason(enum.StrEnum):
     """Why a round's text ended."""
 
     STOP = "stop"
-    """The model ended its turn (or a guided form was complete)."""
+    """The model ended its turn, or a guided form was complete."""
     LENGTH = "length"
     """`max_tokens` was reached."""
     CONTEXT = "context"
-    """The context would have outgrown the model or the cache; nothing, or only a part, was written."""
+    """The context reached the limit of the model or the cache. The text is incomplete or empty."""
     ERROR = "error"
     """The engine failed; `RoundResult.error` says why."""
 
 
 @dataclass(frozen=True)
 class Session:
-    """A handle. The engine that opened it knows the rest."""
+    """A handle of a session. The engine that opened it stores everything else."""
 
     id: int
 
@@ -181,10 +181,10 @@ class RoundRequest:
     """One round to write.
 
     Attributes:
-        session: Whose round.
-        new: Messages that the context gains before the round (empty in round 1).
-        expired: Showings that leave the context on entry to this round.
-        limits: Sampling limits.
+        session: The session that the round belongs to.
+        new: The messages that are added to the context before the round (empty in round 1).
+        expired: The showings that expire before the round.
+        limits: The sampling limits.
     """
 
     session: Session
@@ -195,21 +195,21 @@ class RoundRequest:
 
 @dataclass(frozen=True)
 class RoundResult:
-    """What an engine wrote.
+    """A round that an engine wrote.
 
     Attributes:
-        session: Whose round.
+        session: The session that the round belongs to.
         text: The round's text, without the end-of-turn token.
-        finish_reason: Why it ended.
-        token_ids: The ids as sampled, end-of-turn token included where it was sampled. None where
-            the engine cannot know them (an endpoint).
-        logprobs: Natural log of each sampled token's probability under the distribution that it was
-            drawn from (temperature and banned tokens applied; at temperature 0, of temperature 1).
-        prompt_tokens: Tokens of context that the round was written from.
-        prefilled_tokens: How many of them were computed for this round (the rest came from a cache).
-        error: Why the engine failed, when `finish_reason` is ERROR or CONTEXT.
-        logits: float32 `[tokens, vocabulary]` before temperature and bans, when the engine was asked
-            to keep them (tests, the drift report).
+        finish_reason: The reason why the text ended.
+        token_ids: The ids as sampled, with the end-of-turn token if it was sampled. None if the engine cannot
+            know them (an endpoint).
+        logprobs: The natural log of each sampled token's probability under the distribution that it was drawn
+            from, with temperature and banned tokens applied. Greedy rounds use temperature 1 here.
+        prompt_tokens: The number of context tokens that the round was written from.
+        prefilled_tokens: The number of those that were computed for this round. The rest came from a cache.
+        error: The reason of the failure, if `finish_reason` is ERROR or CONTEXT.
+        logits: The logits before temperature and bans, float32 `[tokens, vocabulary]`, if the engine was
+            asked to keep them (for tests and the drift report).
     """
 
     session: Session
@@ -225,27 +225,28 @@ class RoundResult:
 
 @runtime_checkable
 class Engine(Protocol):
-    """What writes a round. See the module's docstring for the contract."""
+    """An engine that writes rounds. The module's docstring states the contract."""
 
     @property
     def name(self) -> str:
-        """Engine and model, as records name them."""
+        """The name of engine and model in records."""
 
     @property
     def policy_version(self) -> int:
-        """Counts weight updates; 0 as loaded."""
+        """The version of the weights: what the last `update_weights` gave, 0 as loaded."""
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions may be open at once."""
+        """The number of sessions that may be open at once."""
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
-        """Starts a session from its first input X. Equal seeds sample equal texts, batched or alone.
+        """Starts a session from its first input X. Equal seeds sample equal texts in any batch.
 
         Args:
-            messages: X.
-            seed: Of its samples.
-            memory: How expired frames leave. An engine that cannot do that refuses with `EngineError`.
+            messages: The first input X.
+            seed: The seed of the session's samples.
+            memory: The memory mode, which decides how expired frames are removed. An engine that does not
+                support it raises `EngineError`.
         """
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
@@ -258,27 +259,27 @@ class Engine(Protocol):
         """Waits until at least one submitted round is finished; returns all finished ones.
 
         Args:
-            timeout_seconds: Return, maybe with nothing, after about so long (an engine that computes
-                here does at least one step), so that the caller can submit what became ready meanwhile.
+            timeout_seconds: The longest wait, approximately, so that the caller can submit what became ready
+                meanwhile. An engine that computes in this call does at least one step. None waits on.
 
         Returns:
-            An empty list when nothing is under way, or nothing finished in time.
+            The finished rounds; empty if nothing is under way, or nothing finished in time.
         """
 
     def close(self, session: Session) -> None:
         """Frees what the session holds. Closing twice is harmless, also after `shutdown`."""
 
     def shutdown(self) -> None:
-        """Closes every session, frees what the engine holds, and ends its use. Twice is harmless."""
+        """Closes every session and frees what the engine holds. Shutting down twice is harmless."""
 
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:
-        """Replaces weights in place. Every session must be closed."""
+        """Replaces weights in place. Every session must be closed before."""
 
 
 def write_rounds(engine: Engine, requests: Sequence[RoundRequest]) -> list[RoundResult]:
-    """Submits rounds and waits for all of them; results in the order of the requests."""
+    """Submits rounds, waits for all of them, and returns the results in the order of the requests."""
     for request in requests:
         engine.submit(request)
     results: dict[int, RoundResult] = {}

@@ -1,8 +1,8 @@
 """The live context of a session, for engines that keep it as messages.
 
-Invariant: the turns are all messages and round texts so far, in order, minus the frames that expired.
-Text never leaves, and nothing takes a frame's place. A context is a value: `entered` checks a request
-before anything changes, so that a request that is refused leaves the session as it was.
+Invariant: the turns are all messages and round texts so far, in order, without the frames that expired. Text
+is never removed, and nothing replaces a removed frame. A context is an immutable value: `entered` checks a
+request and returns a new context, so a refused request does not change the session.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ from vrthinker.errors import EngineError
 from vrthinker.visibility import ShownFrame
 
 Turn = Message | str
-"""A message, or a text that the engine wrote itself."""
+"""A message, or a text that the session wrote."""
 
 
 @dataclass(frozen=True)
 class LiveContext:
-    """What the next round would be written from.
+    """The context that the next round would be written from.
 
     Attributes:
-        turns: Messages and the session's own texts, in order.
+        turns: The messages and the session's own texts, in order.
     """
 
     turns: tuple[Turn, ...] = ()
@@ -63,10 +63,10 @@ class LiveContext:
         return LiveContext(self.turns + messages)
 
     def without(self, expired: Iterable[ShownFrame]) -> LiveContext:
-        """The context without the frames that expired; their messages and labels stay.
+        """The context without the frames that expired. Their messages and labels stay.
 
         Raises:
-            EngineError: A showing is not live (or is named twice).
+            EngineError: A showing is not live, or it is named twice.
         """
         gone: set[ShownFrame] = set()
         live = set(self.live)
@@ -81,15 +81,16 @@ class LiveContext:
         )
 
     def entered(self, request: RoundRequest) -> LiveContext:
-        """The context that the requested round is written from: what expired leaves, what is new enters.
+        """The context that the requested round is written from: expired frames removed, new messages added.
 
         Raises:
-            EngineError: As `without` and `extended` do.
+            EngineError: An expired showing is not live, a new showing is live already, or a segment is of an
+                unknown type.
         """
         return self.without(request.expired).extended(request.new)
 
     def written(self, text: str) -> LiveContext:
-        """The context with a round's text behind it."""
+        """The context with a round's text at its end."""
         return LiveContext((*self.turns, text))
 
 

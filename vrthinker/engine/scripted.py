@@ -1,9 +1,9 @@
-"""An engine that writes what it is told to: for tests of the runner, the memory and the tools.
+"""An engine that writes given texts, for tests of the runner, the memory and the tools.
 
-It is strict where real engines may be lenient. Invariant: a session's context is a `LiveContext`, exactly;
-whatever breaks the protocol (expiring a frame that is not live, showing the same showing twice, two rounds
-under way, a session that is closed or was never opened) raises `EngineError` at once and changes nothing,
-so that a runner that gets it wrong cannot pass a test.
+It is strict where real engines may be lenient. Invariant: a session's context is exactly a `LiveContext`. A
+request that breaks the protocol (expiring a frame that is not live, showing the same showing twice, two
+rounds under way, a session that is closed or was never opened) raises `EngineError` at once and changes
+nothing, so that a faulty runner cannot pass a test.
 """
 
 from __future__ import annotations
@@ -33,14 +33,14 @@ Script = Callable[[int, int, Sequence[Message]], str] | Sequence[Sequence[str]]
 
 @dataclass(frozen=True)
 class SeenRound:
-    """What one round was written from, kept for assertions.
+    """The context that one round was written from, kept for assertions.
 
     Attributes:
         session: The session that the round belongs to.
         round_number: The round's number in its session, from 1.
         request: The request, as it was submitted.
-        context: The live context: expired frames are gone, and a message keeps its place even when
-            nothing of it is left.
+        context: The live context, without expired frames. A message stays in it even if all its frames
+            expired.
         seed: The session's seed.
     """
 
@@ -52,7 +52,7 @@ class SeenRound:
 
     @property
     def turns(self) -> tuple[Turn, ...]:
-        """Messages and the session's own texts, in order."""
+        """The messages and the session's own texts, in order."""
         return self.context.turns
 
     @property
@@ -120,11 +120,11 @@ class ScriptedEngine(Engine):
 
     @property
     def open_sessions(self) -> int:
-        """How many sessions are open: 0 when a runner has cleaned up."""
+        """The number of open sessions: 0 after a runner has cleaned up."""
         return len(self._sessions)
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
-        """Starts a session. What a text shows is the same under every `memory`.
+        """Starts a session. `memory` has no effect: the same showings are live under every mode.
 
         Raises:
             EngineError: `max_sessions` are open, the engine is shut down, or a showing appears twice.
@@ -141,7 +141,7 @@ class ScriptedEngine(Engine):
         return [self.open(state.context.messages, seed=seed) for seed in seeds]
 
     def submit(self, request: RoundRequest) -> None:
-        """Writes a round from the script; `collect` returns it.
+        """Writes a round from the script, which `collect` then returns.
 
         Raises:
             EngineError: The request breaks the protocol, or the script has no text for it.
@@ -185,7 +185,7 @@ class ScriptedEngine(Engine):
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:
-        """Takes the version and reads the tensors to their end; a script has no weights.
+        """Takes the version and reads all tensors, which a script has no use for.
 
         Raises:
             EngineError: A session is open, or the engine is shut down.
@@ -204,12 +204,12 @@ class ScriptedEngine(Engine):
 
 
 def fits_form(text: str, form: Form) -> bool:
-    """Whether a guided round could have written `text`. Free parts match any text, also none."""
+    """Whether a guided round could have written `text`. Free parts match any text, even an empty one."""
     return len(text) in _ends(text, {0}, form)
 
 
 def _ends(text: str, starts: set[int], form: Form) -> set[int]:
-    """Where the form can end in `text` when it begins at one of `starts`."""
+    """The indices of `text` at which the form can end if it begins at one of `starts`."""
     for part in form:
         if isinstance(part, Choice):
             found: set[int] = set()

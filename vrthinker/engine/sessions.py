@@ -78,7 +78,7 @@ class SessionTable(Generic[State]):
         return session
 
     def check_fork(self, session: Session, copies: int) -> State:
-        """Returns the state of a session that is to be copied into so many new ones.
+        """Returns the state of a session that is to be copied `copies` times.
 
         Raises:
             EngineError: The session is not open or has begun a round, or there is no room for the copies.

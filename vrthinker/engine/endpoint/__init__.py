@@ -1,1 +1,1 @@
-"""Rounds written by an OpenAI-compatible server."""
+"""An engine whose rounds are written by an OpenAI-compatible server."""

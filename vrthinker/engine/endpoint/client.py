@@ -1,7 +1,7 @@
-"""One chat completion over HTTP, with retries, limits and an account.
+"""A client of chat completions over HTTP, with retries, limits and a usage count.
 
-Invariants: an attempt ends within its timeout; at most `max_reply_bytes` of a reply are held; every failure
-is a `ChatFailure` whose text is one clean line without the API key.
+Invariants: an attempt ends within its timeout; at most `max_reply_bytes` of a reply are kept in memory; every
+failure is a `ChatFailure` whose text is one clean line without the API key.
 """
 
 from __future__ import annotations
@@ -32,10 +32,10 @@ _ERROR_BYTES = 64 * 1024
 
 
 class ChatFailure(Exception):
-    """A completion that did not come. The message is one clean line.
+    """A completion failed. The message is one clean line.
 
     Attributes:
-        context: The server says that the context is too long for the model.
+        context: Whether the server says that the context is too long for the model.
     """
 
     def __init__(self, message: str, *, context: bool = False) -> None:
@@ -44,7 +44,7 @@ class ChatFailure(Exception):
 
 
 class _Transient(ChatFailure):
-    """Worth another attempt, after `retry_after` seconds if the server said so."""
+    """A failure that may be retried, after `retry_after` seconds if the server said so."""
 
     def __init__(self, message: str, retry_after: float | None = None) -> None:
         super().__init__(message)
@@ -53,15 +53,15 @@ class _Transient(ChatFailure):
 
 @dataclass(frozen=True)
 class EndpointUsage:
-    """What an endpoint was asked for.
+    """Counts of what was requested from an endpoint.
 
     Attributes:
-        requests: HTTP requests sent, retries included.
-        retries: How many of them were retries.
-        failures: Completions that did not come in the end, or came cut by a content filter.
-        prompt_tokens: As the server counted them; 0 where it does not say.
-        completion_tokens: As the server counted them; 0 where it does not say.
-        images: Pictures sent, over all requests.
+        requests: The number of HTTP requests sent, including retries.
+        retries: The number of those that were retries.
+        failures: The number of completions that failed after all retries, or that a content filter cut.
+        prompt_tokens: The prompt tokens as the server counted them; 0 if it does not report them.
+        completion_tokens: The completion tokens as the server counted them; 0 if it does not report them.
+        images: The number of pictures sent, over all requests.
     """
 
     requests: int = 0
@@ -73,7 +73,7 @@ class EndpointUsage:
 
 
 class ChatClient:
-    """Posts chat completions. `complete` runs on one event loop; the account may be read from any thread."""
+    """Posts chat completions. `complete` runs on one event loop; `usage` may be read from any thread."""
 
     def __init__(
         self,
@@ -87,16 +87,17 @@ class ChatClient:
         max_backoff_seconds: float,
         max_reply_bytes: int,
     ) -> None:
-        """Makes the client; see `EndpointEngine` for the arguments.
+        """Makes the client. `EndpointEngine` explains the arguments.
 
         Raises:
             InputError: The address or the key cannot be used.
         """
         self._url = completions_url(base_url)
-        # What is shown leaves the query out: some servers take a key there.
+        # The address for messages has no query, because some servers take a key there.
         self.address = self._url.partition("?")[0]
         self._key = _checked_key(os.environ.get("OPENAI_API_KEY") if api_key is None else api_key)
-        # A compressed reply could be a thousand times its size on the wire: none is asked for or read.
+        # Compression is neither requested nor accepted: a compressed reply could grow a thousandfold in
+        # memory.
         headers = {"Accept": "application/json", "Accept-Encoding": "identity"}
         if self._key:
             headers["Authorization"] = f"Bearer {self._key}"
@@ -124,12 +125,12 @@ class ChatClient:
 
     @property
     def usage(self) -> EndpointUsage:
-        """The account so far."""
+        """The counts so far."""
         with self._lock:
             return self._usage
 
     def clean(self, text: str) -> str:
-        """One clean line without the API key."""
+        """The text as one clean line without the API key."""
         return clean_line(text, secret=self._key)
 
     async def aclose(self) -> None:
@@ -137,14 +138,15 @@ class ChatClient:
         await self._http.aclose()
 
     async def complete(self, payload: Callable[[], bytes], *, pictures: int) -> Reply:
-        """Posts a request until it is answered, refused, or the attempts are used up.
+        """Posts a request until it is answered or refused, or all attempts have failed.
 
         Args:
-            payload: Makes the body, in a thread of its own, once this request's turn has come.
-            pictures: How many it holds, for the account.
+            payload: A function that makes the body. It is called in a thread when the request is next to be
+                sent.
+            pictures: The number of pictures in the request, for `usage`.
 
         Raises:
-            ChatFailure: No completion came.
+            ChatFailure: The request was refused, or all attempts failed.
         """
         try:
             async with self._slots:
@@ -230,10 +232,10 @@ class ChatClient:
 
 
 def completions_url(base_url: str) -> str:
-    """The address that completions are posted to; see `EndpointEngine` for what is taken.
+    """The address that completions are posted to. `EndpointEngine` lists the accepted forms.
 
     Raises:
-        InputError: It is not an http(s) address, or it carries a user name or a fragment.
+        InputError: The address is not http(s), or it carries a user name or a fragment.
     """
     try:
         url = httpx.URL(base_url.strip())
@@ -242,7 +244,7 @@ def completions_url(base_url: str) -> str:
     if url.userinfo:
         raise InputError("base_url: it holds a user name or password; give the key as api_key")
     if url.scheme not in ("http", "https") or not url.host:
-        # Not quoted whole: an address may carry a key.
+        # The message does not quote the whole address, which may contain a key.
         got = f"scheme {url.scheme!r}" if url.scheme else "no scheme"
         raise InputError(f"base_url: got {got}, allowed: http://host:port/v1 or https://…")
     if url.fragment:
@@ -255,7 +257,7 @@ def completions_url(base_url: str) -> str:
 
 
 def retry_after_seconds(value: str | None) -> float | None:
-    """Reads a Retry-After header: seconds, or a date. None if absent, unreadable or negative."""
+    """Reads a Retry-After header, which is seconds or a date. None if absent, unreadable or negative."""
     if value is None or len(value) > 100:
         return None
     try:
@@ -272,7 +274,7 @@ def retry_after_seconds(value: str | None) -> float | None:
 
 
 async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
-    """The body up to `limit` bytes as they came over the wire, and whether that is all of it."""
+    """Reads the raw body up to `limit` bytes; also returns whether that is the whole body."""
     content = bytearray()
     async for chunk in response.aiter_raw():
         content += chunk
@@ -284,6 +286,6 @@ async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
 def _checked_key(key: str | None) -> str:
     key = (key or "").strip()
     if not all(0x21 <= ord(character) <= 0x7E for character in key):
-        # The key itself must not be shown, and an HTTP library would show it.
+        # The check is ours because an HTTP library's error would show the key.
         raise InputError("api_key: it holds blanks or other characters that no key has; check how it was set")
     return key

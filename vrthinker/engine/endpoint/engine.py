@@ -1,21 +1,25 @@
-"""Rounds written by any server that speaks OpenAI's chat completions: remote judges, trace writers.
+"""An engine for any server that speaks OpenAI's chat completions: remote judges, writers of traces.
 
-Every round posts the whole live context (`rerender` by nature: no cache of ours, the server may have one).
-Token ids and logprobs are unknown, so that what comes from here can be judged and learned from by SFT, but
-not used as a policy's own samples.
+Every round posts the whole live context. The memory mode is therefore always `rerender`, and only the server
+may have a cache. Token ids and logprobs are unknown, so that rounds from here can be judged and learned from
+by SFT, but cannot serve as a policy's own samples.
 
-Invariants: `collect` never raises for what a server or a network does, a round that failed is a
-`RoundResult` with `FinishReason.ERROR` and one clear line; a failed round leaves the context as it was
-submitted, so that submitting again with nothing new tries again; no attempt outlives `timeout_seconds`,
-however slowly bytes come; nothing of the API key is in an error, a name or a repr; no redirect is followed.
+Invariants:
 
-What the server decides and this engine cannot see: whether it resizes the pictures, how its template
-renders a conversation (some drop `<think>` from earlier turns), which special spellings besides `<|…|>`
-it reads in text.
+- `collect` never raises for what a server or a network does. A round that failed is a `RoundResult` with
+  `FinishReason.ERROR` and a message of one clear line.
+- A failed round keeps the context that it was submitted with, so that submitting again without new messages
+  tries again.
+- No attempt takes longer than `timeout_seconds`, however slowly bytes come.
+- The API key appears in no error, name or repr, and redirects are not followed.
 
-Requests run on an event loop in a thread of the engine's own, `concurrency` at a time: only cancelling
-bounds a server that sends its headers a byte at a time, and lets `shutdown` end at once. All methods are
-to be called from one thread.
+The server decides the following, and this engine cannot see it: whether pictures are resized, how the chat
+template renders a conversation (some templates drop `<think>` from earlier turns), and which spellings of
+special tokens besides `<|…|>` are read in text.
+
+Requests run on an event loop in the engine's own thread, `concurrency` at a time. Only asyncio's cancellation
+can stop a request to a server that sends its headers a byte at a time, and lets `shutdown` end at once. All
+methods must be called from one thread.
 """
 
 from __future__ import annotations
@@ -61,7 +65,7 @@ class _State:
 class EndpointEngine(Engine):
     """Implements `vrthinker.engine.base.Engine` over HTTP.
 
-    A context manager; `shutdown` ends it. `close` closes a session.
+    The engine is a context manager, which calls `shutdown` at its end. `close` closes a session.
     """
 
     def __init__(
@@ -81,26 +85,26 @@ class EndpointEngine(Engine):
         max_backoff_seconds: float = 30.0,
         max_reply_bytes: int = 8 * 2**20,
     ) -> None:
-        """Makes the engine; nothing is sent yet.
+        """Makes the engine. Nothing is sent yet.
 
         Args:
-            base_url: As OpenAI's client takes it: the address in front of `/chat/completions`, with or
-                without a slash at its end. Where it has no path at all, `/v1` is added; the full address of
-                `/chat/completions` is taken too.
+            base_url: The address in front of `/chat/completions`, with or without a slash at its end, as
+                OpenAI's client takes it. If it has no path, `/v1` is added. The full address of
+                `/chat/completions` is accepted too.
             model: The name that the server knows the model by.
-            api_key: None reads OPENAI_API_KEY; without that, or empty, no key is sent.
-            timeout_seconds: For one attempt, from connecting to the last byte.
-            max_retries: How many more attempts after a failed connection, a timeout, a broken reply, or a
+            api_key: The API key. None reads OPENAI_API_KEY; if that is not set or empty, no key is sent.
+            timeout_seconds: The longest time of one attempt, from connecting to the last byte.
+            max_retries: The most further attempts after a failed connection, a timeout, a broken reply, or a
                 status of 408, 409, 429 or 5xx. Other statuses end the round at once.
-            concurrency: How many requests are under way at once.
-            image_format: `png` is exact, `jpeg` is about a tenth of the size.
-            jpeg_quality: 1 to 95.
-            max_sessions: How many sessions may be open at once.
-            extra_body: More fields of the request, over the engine's own; None leaves a field out
-                (`{"max_tokens": None, "max_completion_tokens": 2048}` for servers that want that).
-            backoff_seconds: The first wait before a retry; it doubles, with jitter.
-            max_backoff_seconds: The longest wait, also where the server's Retry-After asks for more.
-            max_reply_bytes: A longer reply is refused.
+            concurrency: The number of requests under way at once.
+            image_format: The format of pictures: `png` is exact, `jpeg` is about a tenth of the size.
+            jpeg_quality: The JPEG quality, 1 to 95.
+            max_sessions: The number of sessions that may be open at once.
+            extra_body: Further fields of the request, which override the engine's own. The value None removes
+                a field (`{"max_tokens": None, "max_completion_tokens": 2048}` for servers that need that).
+            backoff_seconds: The first wait before a retry. It doubles with every retry, with jitter.
+            max_backoff_seconds: The longest wait, even if the server's Retry-After asks for more.
+            max_reply_bytes: The most bytes of a reply. A longer reply is refused.
 
         Raises:
             InputError: An argument is out of range, or the address or the key cannot be used.
@@ -146,7 +150,7 @@ class EndpointEngine(Engine):
         self._thread.start()
 
     def __repr__(self) -> str:
-        """Engine, model and address; never the key."""
+        """Shows engine, model and address, but never the key."""
         return f"EndpointEngine(model={self._model!r}, address={self._client.address!r})"
 
     def __enter__(self) -> Self:
@@ -161,7 +165,7 @@ class EndpointEngine(Engine):
 
     @property
     def name(self) -> str:
-        """Engine and model, as records name them."""
+        """The name of engine and model in records."""
         return f"endpoint:{self._model}"
 
     @property
@@ -171,20 +175,20 @@ class EndpointEngine(Engine):
 
     @property
     def max_sessions(self) -> int:
-        """How many sessions may be open at once."""
+        """The number of sessions that may be open at once."""
         return self._sessions.max_sessions
 
     @property
     def usage(self) -> EndpointUsage:
-        """The account so far, a copy."""
+        """A copy of the counts so far."""
         return self._client.usage
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
-        """Starts a session; nothing is sent until its first round.
+        """Starts a session. Nothing is sent until its first round.
 
         Raises:
             EngineError: `max_sessions` are open, the engine is shut down, a message cannot be sent, or
-                `memory` is not `rerender`: a server's cache is out of reach.
+                    `memory` is not `rerender`, because a server's cache cannot be changed from here.
         """
         if memory != "rerender":
             raise EngineError(
@@ -194,7 +198,7 @@ class EndpointEngine(Engine):
         return self._sessions.add(_State(seed, _sendable(LiveContext().extended(messages))))
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
-        """Copies a session that has written nothing yet, once per seed; frames are encoded once for all.
+        """Copies a session that has written nothing yet, once per seed. The copies share encoded frames.
 
         Raises:
             EngineError: The session is not open or has begun, or there is no room.
@@ -221,10 +225,11 @@ class EndpointEngine(Engine):
         try:
             images = {frame.key: self._image(state, frame) for frame in context.frames}
             self._trim()
-        # `load` is the caller's code and may fail in any way; that is this round's failure, not collect's.
+        # `load` is the caller's code and may fail in any way. That fails this round, but must not fail
+        # `collect`.
         except Exception as error:
             failed = f"{self.name}: a frame cannot be sent: {clean_line(str(error) or repr(error))}"
-        # Not before the frames are loaded: interrupted there, the round would be under way for ever.
+        # This comes after the loading of frames: if that is interrupted, the round must not stay under way.
         self._sessions.begin_round(request.session)
         state.context = context
         if failed is not None:
@@ -235,7 +240,7 @@ class EndpointEngine(Engine):
         state.future = asyncio.run_coroutine_threadsafe(work, self._loop)
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
-        """Waits for at least one round, at most so long; returns all finished ones (see `Engine.collect`)."""
+        """Waits for at least one round or the timeout; returns all finished rounds (see `Engine.collect`)."""
         results: list[RoundResult] = []
         while self._sessions.rounds_under_way and (not results or not self._finished.empty()):
             try:
@@ -252,7 +257,7 @@ class EndpointEngine(Engine):
         return results
 
     def close(self, session: Session) -> None:
-        """Forgets a session and cancels its round. Closing twice is harmless.
+        """Closes a session and cancels its round. Closing twice is harmless.
 
         Raises:
             EngineError: The session was never opened here.
@@ -262,7 +267,7 @@ class EndpointEngine(Engine):
             state.future.cancel()
 
     def shutdown(self) -> None:
-        """Cancels what is under way, closes every session and connection. Twice is harmless."""
+        """Cancels all rounds, closes all sessions and connections. Shutting down twice is harmless."""
         loop, self._loop = self._loop, None
         if loop is None:
             return
@@ -277,31 +282,31 @@ class EndpointEngine(Engine):
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:
-        """Not possible here.
+        """Always refused.
 
         Raises:
-            EngineError: Always; the weights are the server's.
+            EngineError: Always, because the weights are the server's.
         """
         raise EngineError(f"{self.name}: an endpoint's weights cannot be replaced from here")
 
     async def _end(self) -> None:
-        """Waits until what was cancelled is over, then closes the connections."""
+        """Waits until the cancelled rounds have ended, then closes the connections."""
         others = asyncio.all_tasks() - {asyncio.current_task()}
         await asyncio.gather(*others, return_exceptions=True)
         await self._client.aclose()
         await asyncio.get_running_loop().shutdown_default_executor()
 
     def _image(self, state: _State, frame: FrameSegment) -> str:
-        """A frame's data URI: the session's own, else one that another session made lately, else new."""
+        """A frame's data URI: the session's own, one that another session made recently, or a new one."""
         shared = self._images.pop(frame.key, None)
         image = state.images.get(frame.key) or shared
         if image is None:
             image = data_uri(frame.load(), frame.size, self._image_format, self._jpeg_quality)
-        self._images[frame.key] = image  # goes to the end: what stands first was not used for longest
+        self._images[frame.key] = image  # added at the end: the first entry is the least recently used
         return image
 
     def _trim(self) -> None:
-        """Bounds what sessions share; each keeps its own live frames besides."""
+        """Limits the images that sessions share. Each session also keeps those of its own live frames."""
         size_bytes = sum(len(image) for image in self._images.values())
         while size_bytes > _IMAGE_CACHE_BYTES:
             size_bytes -= len(self._images.pop(next(iter(self._images))))
@@ -338,7 +343,7 @@ class EndpointEngine(Engine):
         except ChatFailure as failure:
             reason = FinishReason.CONTEXT if failure.context else FinishReason.ERROR
             result = RoundResult(session, "", reason, error=str(failure))
-        # A bug here must not leave `collect` waiting for ever.
+        # A bug here must not make `collect` wait for ever.
         except Exception as error:
             said = self._client.clean(f"{type(error).__name__}: {error}")
             result = RoundResult(session, "", FinishReason.ERROR, error=said)
@@ -348,7 +353,7 @@ class EndpointEngine(Engine):
 
 
 def _sendable(context: LiveContext) -> LiveContext:
-    """The context, if every picture is in a user's message: chat completions allow them nowhere else.
+    """Returns the context if pictures are only in user messages, as chat completions require.
 
     Raises:
         EngineError: A system message shows a frame.

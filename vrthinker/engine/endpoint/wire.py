@@ -1,8 +1,8 @@
-"""What travels between the endpoint engine and a chat-completions server: pure functions, no network.
+"""Requests to a chat-completions server, and its replies, as pure functions without a network.
 
-Invariants: `chat_messages` sends exactly the live context, frames as `data:` URIs and text with its
-special-token markup taken apart; `read_reply` takes any bytes and returns a `Reply` or raises `BadReply`,
-nothing else; every text that leaves this module can be encoded as UTF-8.
+Invariants: `chat_messages` sends exactly the live context, with frames as `data:` URIs and with the markup of
+special tokens broken up in text; `read_reply` takes any bytes and either returns a `Reply` or raises
+`BadReply`; every text that this module returns can be encoded as UTF-8.
 """
 
 from __future__ import annotations
@@ -38,15 +38,15 @@ class BadReply(Exception):
 
 @dataclass(frozen=True)
 class Reply:
-    """What a server answered.
+    """The answer of a server.
 
     Attributes:
         text: The round's text.
-        finish_reason: STOP, LENGTH or ERROR (a content filter cut it).
-        error: Why, when `finish_reason` is ERROR.
-        prompt_tokens: As the server counts, None where it does not say.
-        completion_tokens: As the server counts, None where it does not say.
-        cached_tokens: How many prompt tokens came from its prefix cache, None where it does not say.
+        finish_reason: The reason why the text ended: STOP, LENGTH or ERROR (a content filter cut it).
+        error: The reason of the failure, if `finish_reason` is ERROR.
+        prompt_tokens: The prompt tokens as the server counts them; None if it does not report them.
+        completion_tokens: The completion tokens as the server counts them; None if it does not report them.
+        cached_tokens: The prompt tokens that came from the server's prefix cache; None if not reported.
     """
 
     text: str
@@ -63,18 +63,18 @@ def clean_text(text: str) -> str:
 
 
 def plain_text(text: str) -> str:
-    """Text as it is sent: in `<|name|>` a zero-width space parts the first two characters.
+    """The text as it is sent, with a zero-width space between the first two characters of every `<|name|>`.
 
-    A server reads its special tokens wherever they stand, and a caption must not be able to end a turn or to
-    announce a picture that is not there. Only this spelling (Qwen's, Llama 3's, GPT's) is taken apart.
+    A server reads special tokens anywhere in a text, and a caption must not be able to end a turn or to
+    announce a picture that is not there. Only this spelling (Qwen's, Llama 3's, GPT's) is broken up.
     """
     return _MARKUP.sub("<\u200b|", clean_text(text))
 
 
 def clean_line(text: str, limit: int = _ERROR_CHARACTERS, *, secret: str = "") -> str:
-    """One printable line of at most `limit` characters from text that somebody else wrote.
+    """One printable line of at most `limit` characters from untrusted text.
 
-    The secret is taken out before anything is cut, so that no half of it stays.
+    The secret is removed before the text is cut, so that no part of it remains.
     """
     text = text.replace(secret, "***") if secret else text
     head = text[: 4 * limit]
@@ -83,13 +83,13 @@ def clean_line(text: str, limit: int = _ERROR_CHARACTERS, *, secret: str = "") -
 
 
 def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg_quality: int) -> str:
-    """Encodes a frame.
+    """Encodes a frame as a data URI.
 
     Args:
-        pixels: uint8 `[height, width, 3]`, RGB.
+        pixels: The pixels, uint8 `[height, width, 3]`, RGB.
         size: The (height, width) that the segment promised.
-        image_format: `png` is exact; `jpeg` is about a tenth of the size.
-        jpeg_quality: 1 to 95 (100 switches parts of JPEG off and gains nothing).
+        image_format: The format: `png` is exact; `jpeg` is about a tenth of the size.
+        jpeg_quality: The JPEG quality, 1 to 95 (100 switches parts of JPEG off and gains nothing).
 
     Raises:
         ValueError: The pixels are not what the segment promised.
@@ -104,7 +104,8 @@ def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg
     if image_format == "png":
         Image.fromarray(array).save(buffer, "PNG", compress_level=1)
     else:
-        # 4:4:4: colour at full resolution, so that colour bleeding is not taken for a fault of the clip.
+        # Colour is kept at full resolution (4:4:4), so that colour bleeding is not mistaken for a flaw of the
+        # clip.
         Image.fromarray(array).save(buffer, "JPEG", quality=jpeg_quality, subsampling=0)
     return f"data:image/{image_format};base64,{base64.b64encode(buffer.getvalue()).decode('ascii')}"
 
@@ -112,13 +113,13 @@ def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg
 def chat_messages(context: LiveContext, images: Mapping[tuple[Hashable, ...], str]) -> list[dict[str, Any]]:
     """The live context as chat messages.
 
-    A message with frames has content parts, where neighbouring texts are one part (some chat templates put
-    line breaks between parts); a message without frames is a plain string; a message of which nothing
-    is left is left out. Messages are never merged.
+    A message with frames is a list of content parts, in which adjacent texts form one part, because some chat
+    templates put line breaks between parts. A message without frames is a plain string. A message that has
+    become empty is omitted. Messages are never merged.
 
     Args:
-        context: What the round is written from.
-        images: A data URI for every live frame, by `FrameSegment.key`.
+        context: The context that the round is written from.
+        images: The data URI of every live frame, by `FrameSegment.key`.
     """
     messages: list[dict[str, Any]] = []
     for turn in context.turns:
@@ -138,7 +139,7 @@ def _content(message: Message, images: Mapping[tuple[Hashable, ...], str]) -> st
             parts[-1]["text"] += segment.text
         else:
             parts.append({"type": "text", "text": segment.text})
-    # Markup is taken apart last: two segments could spell it together.
+    # Markup is broken up last, because two segments could spell it together.
     for part in parts:
         if part["type"] == "text":
             part["text"] = plain_text(part["text"])
@@ -146,7 +147,7 @@ def _content(message: Message, images: Mapping[tuple[Hashable, ...], str]) -> st
 
 
 def error_message(body: bytes, *, secret: str = "") -> str:
-    """What a server says is wrong: the usual JSON shapes, else the head of the body. One clean line."""
+    """The server's error message as one clean line: from the usual JSON fields, else the head of the body."""
     text = body[:65536].decode("utf-8", "replace")
     try:
         said = json.loads(body)
@@ -163,23 +164,23 @@ def error_message(body: bytes, *, secret: str = "") -> str:
 
 
 def is_context_error(status: int, message: str) -> bool:
-    """Whether a refusal says that the context is too long for the model. Servers have no common code."""
+    """Whether a refusal says that the context is too long. Servers share no code for that; words decide."""
     return status in (400, 413, 422) and _CONTEXT_ERRORS.search(message) is not None
 
 
 def read_reply(body: bytes, *, secret: str = "") -> Reply:
     """Reads the body of a chat completion.
 
-    `finish_reason`: `length` (and `max_tokens`, `model_length`) is LENGTH, `content_filter` is ERROR, all
-    others (`stop`, `tool_calls`, `eos`, none at all) are STOP.
+    The `finish_reason` `length` (and `max_tokens`, `model_length`) becomes LENGTH, and `content_filter`
+    becomes ERROR. All others (`stop`, `tool_calls`, `eos`, none at all) become STOP.
 
     Servers that parse the text (`transformers serve`, vLLM with parsers) move `<think>` and `<tool_call>`
-    into fields of their own. They are put back: the thinking behind `</snapshot>` where there is one, else
-    in front, the calls at the end; not where the content has such a tag itself.
+    into separate fields. Those are put back into the text unless it has such a tag itself: the thinking after
+    `</snapshot>` if there is one, else at the beginning; the calls at the end.
 
     Args:
-        body: As it came.
-        secret: What no error may repeat.
+        body: The body as received.
+        secret: A text that no error may repeat, such as the API key.
 
     Raises:
         BadReply: The body is not a chat completion with a text in it.
@@ -256,7 +257,7 @@ def _call(call: object) -> str | None:
         return None
     arguments = function.get("arguments")
     if isinstance(arguments, str):
-        # Where the model did not write JSON, the grammar shall see what it wrote.
+        # If the model did not write JSON, its text is kept, so that the grammar sees the mistake.
         with contextlib.suppress(ValueError, RecursionError):
             arguments = json.loads(arguments)
     try:

@@ -1,13 +1,15 @@
 """A preallocated key-value cache with one row per session.
 
-transformers' own layers concatenate on every token and know one length for the whole batch. Here every
-row has its own length, new keys and values are written in place behind it, and shortening a row costs
-nothing: what lies behind a row's length is garbage that the mask hides until it is overwritten.
+The cache layers of transformers concatenate on every token and know one length for the whole batch. Here
+every row has its own length, new keys and values are written in place after the row's last token, and
+shortening a row costs nothing: entries past a row's length are stale. The mask hides them, and later tokens
+overwrite them.
 
-The cache does not know lengths; `KVCache.plan` says for one forward where each row writes and how much
-of it is read. Invariant: a forward reads only positions below `read_length`, all of which have been
-written since the last reallocation. Hidden garbage must be finite (0 times NaN is NaN): storage starts as
-zeros, a row whose logits were not finite is cleared, and so is what an eviction leaves behind.
+The cache itself does not store the lengths. Before each forward, `KVCache.plan` says where each row is
+written and how much of it is read. Invariant: a forward reads only positions below `read_length`, and all of
+those have been written since the last reallocation. Stale entries must be finite, because 0 times NaN is NaN.
+For that reason storage starts as zeros, a row whose logits were not finite is cleared, and an eviction zeroes
+the rows that it frees.
 """
 
 from __future__ import annotations
@@ -26,10 +28,11 @@ class ForwardPlan:
     """Where one forward writes and reads.
 
     Attributes:
-        rows: int64 `[batch]`, cache rows taking part, in batch order.
-        starts: int64 `[batch]`, position in its row where each one's first new token is written.
-        read_length: How many positions of each row attention sees (the mask hides the rest).
-        contiguous: First row, when `rows` is a run of consecutive rows: reads are views then.
+        rows: Indices of the cache rows that take part, in batch order, int64 `[batch]`.
+        starts: The position in its row at which each row's first new token is written, int64 `[batch]`.
+        read_length: The number of positions of each row that attention reads (the mask hides some of them).
+        contiguous: The first row, if `rows` is a run of consecutive rows, which are read as a view; else
+            None.
     """
 
     rows: torch.Tensor
@@ -41,7 +44,7 @@ class ForwardPlan:
 class KVCache:
     """Keys and values of all layers, `[rows, kv_heads, capacity, head_dim]` each.
 
-    Hands itself to transformers as `past_key_values`: the text model only calls `update` and
+    The cache is passed to transformers as `past_key_values`. The text model only calls its `update` and
     `get_seq_length`.
     """
 
@@ -58,24 +61,25 @@ class KVCache:
 
     @property
     def rows(self) -> int:
-        """Rows that every layer has."""
+        """The number of rows that every layer has."""
         return min(int(t.shape[0]) for t in (*self.keys, *self.values))
 
     @property
     def capacity(self) -> int:
-        """Positions per row that every layer has."""
+        """The number of positions per row that every layer has."""
         return min(int(t.shape[2]) for t in (*self.keys, *self.values))
 
     @property
     def size_bytes(self) -> int:
-        """Allocated bytes, keys and values of all layers."""
+        """The number of bytes allocated for the keys and values of all layers."""
         return sum(t.numel() * t.element_size() for t in (*self.keys, *self.values))
 
     def reserve(self, rows: int, capacity: int, *, most_rows: int) -> None:
         """Makes room for at least `rows` rows of `capacity` positions, keeping what is stored.
 
-        Layers grow one by one, so that little more than the new cache is ever held. If memory runs out
-        half-way, what is stored is still whole, and the next call goes on with the layers that are left.
+        Layers grow one by one, so that the old and the new storage of only one layer exist at a time. If
+        memory runs out half-way, what is stored is intact, and the next call continues with the remaining
+        layers.
         """
         if rows <= self.rows and capacity <= self.capacity:
             return
@@ -100,7 +104,7 @@ class KVCache:
                 tensor[target, :, :length] = tensor[source, :, :length]
 
     def clear_row(self, row: int, start: int = 0, end: int | None = None) -> None:
-        """Zeroes positions [start, end) of a row: what was left there could be NaN, which no mask hides."""
+        """Zeroes positions [start, end) of a row, which could hold NaN; a mask does not hide NaN."""
         for tensors in (self.keys, self.values):
             for tensor in tensors:
                 tensor[row, :, start:end].zero_()
@@ -128,7 +132,7 @@ class KVCache:
         )
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
-        """What transformers would derive positions from; ours are explicit, so only its type matters."""
+        """Always 0. transformers would derive positions from it, but we pass positions explicitly."""
         return self._plan.read_length if self._plan is not None else 0
 
     def _write(self, store: torch.Tensor, new: torch.Tensor, plan: ForwardPlan) -> torch.Tensor:

@@ -1,9 +1,9 @@
-"""A session's context as pieces: stored token ids and frames that can leave.
+"""A session's context as a list of pieces: stored token ids, and frames that can expire.
 
 Invariant: the ids of the context are the concatenation of the pieces' ids, and nothing but expiry
 (which removes whole frame pieces) and appending ever changes them. What the cache holds is always a
-prefix of the context: `cached` tokens. Positions follow the memory mode: contiguous, or (`evict`) as they
-were given, with gaps where frames left.
+prefix of the context: its first `cached` tokens. Positions follow the memory mode: they are contiguous, or
+(under `evict`) every token keeps the position it first got, with gaps where frames expired.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ from vrthinker.visibility import MemoryMode, ShownFrame
 
 @dataclass(frozen=True)
 class TokenPiece:
-    """Token ids that stay."""
+    """Token ids that never expire."""
 
     ids: tuple[int, ...]
 
@@ -70,12 +70,12 @@ Piece = TokenPiece | FramePiece
 
 @dataclass(frozen=True)
 class FreedRows:
-    """Rows of the cache that expiry frees.
+    """A range of consecutive rows of the cache that expiry frees.
 
     Attributes:
-        start: The first one.
-        end: Behind the last one.
-        n_positions: How many positions they took.
+        start: The index of the first row.
+        end: The index after the last row.
+        n_positions: The number of positions that the rows' tokens took.
     """
 
     start: int
@@ -85,16 +85,16 @@ class FreedRows:
 
 @dataclass
 class Context:
-    """What one session's next round is written from.
+    """The tokens and frames that one session's next round is written from.
 
     Args:
-        markup: Markers and encoding.
-        frame_factor: (height, width) pixels of one merged patch.
-        memory: How expired frames leave.
-        pieces: In order.
+        markup: The token ids of turn and frame markers, and the encoding of text.
+        frame_factor: The (height, width) of one merged patch in pixels.
+        memory: The memory mode, which decides how expired frames are removed.
+        pieces: The pieces of the context, in order.
         starts: The position at which each piece starts.
-        next_position: Of the next token.
-        cached: How many of its first tokens the cache holds.
+        next_position: The position of the next token.
+        cached: The number of the context's first tokens that the cache holds.
     """
 
     markup: Markup
@@ -137,7 +137,7 @@ class Context:
         self._append_ids([*ids, *self.markup.generation_prompt])
 
     def append_round(self, ids: Sequence[int]) -> None:
-        """Adds what the model wrote, closing its turn if it did not."""
+        """Adds the token ids that the model wrote."""
         self._append_ids(ids)
 
     def close_turn(self, last_id: int | None) -> None:
@@ -146,16 +146,17 @@ class Context:
         self._append_ids(self.markup.newline if closed else self.markup.turn_closing)
 
     def expire(self, expired: Iterable[ShownFrame]) -> list[FreedRows]:
-        """Removes frames.
+        """Removes expired frames from the context.
 
-        Under `rerender` the cache keeps what comes before the first of them. Otherwise it keeps everything
-        else, and the rows that are returned have to leave it.
+        Under `rerender` the cache keeps what comes before the first removed frame. Otherwise it keeps
+        everything else, and the caller has to free the returned rows.
 
         Returns:
-            Rows of the cache, in order, touching ones as one; always empty under `rerender`.
+            The rows of the cache to free, in order, with adjacent ranges joined. Always empty under
+            `rerender`.
 
         Raises:
-            ValueError: One of them is not in the context.
+            ValueError: An expired frame is not in the context.
         """
         gone = set(expired)
         missing = gone - {p.segment.shown for p in self.pieces if isinstance(p, FramePiece)}
@@ -186,7 +187,7 @@ class Context:
         return _joined(freed)
 
     def token_ids(self) -> np.ndarray:
-        """int64 `[tokens]`."""
+        """The ids of the whole context, int64 `[tokens]`."""
         ids: list[int] = []
         for piece in self.pieces:
             if isinstance(piece, TokenPiece):
@@ -197,7 +198,7 @@ class Context:
         return np.asarray(ids, dtype=np.int64)
 
     def positions(self) -> Positions:
-        """int64 `[3, tokens]`."""
+        """The M-RoPE positions of the whole context, int64 `[3, tokens]`."""
         columns = [np.empty((3, 0), np.int64)]
         parts: list[int | tuple[int, int]] = []
         begin = position = 0
@@ -231,7 +232,7 @@ class Context:
         self.next_position += piece.n_positions
 
     def _close_up(self) -> None:
-        """Contiguous positions."""
+        """Gives all pieces contiguous positions, from 0."""
         self.next_position = 0
         for index, piece in enumerate(self.pieces):
             self.starts[index] = self.next_position
@@ -239,7 +240,7 @@ class Context:
 
 
 def _joined(freed: list[FreedRows]) -> list[FreedRows]:
-    """Touching rows as one."""
+    """The same rows, with adjacent ranges joined into one."""
     joined: list[FreedRows] = []
     for rows in freed:
         if joined and joined[-1].end == rows.start:

@@ -1,16 +1,19 @@
 """The transformers engine: many sessions advance together over one preallocated cache.
 
-Every session has its memory mode (method section 3, docs/memory.md). `rerender`: the context of a round is
-the stored ids without the expired frames, at fresh contiguous positions; what the cache already holds before
-the first removed frame is reused, what comes after it is prefilled again. `evict`: the expired frames' rows
-leave the cache in place, all sessions and layers in one call, and nothing is prefilled but what is new.
-`renumber`: the same, and survivors' keys are turned so that positions close up.
+Every session has a memory mode (method section 3, docs/memory.md):
 
-Scheduling: `collect` prefills what was submitted since the last call, then decodes all sessions that
-are writing, one token a step, until at least one round is finished. Sessions join and leave between
+- `rerender`: the context of a round is the stored ids without the expired frames, at fresh contiguous
+  positions. What the cache holds before the first removed frame is reused; everything after it is prefilled
+  again.
+- `evict`: the expired frames' rows are freed in place, for all sessions and layers in one call. Only new
+  tokens are prefilled.
+- `renumber`: like `evict`, but the remaining keys are also rotated, so that positions are contiguous again.
+
+Scheduling: `collect` prefills what was submitted since the last call. Then it decodes all sessions that are
+writing, one token a step, until at least one round is finished. Sessions join and leave the batch between
 steps.
 
-Not thread-safe: one thread drives an engine.
+The engine is not thread-safe: call its methods from one thread.
 """
 
 from __future__ import annotations
@@ -35,23 +38,25 @@ from vrthinker.errors import EngineError, InputError, VRThinkerError
 from vrthinker.visibility import MemoryMode
 
 _FORWARD_ERRORS = (RuntimeError, IndexError, ValueError)
-"""What a forward can end with: out of memory (a RuntimeError), shapes that do not fit, bad numbers."""
+"""Errors that a forward can raise: out of memory (a RuntimeError), shapes that do not fit, bad numbers."""
 
 
 class HFEngine(Engine):
     """Sessions over a Qwen2.5-VL or Qwen3-VL checkpoint.
 
     Args:
-        model: Checkpoint folder or hub id.
-        device: `cpu`, `cuda`, `cuda:1`; a GPU when there is one, by default.
-        dtype: `float32` or `bfloat16`; bfloat16 on a GPU, float32 on a CPU, by default.
-        max_sessions: Most sessions open at once.
-        max_context_tokens: Most tokens of context and text of one session (the model's own limit, if lower).
-        prefix_reuse: Under `rerender`, reuse the cache before the first removed frame; off re-prefills every
-            round whole.
-        prefill_tokens: Most tokens of one prefill forward.
-        feature_cache_bytes: Limit on encoded frames kept between rounds.
-        keep_logits: Return every step's logits (for tests and drift reports; they take much memory).
+        model: The checkpoint folder or hub id.
+        device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one.
+        dtype: The dtype: `float32`, `bfloat16` or `float16`. By default bfloat16 on a GPU, float32 on a CPU.
+        max_sessions: The most sessions that may be open at once.
+        max_context_tokens: The most tokens of context and text of one session (or the model's own limit, if
+            that is lower).
+        prefix_reuse: Whether `rerender` reuses the cache before the first removed frame. If False, every
+            round's whole context is prefilled.
+        prefill_tokens: The most tokens of one prefill forward.
+        feature_cache_bytes: The most bytes of encoded frames that are kept between rounds.
+        keep_logits: Whether to return every step's logits (for tests and drift reports; they take much
+            memory).
 
     Raises:
         InputError: The checkpoint cannot be loaded, or an option is out of range.
@@ -101,17 +106,17 @@ class HFEngine(Engine):
 
     @property
     def name(self) -> str:
-        """`hf:` and the checkpoint folder's name."""
+        """The engine's name: `hf:` and the checkpoint folder's name."""
         return self._name
 
     @property
     def policy_version(self) -> int:
-        """Counts weight updates."""
+        """The version that the last `update_weights` gave; 0 before."""
         return self._policy_version
 
     @property
     def max_sessions(self) -> int:
-        """Most sessions open at once."""
+        """The most sessions that may be open at once."""
         return self._sessions.max_sessions
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
@@ -129,7 +134,7 @@ class HFEngine(Engine):
         return self._sessions.add(SessionState(context, seed))
 
     def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
-        """Copies an unwritten session; its context is prefilled once and its cache row copied.
+        """Copies a session that has written nothing yet. The context is prefilled once, the cache row copied.
 
         Raises:
             EngineError: The session is not open or has begun, there is no room, or its context cannot be
@@ -159,8 +164,8 @@ class HFEngine(Engine):
         """Queues a round (see `Engine.submit`).
 
         Raises:
-            EngineError: The session is not open, has a round under way, or had one that failed and evicts:
-                its cache cannot be computed anew.
+            EngineError: The session is not open, it has a round under way, or an earlier round failed under
+                `evict` or `renumber`, where a lost cache cannot be recomputed.
             ValueError: An expired frame is not in the context.
         """
         state = self._sessions.check_submit(request.session)
@@ -172,7 +177,8 @@ class HFEngine(Engine):
             cursor = FormCursor(limits.form, self.markup.encode_option, self.markup.turn_end)
         self._enter(state, request, number)
         self._sessions.begin_round(request.session)
-        # Gaps count: positions go on as if nothing had left, and the model knows only so many.
+        # Under `evict`, positions go on as if no frame had expired, and the model's limit is one on
+        # positions.
         taken = max(len(context), context.next_position)
         budget = min(limits.max_tokens, self.max_context_tokens - taken)
         state.writing = RoundState(
@@ -191,7 +197,7 @@ class HFEngine(Engine):
             self._queued.append(state)
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
-        """Runs until at least one round is finished, or for about so long (see `Engine.collect`)."""
+        """Runs until at least one round is finished or the timeout has passed (see `Engine.collect`)."""
         deadline = None if timeout_seconds is None else time.monotonic() + timeout_seconds
         stepped = False
         while not self._finished and not (stepped and deadline is not None and time.monotonic() >= deadline):
@@ -208,7 +214,7 @@ class HFEngine(Engine):
         return finished
 
     def close(self, session: Session) -> None:
-        """Frees a session; the last cache row moves into its place. Closing twice is harmless.
+        """Frees a session; the last cache row moves to the place of its row. Closing twice is harmless.
 
         Raises:
             EngineError: The session was never opened here.
@@ -221,7 +227,7 @@ class HFEngine(Engine):
         self._rows.leave(state)
 
     def shutdown(self) -> None:
-        """Closes every session and gives the cache's and the features' memory back."""
+        """Closes every session and frees the memory of the cache and of the features."""
         for session in self._sessions.open_sessions:
             self.close(session)
         self._sessions.shut_down()
@@ -231,7 +237,7 @@ class HFEngine(Engine):
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:
-        """Replaces weights in place and forgets encoded frames.
+        """Replaces weights in place and drops all encoded frames.
 
         Raises:
             EngineError: Sessions are open, the engine is shut down, a name is unknown, or a shape differs.
@@ -245,7 +251,7 @@ class HFEngine(Engine):
 
     @staticmethod
     def _check_request(state: SessionState, request: RoundRequest, number: int) -> None:
-        """Refuses a request that the session's round of that number (from 1) cannot be written from."""
+        """Refuses a request that does not fit the session's next round, which has this number (from 1)."""
         session = request.session
         if number > 1 and not request.new:
             raise EngineError(f"submit: session {session.id}: a later round needs new messages")
@@ -255,7 +261,7 @@ class HFEngine(Engine):
             raise EngineError(f"submit: session {session.id}: a round failed, and its cache is lost")
 
     def _enter(self, state: SessionState, request: RoundRequest, number: int) -> None:
-        """Lets expired frames leave the context, ends the turn before, and appends the new messages."""
+        """Removes expired frames from the context, ends the previous turn, and appends the new messages."""
         context = state.context
         state.freed = context.expire(request.expired)
         if number > 1:
@@ -300,7 +306,7 @@ class HFEngine(Engine):
             self._take(ready, logits)
 
     def _with_frames(self, group: list[SessionState]) -> list[SessionState]:
-        """Loads and encodes what a group needs; a session whose frame does not decode fails alone."""
+        """Loads and encodes the frames of a group. Only a session whose frame does not decode fails."""
         ready = []
         for state in group:
             try:
@@ -314,7 +320,7 @@ class HFEngine(Engine):
     # Decoding
 
     def _decode_step(self) -> None:
-        """One token for every session that is writing."""
+        """Decodes one token for every session that is writing."""
         try:
             states, logits = self._rows.decode()
         except _FORWARD_ERRORS as error:
@@ -346,7 +352,7 @@ class HFEngine(Engine):
             todo = again
 
     def _accept(self, state: SessionState, token: int, logprob: float, logits: torch.Tensor) -> bool:
-        """Files a token. False if it only ended a free part, so that the next one is drawn at once."""
+        """Takes a token. False if it only ended a free part, and the same logits have to give another."""
         writing = state.writing
         assert writing is not None
         if writing.cursor is not None and not writing.cursor.advance(token):

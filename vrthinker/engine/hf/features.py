@@ -1,7 +1,7 @@
 """Encoded frames, kept under a byte limit, so that a frame shared by rounds or episodes is encoded once.
 
-Keyed by what makes the pixels distinct (file, frame index, size); emptied when the weights change, so that
-what is kept is always of the policy version at hand.
+The key of an entry is what makes the pixels distinct (file, frame index, size). The cache is emptied when the
+weights change, so every entry was encoded with the current weights.
 """
 
 from __future__ import annotations
@@ -18,11 +18,11 @@ _FRAMES_PER_FORWARD = 16
 
 
 class FeatureCache:
-    """Least recently used frames leave first.
+    """A cache of encoded frames that drops the least recently used frames first.
 
     Args:
-        model: Encodes the missing ones.
-        max_bytes: Limit on what is kept between calls.
+        model: The model that encodes missing frames.
+        max_bytes: The most bytes of features that are kept between calls.
     """
 
     def __init__(self, model: VisionLanguageModel, max_bytes: int) -> None:
@@ -37,7 +37,7 @@ class FeatureCache:
 
         Args:
             segments: The frames.
-            counted: Count hits and misses: not where somebody asks twice for the same purpose.
+            counted: Whether the call counts in `hit_rate`. False for a second call about the same frames.
 
         Raises:
             VideoError: A frame does not decode.
@@ -67,12 +67,12 @@ class FeatureCache:
 
     @property
     def hit_rate(self) -> float:
-        """Share of the frames asked for so far that did not have to be encoded; 0 before any was."""
+        """The share of requested frames that did not have to be encoded; 0 before the first request."""
         asked = self.hits + self.misses
         return self.hits / asked if asked else 0.0
 
     def clear(self) -> None:
-        """Forgets everything (new weights). The counts go on."""
+        """Drops all features, for instance because the weights changed. The counts of `hit_rate` are kept."""
         self._kept.clear()
         self.size_bytes = 0
 

@@ -1,8 +1,8 @@
 """Text to token ids and back: ChatML turns, frame placeholders, bans.
 
-Contexts are concatenations of token ids that never change once made. Turn markers and vision markers
-are placed by id; all other text is encoded without reading special tokens in it, so a caption that
-says `<|im_end|>` is seven harmless tokens.
+A context is a concatenation of token ids that are never encoded again. Turn markers and vision markers are
+placed by id. All other text is encoded without reading special tokens in it, so a caption that says
+`<|im_end|>` becomes seven harmless tokens.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from vrthinker.engine.hf.sampling import Vocabulary
 from vrthinker.errors import InputError
 
 _REMEMBERED_CHARACTERS = 8_000_000
-"""Of texts whose ids are kept: labels, roles, options and a group's prompt come again and again."""
+"""The most characters of text whose ids are kept. Labels, roles, options and prompts are encoded often."""
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -24,7 +24,8 @@ class Markup:
 
     Args:
         tokenizer: A transformers fast tokenizer with Qwen's special tokens.
-        vocabulary_size: Rows of the model's output layer; ids beyond the tokenizer's are banned.
+        vocabulary_size: The number of rows of the model's output layer. Ids that the tokenizer lacks are
+            banned.
 
     Raises:
         InputError: The tokenizer lacks one of the markers, or has ids that the model does not know.
@@ -54,16 +55,16 @@ class Markup:
         self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
 
     def encode(self, text: str) -> list[int]:
-        """Plain text to ids; special tokens in it are not special."""
+        """Encodes plain text. Special tokens in it are read as ordinary characters."""
         return list(self.encode_option(text))
 
     def encode_option(self, text: str) -> tuple[int, ...]:
-        """`encode`, for whoever does not change the result."""
+        """Does what `encode` does, but returns a tuple that is shared between calls."""
         ids = self._remembered.get(text)
         if ids is None:
             encoded = self._tokenizer(text, add_special_tokens=False, split_special_tokens=True)
             ids = tuple(encoded["input_ids"])
-            # Each counts a little besides its length: many short ones take memory too.
+            # Each text counts 50 characters more than it has, because many short texts take memory too.
             self._remembered_characters += len(text) + 50
             if self._remembered_characters > _REMEMBERED_CHARACTERS:
                 self._remembered.clear()
@@ -72,23 +73,23 @@ class Markup:
         return ids
 
     def decode(self, ids: list[int]) -> str:
-        """Sampled ids to text, without the end-of-turn token."""
+        """Decodes sampled ids to text, without the end-of-turn token."""
         if ids and ids[-1] == self.turn_end:
             ids = ids[:-1]
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
 
     def turn_opening(self, role: str) -> list[int]:
-        """`<|im_start|>role` and a newline."""
+        """The ids of `<|im_start|>role` and a newline."""
         return [self.turn_start, *self.encode(f"{role}\n")]
 
     @property
     def turn_closing(self) -> list[int]:
-        """`<|im_end|>` and a newline."""
+        """The ids of `<|im_end|>` and a newline."""
         return [self.turn_end, *self.newline]
 
     def vocabulary(self, device: torch.device) -> Vocabulary:
-        """Bans: every special token but end-of-turn, the pad token, and ids that stand for nothing."""
+        """The bans: special tokens (except end-of-turn), the pad token, and ids without a token."""
         tokenizer = self._tokenizer
         added = tokenizer.added_tokens_decoder
         banned = torch.zeros(self.vocabulary_size, dtype=torch.bool)

@@ -1,7 +1,8 @@
-"""A Qwen2.5-VL or Qwen3-VL checkpoint as the two functions an engine needs: encode frames, run tokens.
+"""A Qwen2.5-VL or Qwen3-VL checkpoint as the two functions that an engine needs: encode frames, run tokens.
 
-Real transformers classes, loaded without torchvision. `generate()` is never used: positions, masks and
-the cache are ours. Weights come from safetensors only, and no code from a checkpoint is ever run.
+The model classes are those of transformers, loaded without torchvision. `generate()` is never used: we
+compute positions, masks and the cache. Weights come from safetensors only, and code from a checkpoint is
+never run.
 """
 
 from __future__ import annotations
@@ -40,8 +41,8 @@ class FrameFeatures:
     """One encoded frame.
 
     Attributes:
-        embeds: `[tokens, hidden]`, what stands at the frame's placeholders.
-        deepstack: Qwen3-VL's maps, one `[tokens, hidden]` per early layer; empty for Qwen2.5-VL.
+        embeds: The embeddings at the frame's placeholders, `[tokens, hidden]`.
+        deepstack: Qwen3-VL's feature maps, one `[tokens, hidden]` per early layer; empty for Qwen2.5-VL.
     """
 
     embeds: torch.Tensor
@@ -49,19 +50,23 @@ class FrameFeatures:
 
     @property
     def size_bytes(self) -> int:
-        """Memory that the features hold."""
+        """The number of bytes that the features take."""
         return sum(t.numel() * t.element_size() for t in (self.embeds, *self.deepstack))
 
     def copied(self) -> FrameFeatures:
-        """The features in memory of their own: a view would keep all frames of its forward alive."""
+        """A copy of the features: a view would keep all features of its forward in memory."""
         return FrameFeatures(self.embeds.clone(), tuple(layer.clone() for layer in self.deepstack))
 
 
 def resolve_checkpoint(model: str | Path) -> Path:
-    """A local folder as it is, `nano` as the judge that ships; anything else is a hub id and is fetched.
+    """The folder of a checkpoint.
+
+    Args:
+        model: A local folder, which is returned as it is; `nano`, the judge that ships with the package; or a
+            hub id, which is fetched.
 
     Raises:
-        InputError: Neither a folder with safetensors weights nor a hub id that can be fetched.
+        InputError: `model` is neither a folder with safetensors weights nor a hub id that can be fetched.
     """
     folder = Path(model).expanduser()
     if str(model) == NANO and not folder.exists():
@@ -79,7 +84,7 @@ def resolve_checkpoint(model: str | Path) -> Path:
 
 
 def _refuse_hostile_files(folder: Path) -> None:
-    """Refuses what would make transformers load code or weights from elsewhere, or in another format."""
+    """Refuses files that make transformers load code, or weights from elsewhere or in another format."""
     path = folder / "config.json"
     if path.stat().st_size > _MAX_CONFIG_BYTES:
         raise InputError(f"config.json: got {path.stat().st_size} bytes, allowed: up to {_MAX_CONFIG_BYTES}")
@@ -103,7 +108,7 @@ def _refuse_hostile_files(folder: Path) -> None:
 
 
 def _three(values: object, name: str) -> tuple[float, float, float]:
-    """A mean or standard deviation of the three colours."""
+    """Checks a mean or standard deviation, one number per colour."""
     numbers = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
     low = 0.0 if name == "std" else -math.inf
     if len(numbers) != 3 or not all(math.isfinite(value) and value > low for value in numbers):
@@ -125,7 +130,7 @@ def _fetch(name: str) -> Path:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """Tells checkpoints of one name apart: SHA-256 of the weights; of size and time where they are large."""
+    """A SHA-256 to tell checkpoints of one name apart: of the weights; of size and time for large ones."""
     digest = hashlib.sha256()
     for path in sorted(folder.glob("*.safetensors")):
         status = path.stat()
@@ -138,12 +143,12 @@ def weights_fingerprint(folder: Path) -> str:
 
 
 class VisionLanguageModel:
-    """The loaded checkpoint.
+    """A loaded checkpoint.
 
     Args:
-        folder: A checkpoint folder (`resolve_checkpoint`).
-        device: Where it runs.
-        dtype: bfloat16, float16 or float32.
+        folder: The checkpoint folder (see `resolve_checkpoint`).
+        device: The device that the model runs on.
+        dtype: The dtype of weights and activations: bfloat16, float16 or float32.
 
     Raises:
         InputError: The folder is not a checkpoint of a supported family.
@@ -152,7 +157,7 @@ class VisionLanguageModel:
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
         from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
 
-        # At its root, transformers 5.17 puts a stand-in here that wants torchvision.
+        # `from transformers import AutoImageProcessor` gives a stand-in that requires torchvision (5.17).
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
         from transformers.utils import logging as transformers_logging
 
@@ -189,7 +194,7 @@ class VisionLanguageModel:
                 raise InputError(f"max_position_embeddings: got {self.max_positions}, allowed: 2 and above")
         except InputError as error:
             raise InputError(f"{folder}: {error}") from None
-        except Exception as error:  # a checkpoint is untrusted: whatever its files provoke is one line
+        except Exception as error:  # a checkpoint is untrusted: its files may provoke any error
             cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
             raise InputError(
                 f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})"
@@ -207,7 +212,7 @@ class VisionLanguageModel:
 
     @staticmethod
     def _check_complete(loading: Any) -> None:
-        # transformers would fill missing weights with random ones and go on.
+        # transformers would silently fill missing weights with random numbers.
         absent = sorted(str(name) for name in (*loading["missing_keys"], *loading["mismatched_keys"]))
         if absent:
             more = f" and {len(absent) - 3} more" if len(absent) > 3 else ""
@@ -215,23 +220,23 @@ class VisionLanguageModel:
 
     @property
     def family(self) -> str:
-        """`qwen2.5-vl` or `qwen3-vl`."""
+        """The model family: `qwen2.5-vl` or `qwen3-vl`."""
         return FAMILIES[self.model.config.model_type]
 
     @cached_property
     def inv_freq(self) -> torch.Tensor:
         """Inverse frequencies of the text model's rotary embedding, `[head_dim / 2]`, on the CPU.
 
-        Evictions are planned there, and should not wait for a GPU.
+        Evictions are planned on the CPU, and planning should not wait for a GPU.
         """
         frequencies: torch.Tensor = self.model.model.language_model.rotary_emb.inv_freq
         return frequencies.detach().cpu()
 
     @property
     def renumber_obstacle(self) -> str | None:
-        """Why keys cannot be turned to other positions; None where they can."""
+        """The reason why keys cannot be rotated to other positions; None if they can."""
         kind = getattr(self.model.model.language_model.rotary_emb, "rope_type", "default")
-        # Scaled kinds may change their frequencies with the length.
+        # Scaled rotary embeddings may change their frequencies with the length.
         return None if kind == "default" else f"its rotary embedding is of the kind {kind!r}"
 
     def new_cache(self) -> KVCache:
@@ -247,13 +252,13 @@ class VisionLanguageModel:
         )
 
     def encode(self, frames: Sequence[np.ndarray]) -> list[FrameFeatures]:
-        """Runs the vision tower over frames, pictures of one size together.
+        """Runs the vision tower over frames, with all frames of one size in one batch.
 
-        Gradients flow where the caller allows them and the tower is trained. The features are views of one
-        output: `FrameFeatures.copied` frees what keeps them from the other frames' memory.
+        Gradients flow if the caller allows them and the tower is trained. The features are views of one
+        output, which stays in memory as long as any of them does; `FrameFeatures.copied` avoids that.
 
         Args:
-            frames: uint8 `[height, width, 3]` each, on the patch grid; sizes may differ.
+            frames: The pixels of each frame, uint8 `[height, width, 3]`, on the patch grid; sizes may differ.
 
         Returns:
             The features of each frame, in the order of `frames`.
@@ -292,16 +297,16 @@ class VisionLanguageModel:
     def embed(
         self, token_ids: torch.Tensor, is_image: torch.Tensor | None, features: Sequence[FrameFeatures]
     ) -> dict[str, Any]:
-        """Puts encoded frames at their placeholders, as arguments of the language model.
+        """Puts encoded frames at their placeholders and returns the language model's arguments.
 
         Args:
-            token_ids: int64 `[batch, tokens]`.
-            is_image: bool `[batch, tokens]`, True at image placeholders; None where there is none.
-            features: One for each showing, in the order of the True entries of `is_image`.
+            token_ids: The token ids, int64 `[batch, tokens]`.
+            is_image: Whether each token is an image placeholder, bool `[batch, tokens]`; None if no token is.
+            features: The features of each showing, in the order of the True entries of `is_image`.
 
         Returns:
-            `inputs_embeds` `[batch, tokens, hidden]`; for Qwen3-VL, whose early layers add maps of the
-            frames (deepstack), also `visual_pos_masks` and `deepstack_visual_embeds`.
+            `inputs_embeds`, `[batch, tokens, hidden]`. Qwen3-VL's early layers add feature maps of the frames
+            (deepstack); for it also `visual_pos_masks` and `deepstack_visual_embeds`.
         """
         embeds = self.model.model.language_model.embed_tokens(token_ids)
         if not features or is_image is None:
@@ -324,15 +329,15 @@ class VisionLanguageModel:
         image_mask: torch.Tensor | None = None,
         features: Sequence[FrameFeatures] = (),
     ) -> torch.Tensor:
-        """One forward of the language model into the cache (call `cache.plan` first).
+        """Runs one forward of the language model and writes the cache. Call `cache.plan` first.
 
         Args:
-            token_ids: int64 `[batch, new]`.
-            positions: int64 `[3, batch, new]`.
-            mask: bool `[batch, 1, new, read_length]`, True where a query sees a key.
-            cache: Where keys and values go.
-            image_mask: bool `[batch, new]`, True at image placeholders.
-            features: Rows of encoded frames in the order of the True entries of `image_mask`.
+            token_ids: The ids of the new tokens, int64 `[batch, new]`.
+            positions: The M-RoPE positions of the new tokens, int64 `[3, batch, new]`.
+            mask: True where a query sees a key, bool `[batch, 1, new, read_length]`.
+            cache: The cache that keys and values are written to and read from.
+            image_mask: True at image placeholders, bool `[batch, new]`.
+            features: The encoded frames, in the order of the True entries of `image_mask`.
 
         Returns:
             Hidden states `[batch, new, hidden]` after the final norm.
@@ -349,7 +354,7 @@ class VisionLanguageModel:
 
     @torch.inference_mode()
     def logits(self, hidden: torch.Tensor) -> torch.Tensor:
-        """`[..., vocabulary]` from hidden states."""
+        """The logits of hidden states, `[..., vocabulary]`."""
         scores: torch.Tensor = self.model.lm_head(hidden)
         return scores
 
@@ -357,7 +362,7 @@ class VisionLanguageModel:
         """Copies weights in place by their `state_dict` names.
 
         Raises:
-            EngineError: A name is unknown or a shape differs; nothing is changed then.
+            EngineError: A name is unknown or a shape differs. In that case nothing is changed.
         """
         own = dict(self.model.state_dict())
         pairs = list(named_tensors.items() if hasattr(named_tensors, "items") else named_tensors)

@@ -1,8 +1,9 @@
 """The vision tower's patch embedding as one matrix product.
 
-transformers writes it as a 3D convolution whose stride is its kernel. Every patch is then multiplied with
-the kernel once, which is a matrix product; convolution kernels reach a fraction of its speed, and the
-backward pass less (docs/log.md). The same sums, in another order of additions.
+transformers computes it as a 3D convolution whose stride equals its kernel size. Every patch is then
+multiplied with the kernel once, which is a matrix product. Convolution kernels reach only a fraction of a
+matrix product's speed, and even less in the backward pass (docs/log.md). The result differs only in the order
+of additions.
 """
 
 from __future__ import annotations
@@ -22,10 +23,10 @@ class PatchProduct(torch.nn.Conv3d):
 
 
 def use_patch_product(visual: Any) -> None:
-    """Replaces a loaded tower's (Qwen2.5-VL, Qwen3-VL) patch convolution; parameters stay the same objects.
+    """Replaces the patch convolution of a loaded vision tower. Parameters stay the same objects.
 
     Args:
-        visual: The tower.
+        visual: The vision tower of a Qwen2.5-VL or Qwen3-VL model.
     """
     conv = visual.patch_embed.proj
     if tuple(conv.kernel_size) != tuple(conv.stride):

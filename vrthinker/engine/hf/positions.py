@@ -1,10 +1,11 @@
-"""M-RoPE positions of a context, computed by us and always passed explicitly.
+"""M-RoPE positions of a context, which we compute and always pass explicitly.
 
-transformers derives positions from the cache's length and one mutable `rope_deltas`; a context that
-loses frames in the middle has no such length. A text token takes one position on all three rows
-(temporal, height, width); an image of h x w merged patches takes its start on the temporal row,
-start + row and start + column on the others, and moves what follows by max(h, w)
-(Qwen2-VL, arXiv 2409.12191, section 2.1; Qwen3-VL does the same for single frames).
+transformers derives positions from the cache's length and one mutable `rope_deltas`, which does not work for
+a context that loses frames in the middle. A text token takes one position on all three rows (temporal,
+height, width). An image of h x w merged patches takes its start position on the temporal row, and its start
+plus the patch's row or column on the other two. The token after it is at the start plus max(h, w).
+
+Source: Qwen2-VL, arXiv 2409.12191, section 2.1. Qwen3-VL does the same for single frames.
 """
 
 from __future__ import annotations
@@ -21,8 +22,8 @@ def mrope_positions(parts: Iterable[int | tuple[int, int]], start: int = 0) -> P
     """Contiguous positions of a sequence of parts.
 
     Args:
-        parts: For text its number of tokens; for an image its (height, width) in merged patches.
-        start: Position of the first token.
+        parts: The parts: a text's number of tokens, or an image's (height, width) in merged patches.
+        start: The position of the first token.
 
     Returns:
         int64 `[3, tokens]`: temporal, height, width.

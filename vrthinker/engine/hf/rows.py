@@ -1,7 +1,8 @@
-"""Sessions on cache rows: the two forwards, prefill and one decode step, over ragged sessions; and eviction.
+"""The cache row of each session, and what runs on the rows: prefill, decode steps and eviction.
 
-Invariant: row r of the cache belongs to `rows[r]`, and rows are compact (a session that leaves gives its
-row to the last one), so that decoding reads a view of the cache and never a copy.
+The sessions of one forward may have contexts of different lengths. Invariant: row r of the cache belongs to
+`rows[r]`, and no row in between is unused (when a session closes, the last session moves to its row), so
+that decoding reads a view of the cache and never a copy.
 """
 
 from __future__ import annotations
@@ -26,12 +27,12 @@ class _Prefill:
     """One session's share of a prefill.
 
     Attributes:
-        row: Its cache row.
-        start: How many of its tokens the cache holds.
-        ids: The rest of its context, int64 `[new]`.
-        positions: Their positions, int64 `[3, new]`.
-        frames: For each frame among them: its first placeholder, counted from `start` (negative when the
-            cache holds some of the frame), and its features.
+        row: The index of the session's cache row.
+        start: The number of the session's tokens that the cache holds.
+        ids: The token ids of the rest of its context, int64 `[new]`.
+        positions: The positions of those tokens, int64 `[3, new]`.
+        frames: For each frame among them, the index of its first placeholder, counted from `start` (negative
+            if the cache holds a part of the frame), and its features.
     """
 
     row: int
@@ -52,14 +53,14 @@ class _Prefill:
 
 
 class SessionRows:
-    """The cache with its tenants.
+    """The key-value cache and the sessions that own its rows.
 
     Args:
-        model: Runs the forwards.
-        markup: For the image placeholder and a token to pad with.
-        features: Encoded frames.
-        most_rows: Never allocate more.
-        prefill_tokens: Longest piece of one context in one forward.
+        model: The model that runs the forwards.
+        markup: The source of the ids of the image placeholder and of the padding token.
+        features: The cache of encoded frames.
+        most_rows: The most rows that are ever allocated.
+        prefill_tokens: The most tokens of one context that a single forward takes.
     """
 
     def __init__(
@@ -78,7 +79,7 @@ class SessionRows:
         self.rows: list[SessionState] = []
 
     def enter(self, state: SessionState, capacity: int) -> int:
-        """Gives a session a row (if it has none) and every row room for `capacity` positions."""
+        """Gives a session a row (if it has none), and gives every row room for `capacity` positions."""
         count = len(self.rows) + (state.row is None)
         self.cache.reserve(count, capacity, most_rows=self._most_rows)
         if state.row is None:
@@ -99,15 +100,15 @@ class SessionRows:
         state.row = None
 
     def new_frames(self, state: SessionState) -> list[tuple[int, FramePiece]]:
-        """Frames with placeholders that the cache does not hold yet, and where each one's begin."""
+        """The frames that the cache does not fully hold yet, each with the index of its first placeholder."""
         frames = state.context.frames()
         return [(first, piece) for first, piece in frames if first + len(piece) - 2 > state.filled]
 
     def evict(self, states: Sequence[SessionState]) -> None:
-        """Lets the rows that are `leaving` leave the cache: one call per memory mode, whatever the batch.
+        """Frees the rows in each session's `freed`: one call per memory mode, for the whole batch.
 
-        The rows behind them close up in place (`renumber`: turned to their new positions). What is left over
-        at the end is zeroed, so that no later forward meets what stood there.
+        The rows after them move forward in place (under `renumber`, their keys are also rotated to their new
+        positions). The unused rows at the end are zeroed, so that no later forward reads what stood there.
         """
         for memory in ("evict", "renumber"):
             chosen = {state.row: state for state in states if state.context.memory == memory}
@@ -125,7 +126,7 @@ class SessionRows:
             lengths[row] = state.filled
         plan = plan_eviction(spans, lengths, freed_positions=freed_positions)
         turned = self._model.inv_freq if memory == "renumber" else None
-        # Layers may differ in rows for a while: memory can run out half-way through growing them.
+        # If memory ran out half-way through growing the cache, some layers have fewer rows than others.
         keys = [layer[: len(spans)] for layer in self.cache.keys]
         values = [layer[: len(spans)] for layer in self.cache.values]
         evict_cache(keys, values, plan, inv_freq=turned)
@@ -143,7 +144,7 @@ class SessionRows:
         longest = max(state.to_prefill for state in states)
         for state in states:
             room = state.writing.budget if state.writing is not None else 0
-            # Padding of short rows is written behind their own tokens, so rows need room for it.
+            # The padding of a short row is written after its own tokens, so the row needs room for it.
             self.enter(state, max(len(state.context) + room, state.filled + longest))
         batch = [self._share(state) for state in states]
         step = longest if len(batch) > 1 else self._prefill_tokens
@@ -169,7 +170,8 @@ class SessionRows:
         used = 1 + max(index for index, state in enumerate(self.rows) if state.writing is not None)
         rows = self.rows[:used]
         starts = [state.filled for state in rows]
-        # A session between two rounds rides along: its dummy token lands behind its valid length.
+        # Sessions that wait between rounds stay in the batch. They get a dummy token, which is written past
+        # their valid length and never read.
         ids = [s.writing.ids[-1] if s.writing is not None else self._pad for s in rows]
         positions = [s.writing.next_position if s.writing is not None else 0 for s in rows]
         device, read = self._model.device, max(starts) + 1
@@ -193,7 +195,8 @@ class SessionRows:
     def _share(self, state: SessionState) -> _Prefill:
         assert state.row is not None
         frames = self.new_frames(state)
-        # The engine asked before, so that a frame that does not decode fails its own session.
+        # The engine has loaded these frames before, so that a frame that does not decode fails only its
+        # session.
         encoded = self._features.get([piece.segment for _, piece in frames], counted=False)
         return _Prefill(
             row=state.row,
@@ -206,7 +209,11 @@ class SessionRows:
         )
 
     def _prefill_chunk(self, batch: list[_Prefill], begin: int, end: int) -> torch.Tensor:
-        """Tokens [begin, end) of every share, right-padded; hidden states `[batch, end - begin, hidden]`."""
+        """Runs tokens [begin, end) of every share, right-padded.
+
+        Returns:
+            Hidden states `[batch, end - begin, hidden]`.
+        """
         width, device = end - begin, self._model.device
         ids = torch.full((len(batch), width), self._pad)
         positions = torch.zeros(3, len(batch), width, dtype=torch.long)

@@ -1,8 +1,8 @@
-"""Sampling: bans, temperature, nucleus, guided forms; equal seeds give equal tokens in any batch.
+"""Sampling with bans, temperature, nucleus and guided forms. Equal seeds give equal tokens in any batch.
 
-Randomness comes from a counter-based generator keyed by (seed, round), drawn per session before the
-round starts, so that a session samples the same tokens alone or in a batch (up to the floating-point
-differences between batch shapes) and no generator state is shared.
+Random numbers come from a counter-based generator keyed by (seed, round). Each session's are drawn before its
+round starts, so that no generator state is shared and a session samples the same tokens alone or in a batch
+(up to floating-point differences between batch shapes).
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from vrthinker.engine.base import Choice, Form, Free
 
 
 def round_uniforms(seed: int, round_number: int, count: int) -> list[float]:
-    """`count` uniforms in [0, 1) for one round of one session."""
+    """Draws `count` uniform numbers in [0, 1) for one round of one session."""
     key = np.random.SeedSequence([seed & 0xFFFF_FFFF_FFFF_FFFF, round_number])
     drawn: list[float] = np.random.Generator(np.random.Philox(key)).random(count).tolist()
     return drawn
@@ -25,12 +25,12 @@ def round_uniforms(seed: int, round_number: int, count: int) -> list[float]:
 
 @dataclass
 class FormCursor:
-    """Where a guided round stands.
+    """The place in its form that a guided round has reached.
 
     Args:
-        form: The parts to come.
-        encode: Text to token ids, without special tokens.
-        end_of_part: The token that ends a free part early (it is not kept).
+        form: The parts of the round.
+        encode: A function from text to token ids, without special tokens.
+        end_of_part: The token that ends a free part early. It is not kept.
     """
 
     form: Form
@@ -47,20 +47,20 @@ class FormCursor:
 
     @property
     def done(self) -> bool:
-        """Nothing is left to write."""
+        """Whether the whole form is written."""
         return self._choice is None and self._free == 0
 
     @property
     def in_free_part(self) -> bool:
-        """The model writes as it likes (except the tokens that open tags)."""
+        """Whether the model may write any token (except those that open tags)."""
         return self._free > 0
 
     def allowed(self) -> list[int]:
-        """Inside a choice: the tokens that continue an option."""
+        """The tokens that continue an option of the current choice."""
         return sorted({ids[self._depth] for _, ids in self._options})
 
     def advance(self, token: int) -> bool:
-        """Takes the sampled token. Returns whether it belongs to the text."""
+        """Takes the sampled token and returns whether it belongs to the text."""
         if self._free:
             if token == self.end_of_part:
                 self._free = 0
@@ -95,14 +95,14 @@ class FormCursor:
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """What sampling must know of the model's tokens.
+    """What sampling has to know about the model's tokens.
 
     Attributes:
         end_of_turn: The only token that ends a round.
-        banned: bool `[vocabulary]`: tokens that are never sampled and count in no logprob (vision, pad
-            and turn markers, ids without a token).
-        opens_tag: bool `[vocabulary]`: tokens whose text holds a `<`; a guided round's free parts may
-            not use them.
+        banned: The tokens that are never sampled and count in no logprob (vision, pad and turn markers, ids
+            without a token), bool `[vocabulary]`.
+        opens_tag: The tokens whose text contains a `<`, which a guided round's free parts may not use,
+            bool `[vocabulary]`.
     """
 
     end_of_turn: int
@@ -112,7 +112,7 @@ class Vocabulary:
 
 @dataclass(frozen=True)
 class Draw:
-    """How one row's next token is drawn."""
+    """The settings and the random number that one row's next token is drawn with."""
 
     temperature: float
     top_p: float
@@ -126,13 +126,13 @@ def sample(
     """Draws one token per row.
 
     Args:
-        logits: `[batch, vocabulary]`, any float dtype; not modified.
-        draws: One per row.
-        vocabulary: Bans and markers.
+        logits: The logits of any float dtype, `[batch, vocabulary]`. They are not modified.
+        draws: How to draw each row's token.
+        vocabulary: The bans and markers.
 
     Returns:
-        Token ids, and their log-probabilities after bans, form and temperature (at temperature 0: of
-        temperature 1), before the nucleus cut.
+        The token ids, and their log-probabilities after bans, form and temperature (greedy rows:
+            temperature 1), before the nucleus cut.
     """
     scores = logits.float().masked_fill(vocabulary.banned, -torch.inf)
     scores = _apply_forms(scores, draws, vocabulary)
@@ -145,7 +145,7 @@ def sample(
         probabilities = _nucleus(logprobs.exp(), [d.top_p for d in draws])
         cumulative = probabilities.cumsum(-1)
         uniforms = torch.tensor([d.uniform for d in draws], dtype=torch.float32, device=device)
-        # A threshold strictly below the total, so that the search lands on a token with mass.
+        # The threshold is strictly below the total, so that the search ends on a token with mass.
         threshold = (uniforms * cumulative[:, -1])[:, None]
         drawn = torch.searchsorted(cumulative, threshold, right=True)[:, 0]
         drawn = drawn.clamp_max(scores.shape[-1] - 1)
@@ -169,7 +169,7 @@ def _apply_forms(scores: torch.Tensor, draws: Sequence[Draw], vocabulary: Vocabu
 
 
 def _nucleus(probabilities: torch.Tensor, top_p: Sequence[float]) -> torch.Tensor:
-    """Zeroes what lies outside each row's nucleus: the fewest tokens whose mass reaches top_p."""
+    """Zeroes tokens outside each row's nucleus, which is the fewest tokens whose mass reaches top_p."""
     if all(p == 1.0 for p in top_p):
         return probabilities
     ranked, order = probabilities.sort(dim=-1, descending=True)

@@ -1,4 +1,4 @@
-"""What the transformers engine keeps of a session, and of the round that it is writing."""
+"""What the transformers engine stores about a session, and about the round that it is writing."""
 
 from __future__ import annotations
 
@@ -14,21 +14,22 @@ from vrthinker.engine.hf.sampling import FormCursor
 
 @dataclass
 class RoundState:
-    """The round under way.
+    """The round that a session is writing.
 
     Attributes:
         session: The session that the round belongs to.
         limits: The sampling limits that were asked for.
-        budget: The most tokens that it may write: `limits.max_tokens`, or what the context limit leaves.
-        uniforms: The random numbers that its tokens are sampled with, drawn before it starts.
+        budget: The most tokens that the round may write: `limits.max_tokens`, or less if the context is
+            nearly full.
+        uniforms: The random numbers that the round's tokens are sampled with, drawn before it starts.
         cursor: The place in its form that a guided round has reached; None for a free round.
-        prompt_tokens: The number of context tokens that it is written from.
+        prompt_tokens: The number of context tokens that the round is written from.
         prefilled_tokens: The number of those that the cache did not hold.
         next_position: The position of the next token to be fed.
         ids: The token ids written so far.
-        logprobs: The log-probability of each of them.
-        logits: The logits that each of them was drawn from, where the engine keeps logits.
-        finish: The reason why it ended, once it has.
+        logprobs: The log-probability of each of those tokens.
+        logits: The logits that each of those tokens was drawn from, if the engine keeps logits.
+        finish: The reason why the round ended, once it has ended.
     """
 
     session: Session
@@ -47,15 +48,15 @@ class RoundState:
 
 @dataclass
 class SessionState:
-    """What the engine stores of an open session, beside what its `SessionTable` knows.
+    """What the engine stores about an open session, besides what its `SessionTable` knows.
 
     Attributes:
         context: The pieces of its context, up to the last finished round.
         seed: The seed that its tokens are sampled with.
         row: The index of its row in the cache, once it has one.
-        filled: The number of valid tokens in that row: `context.cached`, and what the round under way added;
-            while rows are still to be `freed`, they count too.
-        freed: The rows of frames that have expired and still have to leave the cache, in order.
+        filled: The number of valid tokens in that row: `context.cached`, plus what the round under way added.
+            Expired tokens count until their rows are freed.
+        freed: The rows of expired frames, in order, until the next eviction frees them.
         failed: Whether a round ended in an error, after which the row was cleared.
         last_id: The last token of the last finished round.
         writing: The round that is being written; None between rounds.
@@ -72,5 +73,5 @@ class SessionState:
 
     @property
     def to_prefill(self) -> int:
-        """Context tokens that the cache does not hold."""
+        """The number of context tokens that the cache does not hold."""
         return len(self.context) - self.filled

@@ -1,17 +1,17 @@
 """Tiny random checkpoints of the real model classes, for tests and for trying the machinery.
 
-`make_tiny` writes a folder that every loader takes for a Qwen2.5-VL or Qwen3-VL checkpoint: the classes,
-the file names, the special tokens and the chat template are those of the family, only the sizes are
-small (about 1 M parameters, seconds to build, no download). What it writes is random text.
+`make_tiny` writes a folder that every loader accepts as a Qwen2.5-VL or Qwen3-VL checkpoint. The classes, the
+file names, the special tokens and the chat template are those of the family. Only the sizes are small: about
+1 M parameters, built in seconds without a download. Such a model writes random text.
 
 Invariants: equal arguments write a byte-equal `model.safetensors` and `tokenizer.json` under one version of
-the libraries; the tokenizer loses nothing (any text without lone surrogates encodes and decodes to
-itself); every id below the vocabulary size is a token, so whatever is sampled can be decoded; the part of
-the tower that is easy to switch off by accident runs (Qwen2.5-VL: a window-attention block before the full
+the libraries. The tokenizer is lossless: any text without lone surrogates encodes and decodes to itself.
+Every id below the vocabulary size is a token, so whatever is sampled can be decoded. The parts of the vision
+tower that are easily switched off by accident do run (Qwen2.5-VL: a window-attention block before the full
 one; Qwen3-VL: deepstack maps from blocks that exist).
 
 Departures from the real checkpoints: the tokenizer applies no NFC normalisation (real Qwen tokenizers do,
-and so they are not lossless for every text), and Qwen3-VL's smallest picture is 64 by 64, not 256 by 256.
+which makes them lossy for some texts), and Qwen3-VL's smallest picture is 64 by 64 instead of 256 by 256.
 """
 
 from __future__ import annotations
@@ -38,19 +38,19 @@ SPECIAL_TOKENS = (
     "<|image_pad|>",
     "<|video_pad|>",
 )
-"""In the order of Qwen's own ids; they follow the learned vocabulary, as there."""
+"""In the order of Qwen's ids. As in Qwen's tokenizer, they follow the learned vocabulary."""
 
 _LEARNED_VOCABULARY = 760
 _CONTEXT_TOKENS = 32768
 _VISION_HIDDEN = 64
 
-# Qwen's own split: letters with their leading mark, single digits, punctuation, line ends, blanks.
+# Qwen's split: letters with their leading mark, single digits, punctuation, line ends, blanks.
 _SPLIT = (
     r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}"
     r"| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 )
 
-# The content loop stands inline: servers look for it there to learn that content may be a list of parts.
+# The loop over the content is inline: servers search the template for it to learn that content may be a list.
 CHAT_TEMPLATE = (
     "{% for message in messages %}"
     "{{ '<|im_start|>' + message.role + '\\n' }}"
@@ -73,12 +73,13 @@ def make_tiny(
 
     Args:
         out: The folder to make; it may exist if it is empty. Missing parents are made.
-        family: Which model classes.
-        seed: Of the random weights. Torch's own generators are left as they were.
-        layers: Text layers, at least 1. Below 3, not all of Qwen3-VL's deepstack maps reach the text: map i
-            enters behind layer i, at the pictures' own positions, and needs a layer after it to be seen.
-        initializer_range: Standard deviation of the weights. At the classes' own 0.02 so small a model
-            gives nearly flat logits, where rounding decides ties.
+        family: The model family, which decides the model classes.
+        seed: The seed of the random weights. Torch's own generators are not changed.
+        layers: The number of text layers, at least 1. Below 3, some of Qwen3-VL's deepstack maps have no
+            effect on the text: map i is added after layer i, at the pictures' positions, and only a later
+            layer reads it.
+        initializer_range: The standard deviation of the weights. With 0.02, the classes' default, so small a
+            model gives nearly flat logits, and rounding decides which token wins.
 
     Returns:
         `out`.
@@ -106,7 +107,7 @@ def make_tiny(
         try:
             os.rename(scratch, target)
         except OSError:
-            _refuse_occupied(target)  # filled by somebody else meanwhile
+            _refuse_occupied(target)  # another process may have filled it meanwhile
             raise
     except BaseException:
         shutil.rmtree(scratch, ignore_errors=True)
@@ -118,7 +119,7 @@ def _refuse_occupied(out: Path) -> None:
     if out.is_dir():
         if any(out.iterdir()):
             raise InputError(f"{out}: the folder is not empty; name a new one, or empty it first")
-        if out == Path.cwd():  # the rename would leave the process in a folder that is gone
+        if out == Path.cwd():  # after the rename, the process would be in a folder that no longer exists
             raise InputError(f"{out}: this is the current folder; name a new one")
     elif out.exists() or out.is_symlink():
         raise InputError(f"{out}: a file is there already; name a new folder")
@@ -128,7 +129,7 @@ def _write(folder: Path, family: TinyFamily, seed: int, layers: int, initializer
     import torch
     import transformers
 
-    library: Any = transformers  # parts of it are untyped
+    library: Any = transformers  # parts of transformers are untyped
     tokenizer = _tokenizer()
     tokenizer.save_pretrained(folder)
     ids: dict[str, int] = {token: tokenizer.convert_tokens_to_ids(token) for token in SPECIAL_TOKENS}
@@ -141,10 +142,11 @@ def _write(folder: Path, family: TinyFamily, seed: int, layers: int, initializer
         eos_token_id=ids["<|im_end|>"], pad_token_id=ids["<|endoftext|>"], do_sample=False
     )
     bars = library.utils.logging.is_progress_bar_enabled()
-    library.utils.logging.disable_progress_bar()  # "Writing model shards" for 4 MB
+    library.utils.logging.disable_progress_bar()  # it would say "Writing model shards", for 4 MB
     try:
         model.save_pretrained(folder)
-        # The weights are written readable by their owner alone; a checkpoint is there to be shared.
+        # transformers makes the weights readable by their owner alone, but checkpoints are meant to be
+        # shared.
         (folder / "model.safetensors").chmod(0o644)
     finally:
         if bars:
@@ -154,7 +156,7 @@ def _write(folder: Path, family: TinyFamily, seed: int, layers: int, initializer
 
 
 def _tokenizer() -> Any:
-    """Byte-level BPE over the tiny corpus. All 256 bytes are tokens, so nothing is unknown."""
+    """A byte-level BPE tokenizer of the tiny corpus. All 256 bytes are tokens, so no text is unknown."""
     import transformers
     from tokenizers import AddedToken, Regex, Tokenizer, decoders, models, pre_tokenizers, trainers
 
@@ -187,7 +189,7 @@ def _tokenizer() -> Any:
 
 
 def _text(vocabulary: int, ids: dict[str, int], layers: int, initializer_range: float) -> dict[str, Any]:
-    """What the two text towers have in common: 4 heads of 32, so 16 rotary frequencies to share out."""
+    """The settings that both text towers share: 4 heads of size 32, and so 16 rotary frequencies."""
     return {
         "vocab_size": vocabulary,
         "hidden_size": 128,
@@ -255,8 +257,8 @@ def _qwen3_vl(vocabulary: int, ids: dict[str, int], layers: int, initializer_ran
         "spatial_merge_size": 2,
         "temporal_patch_size": 2,
         "num_position_embeddings": 576,
-        # The default (8, 16, 24) lies beyond this tower and would run none: see the module's docstring.
-        # There are no more maps than text layers to add them behind.
+        # The default (8, 16, 24) lies beyond this tower's blocks, so that no map would be made. A map needs a
+        # text layer to be added after, so there are no more maps than text layers.
         "deepstack_visual_indexes": [0, 1][:layers],
         "out_hidden_size": text["hidden_size"],
         "initializer_range": initializer_range,
@@ -266,7 +268,7 @@ def _qwen3_vl(vocabulary: int, ids: dict[str, int], layers: int, initializer_ran
 
 
 def _preprocessor(family: TinyFamily) -> dict[str, Any]:
-    """The family's picture settings, under the class name that needs no torchvision."""
+    """The family's image preprocessor settings, under the class name that needs no torchvision."""
     shared = {
         "image_processor_type": "Qwen2VLImageProcessor",
         "do_convert_rgb": True,

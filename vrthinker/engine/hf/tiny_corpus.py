@@ -1,8 +1,7 @@
 """The text that the tiny checkpoints' tokenizer learns from: judging videos, in the rounds' own syntax.
 
-It is generated, the same on every machine, and only its word frequencies matter: the tags, the JSON of a
-tool call and the common words of a judgment should be a few tokens each, as they are under a real
-vocabulary.
+The corpus is generated and the same on every machine. Only its word frequencies matter: the tags, the JSON of
+a tool call and the common words of a judgment should take few tokens each, as they do in a real vocabulary.
 """
 
 from __future__ import annotations

@@ -1,8 +1,9 @@
-"""Attention of the vision tower over many small pictures, in one call per size instead of one per picture.
+"""Attention of the vision tower over many small pictures, with one call per size instead of one per picture.
 
-transformers' plain path attends to every picture (or window) of a batch in a Python loop; at the sizes of
-frames, the loop costs more than the arithmetic. An attention function that asks for the lengths gets them in
-one call; this one stacks pictures of equal length into a batch. The same sums, picture by picture.
+By default, transformers attends to every picture (or window) of a batch in a Python loop, which for pictures
+of the size of our frames takes longer than the arithmetic. transformers calls an attention function once for
+all pictures if the function's signature accepts their lengths. Ours does, and stacks pictures of equal length
+into a batch. The results for each picture are the same.
 """
 
 from __future__ import annotations
@@ -13,15 +14,15 @@ from typing import Any
 import torch
 from torch.nn.functional import scaled_dot_product_attention
 
-# transformers hands the lengths to implementations whose name says flash, and loops over pictures for others.
+# transformers passes the lengths to implementations with "flash" in their name, and loops for all others.
 _NAME = "vrthinker_flash_frames"
 
 
 def use_batched_attention(visual: Any) -> None:
-    """Lets a loaded vision tower (Qwen2.5-VL, Qwen3-VL) attend in batches.
+    """Makes a loaded vision tower attend in batches, with `frame_attention`.
 
     Args:
-        visual: The tower; its attention becomes `frame_attention`.
+        visual: The vision tower of a Qwen2.5-VL or Qwen3-VL model.
     """
     from transformers import AttentionInterface
 
@@ -41,20 +42,20 @@ def frame_attention(
     dropout: float = 0.0,
     **_: Any,
 ) -> tuple[torch.Tensor, None]:
-    """Full attention within each stretch of a packed sequence.
+    """Full attention within each picture (or window) of a packed sequence.
 
     Args:
         module: Unused; part of the interface.
-        query: `[1, heads, tokens, head_dim]`; `key` and `value` likewise.
-        key: See `query`.
-        value: See `query`.
-        attention_mask: None; stretches are given by their bounds.
-        cu_seq_lens_q: int `[stretches + 1]`, where each one begins, and the end.
-        scaling: Of the scores.
-        dropout: Share of attention weights dropped.
+        query: The queries, `[1, heads, tokens, head_dim]`.
+        key: The keys, in the shape of `query`.
+        value: The values, in the shape of `query`.
+        attention_mask: None; `cu_seq_lens_q` gives the bounds.
+        cu_seq_lens_q: The index of each picture's first token, and the end, int `[pictures + 1]`.
+        scaling: The factor of the scores.
+        dropout: The share of attention weights that is dropped.
 
     Returns:
-        `[1, tokens, heads, head_dim]`, and None for the weights.
+        The attended values, `[1, tokens, heads, head_dim]`, and None for the weights.
     """
     bounds = cu_seq_lens_q.tolist()
     lengths = [end - start for start, end in pairwise(bounds)]
@@ -72,7 +73,7 @@ def frame_attention(
 
 
 def _attend(packed: torch.Tensor, length: int, scaling: float | None, dropout: float) -> torch.Tensor:
-    """Attention within stretches of one length, `[3, tokens, heads, head_dim]`."""
+    """Attention within pictures of one length; `packed` is `[3, tokens, heads, head_dim]`."""
     tokens, heads, size = packed.shape[1:]
     if not length:
         return packed[0]
