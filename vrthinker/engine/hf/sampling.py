@@ -132,7 +132,7 @@ def sample(
 
     Returns:
         The token ids, and their log-probabilities after bans, form and temperature (greedy rows:
-            temperature 1), before the nucleus cut.
+        temperature 1), before the nucleus cut.
     """
     scores = logits.float().masked_fill(vocabulary.banned, -torch.inf)
     scores = _apply_forms(scores, draws, vocabulary)
