@@ -49,6 +49,37 @@ class EngineError(VRThinkerError):
     """An engine could not write a round (out of memory, endpoint unreachable, closed session)."""
 
 
+class MachineError(VRThinkerError):
+    """The machine ran out of something, such as memory: a statement about it, not about what was given."""
+
+
+class UnexpectedError(VRThinkerError):
+    """A failure that nobody foresaw: a bug in the package, or in a library or a checkpoint that it uses."""
+
+
+def as_reason(error: BaseException) -> VRThinkerError:
+    """Turns whatever was raised into an error with one line that says what to do.
+
+    Args:
+        error: Anything but a request to stop (`KeyboardInterrupt`, `SystemExit`, `GeneratorExit`).
+
+    Returns:
+        The error itself where the package raised it on purpose; else a `MachineError` or `UnexpectedError`.
+
+    Raises:
+        BaseException: The error is a request to stop.
+    """
+    if isinstance(error, KeyboardInterrupt | SystemExit | GeneratorExit):
+        raise error
+    if isinstance(error, VRThinkerError):
+        return error
+    if isinstance(error, MemoryError):
+        return MachineError("out of memory; run it again with less beside it, or with a smaller batch")
+    said = _short(str(error).strip(), _MAX_MESSAGE_CHARS)
+    kind = _short(type(error).__name__, _MAX_NAME_CHARS)
+    return UnexpectedError(f"{kind}: {said or 'no message'}; not foreseen: please report it with the log")
+
+
 def first_problem(error: ValidationError, default: str = "(file)", *, quote: bool = False) -> str:
     """Says the first thing that is wrong with data that pydantic refused: `where: message`.
 

@@ -215,6 +215,10 @@ class Judge:
                 f"memory: got {settings.episode.memory!r}, allowed over an endpoint: rerender (a server's "
                 "cache is out of reach)"
             )
+        if settings.episode.guided:
+            raise InputError(
+                "guided: got true, allowed over an endpoint: false (a server writes rounds without a grammar)"
+            )
         engine = EndpointEngine(base_url, model, **(engine_options or {}))
         return cls(engine, settings, templates=loaded_templates)
 

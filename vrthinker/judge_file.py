@@ -14,8 +14,8 @@ from typing import Any
 
 from vrthinker.data.pairs import Pair
 from vrthinker.episode.runner import Finished
-from vrthinker.episode.trajectory import StopReason, dump_line
-from vrthinker.errors import EngineError, VideoError, VRThinkerError
+from vrthinker.episode.trajectory import dump_line, stop_reason_of
+from vrthinker.errors import VRThinkerError
 from vrthinker.judge import Judge, Verdict
 from vrthinker.records.trajectories import append_trajectory
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
@@ -96,11 +96,6 @@ def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dic
 
 
 def _failed(pair_id: str, error: VRThinkerError, judge: Judge, seed: int) -> VerdictRecord:
-    stop = StopReason.BAD_INPUT
-    if isinstance(error, VideoError):
-        stop = StopReason.VIDEO_ERROR
-    elif isinstance(error, EngineError):
-        stop = StopReason.ENGINE_ERROR
     return VerdictRecord(
         id=pair_id,
         judgment=None,
@@ -108,7 +103,7 @@ def _failed(pair_id: str, error: VRThinkerError, judge: Judge, seed: int) -> Ver
         rounds=0,
         tool_calls=0,
         frames_seen=[],
-        stop_reason=stop.value,
+        stop_reason=stop_reason_of(error).value,
         reason=str(error),
         notes=[],
         well_formed=None,

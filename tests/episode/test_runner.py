@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any, NoReturn
 
 import pytest
 from clips import read_number
@@ -16,12 +17,18 @@ from hypothesis import strategies as st
 
 from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.episode import Episode, EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
-from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
+from vrthinker.episode.trajectory import (
+    StopReason,
+    Trajectory,
+    dump_line,
+    load_trajectories,
+    stop_reason_of,
+)
 from vrthinker.errors import EngineError, InputError, VideoError
 from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import Region
@@ -264,8 +271,120 @@ def test_an_engine_that_loses_rounds_is_an_error(make_item: MakeItem) -> None:
             super().collect()
             return []
 
-    with pytest.raises(EngineError, match="lost 1 rounds"):
-        EpisodeRunner(Forgetful([[CALL]])).run_one(make_item())
+    trajectory = EpisodeRunner(Forgetful([[CALL]])).run_one(make_item())
+    assert trajectory.outcome.stop_reason is StopReason.ENGINE_ERROR
+    assert "lost 1 rounds" in (trajectory.outcome.reason or "")
+
+
+class Panic(BaseException):
+    """What libraries in Rust raise when they panic: no Exception."""
+
+
+ERRORS = [
+    (RuntimeError("a bug"), StopReason.INTERNAL_ERROR, "RuntimeError: a bug; not foreseen"),
+    (IndexError(), StopReason.INTERNAL_ERROR, "IndexError: no message; not foreseen"),
+    (Panic("capacity\noverflow"), StopReason.INTERNAL_ERROR, "Panic: capacity"),
+    (MemoryError(), StopReason.MACHINE_ERROR, "out of memory"),
+    (EngineError("the server is gone"), StopReason.ENGINE_ERROR, "the server is gone"),
+]
+
+
+@pytest.mark.parametrize(("error", "stop", "words"), ERRORS)
+@pytest.mark.parametrize("where", ["open clips", "open session", "submit", "decode", "read", "trajectory"])
+def test_whatever_is_raised_ends_its_own_episode(
+    where: str,
+    error: BaseException,
+    stop: StopReason,
+    words: str,
+    make_item: MakeItem,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    def broken(*_: object, **__: object) -> NoReturn:
+        raise error
+
+    class Breaking(ScriptedEngine):
+        """Breaks for the episode with seed 7."""
+
+        bad: Session | None = None
+
+        def open(self, messages: Sequence[Message], *, seed: int = 0, memory: Any = "rerender") -> Session:
+            if where == "open session" and seed == 7:
+                broken()
+            session = super().open(messages, seed=seed, memory=memory)
+            if seed == 7:
+                self.bad = session
+            return session
+
+        def submit(self, request: RoundRequest) -> None:
+            if where == "submit" and request.session == self.bad and request.new:
+                broken()
+            super().submit(request)
+
+    item = make_item("bad", seed=7)
+    if where == "open clips":
+        item = EpisodeItem("bad", "x", broken, seed=7)
+    if where == "decode":
+        workspace = item.open_workspace()
+        real = workspace.prefetch
+        workspace.prefetch = lambda n, view=None: broken() if 3 in n else real(n, view)  # type: ignore[method-assign]
+        item = replace(item, open_workspace=lambda: workspace)
+    for method in {"read": ["receive"], "trajectory": ["trajectory"]}.get(where, []):
+        kept = getattr(Episode, method)
+        monkeypatch.setattr(
+            Episode, method, lambda self, *a, kept=kept: broken() if self.item.seed == 7 else kept(self, *a)
+        )
+    engine = Breaking(lambda session, number, context: DONE if number == 2 else asks(3))
+    items = [make_item("first"), item, make_item("last")]
+    finished = {done.item.id: done for done in EpisodeRunner(engine).run(items)}
+    for name in ("first", "last"):
+        trajectory = finished[name].trajectory
+        assert trajectory is not None
+        assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    bad = finished["bad"]
+    if bad.trajectory is None:
+        assert bad.error is not None
+        assert stop_reason_of(bad.error) is stop
+        reason = str(bad.error)
+    else:
+        expected = StopReason.VIDEO_ERROR if (where, stop) == ("decode", StopReason.ENGINE_ERROR) else stop
+        assert bad.trajectory.outcome.stop_reason is expected
+        reason = bad.trajectory.outcome.reason or ""
+    assert words in reason
+    assert "\n" not in reason
+    assert engine.open_sessions == 0
+    assert ("Traceback" in caplog.text) == (stop is StopReason.INTERNAL_ERROR)
+
+
+def test_an_engine_that_breaks_while_collecting_ends_what_it_was_writing(make_item: MakeItem) -> None:
+    class Breaking(ScriptedEngine):
+        broken = False
+
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+            if not self.broken:
+                self.broken = True
+                raise Panic("poisoned")
+            return super().collect(timeout_seconds)
+
+    engine = Breaking(lambda *_: DONE, max_sessions=2)
+    finished = list(EpisodeRunner(engine).run(make_item(str(n)) for n in range(6)))
+    stops = sorted(done.trajectory.outcome.stop_reason for done in finished if done.trajectory)
+    assert len(stops) == 6
+    assert stops[0] is StopReason.ANSWERED
+    assert stops[-1] is StopReason.INTERNAL_ERROR
+    assert engine.open_sessions == 0
+
+
+@pytest.mark.parametrize("stop", [KeyboardInterrupt, SystemExit])
+def test_a_request_to_stop_ends_the_run(make_item: MakeItem, stop: type[BaseException]) -> None:
+    class Stopped(ScriptedEngine):
+        def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
+            raise stop
+
+    engine = Stopped([[DONE]])
+    with pytest.raises(stop):
+        EpisodeRunner(engine).run_one(make_item())
+    assert engine.open_sessions == 0
 
 
 def test_what_was_decoded_joins_the_batch_while_others_write(make_item: MakeItem) -> None:

@@ -3,11 +3,14 @@
 Episodes advance independently: as soon as one's round is read and its frames are decoded, its next
 round is submitted, while others are still being written. Clips open and frames decode on threads, so
 that an engine with work in hand does not wait for pixels. A failure ends its own episode, never the
-run: it comes out as a trajectory without judgments, or as the error that kept the item from starting.
+run, whatever was raised and by whom: it comes out as a trajectory without judgments, or as the error that
+kept the item from starting. What nobody foresaw is logged with its traceback besides. Only an error of the
+iterable of items, and a request to stop, end the run.
 """
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -18,8 +21,10 @@ from vrthinker.episode.episode import Episode, EpisodeItem
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.registry import ToolRegistry
-from vrthinker.episode.trajectory import StopReason, Trajectory
-from vrthinker.errors import EngineError, InputError, VRThinkerError
+from vrthinker.episode.trajectory import StopReason, Trajectory, stop_reason_of
+from vrthinker.errors import EngineError, InputError, UnexpectedError, VRThinkerError, as_reason
+
+_logger = logging.getLogger(__name__)
 
 DECODE_THREADS = 2
 _LOOK_UP_SECONDS = 0.01
@@ -128,13 +133,23 @@ class _Loop:
             if self.writing:
                 # While something decodes, look up now and then: it should join the batch when it is ready.
                 timeout = _LOOK_UP_SECONDS if self.opening or self.decoding else None
-                results = self.runner.engine.collect(timeout)
-                if not results and timeout is None:
-                    raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
-                for result in results:
-                    yield from self._read(result)
+                yield from self._collect(timeout)
             elif not self.under_way and self.exhausted and self.waiting is None:
                 return
+
+    def _collect(self, timeout: float | None) -> Iterator[Finished]:
+        try:
+            results = self.runner.engine.collect(timeout)
+            if not results and timeout is None:
+                raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
+        except BaseException as error:  # whatever it was, it ends the episodes that wait for the engine
+            reason = _reason_of(error, f"{len(self.writing)} rounds under way")
+            for session, episode in list(self.writing.values()):
+                del self.writing[session.id]
+                yield self._failed(session, episode, reason)
+            return
+        for result in results:
+            yield from self._read(result)
 
     def _take_items(self) -> Iterator[Finished]:
         most = self.runner.concurrency
@@ -192,7 +207,9 @@ class _Loop:
             if error is None:
                 yield from self._next_round(session, episode)
             else:
-                yield from self._failed_decode(session, episode, error)
+                yield self._failed(
+                    session, episode, _reason_of(error, f"item {episode.item.id!r}"), decoding=True
+                )
 
     def _start(
         self, opened: Future[tuple[list[Episode], tuple[Message, ...]]], item: EpisodeItem
@@ -206,18 +223,23 @@ class _Loop:
             if len(members) > 1:
                 # The first input is computed here, once; the other members get copies.
                 sessions += engine.fork(sessions[0], [member.seed for member in members[1:]])
-        except VRThinkerError as error:
+        except BaseException as error:
+            reason = _reason_of(error, f"item {item.id!r}")
             for session in sessions:
-                engine.close(session)
-            yield from (Finished(member, None, error) for member in members)
+                self._close(session)
+            yield from (Finished(member, None, reason) for member in members)
             return
         self.sessions.update({session.id: session for session in sessions})
         for session, episode in zip(sessions, episodes, strict=True):
-            self._submit(session, episode)
+            yield from self._submit(session, episode)
 
     def _read(self, result: RoundResult) -> Iterator[Finished]:
         session, episode = self.writing.pop(result.session.id)
-        shown = episode.receive(result)
+        try:
+            shown = episode.receive(result)
+        except BaseException as error:
+            yield self._failed(session, episode, _reason_of(error, f"item {episode.item.id!r}"))
+            return
         if episode.outcome is not None:
             yield self._finish(session, episode)
         elif shown is not None and shown.frame_numbers and self.runner.decode_ahead:
@@ -229,28 +251,52 @@ class _Loop:
     def _next_round(self, session: Session, episode: Episode) -> Iterator[Finished]:
         try:
             episode.show_outcome()
-        except InputError as error:
-            episode.fail(StopReason.BAD_INPUT, str(error))
-            yield self._finish(session, episode)
-            return
-        self._submit(session, episode)
+        except BaseException as error:
+            yield self._failed(session, episode, _reason_of(error, f"item {episode.item.id!r}"))
+        else:
+            yield from self._submit(session, episode)
 
-    def _failed_decode(self, session: Session, episode: Episode, error: BaseException) -> Iterator[Finished]:
-        if not isinstance(error, VRThinkerError):
-            raise error
-        episode.fail(StopReason.VIDEO_ERROR, str(error))
-        yield self._finish(session, episode)
+    def _submit(self, session: Session, episode: Episode) -> Iterator[Finished]:
+        try:
+            entry, new, limits = episode.enter_round()
+            self.runner.engine.submit(RoundRequest(session, new, entry.expired, limits))
+        except BaseException as error:
+            yield self._failed(session, episode, _reason_of(error, f"item {episode.item.id!r}"))
+        else:
+            self.writing[session.id] = (session, episode)
 
-    def _submit(self, session: Session, episode: Episode) -> None:
-        entry, new, limits = episode.enter_round()
-        self.writing[session.id] = (session, episode)
-        self.runner.engine.submit(RoundRequest(session, new, entry.expired, limits))
+    def _failed(
+        self, session: Session, episode: Episode, error: VRThinkerError, *, decoding: bool = False
+    ) -> Finished:
+        """Ends an episode without a verdict. What a reader said while decoding is a matter of the video."""
+        stop = stop_reason_of(error)
+        if decoding and stop not in (StopReason.MACHINE_ERROR, StopReason.INTERNAL_ERROR):
+            stop = StopReason.VIDEO_ERROR
+        episode.fail(stop, str(error))
+        return self._finish(session, episode)
 
     def _finish(self, session: Session, episode: Episode) -> Finished:
-        self.runner.engine.close(self.sessions.pop(session.id))
-        return Finished(episode.item, episode.trajectory())
+        self._close(self.sessions.pop(session.id))
+        try:
+            return Finished(episode.item, episode.trajectory())
+        except BaseException as error:
+            return Finished(episode.item, None, _reason_of(error, f"item {episode.item.id!r}"))
+
+    def _close(self, session: Session) -> None:
+        try:
+            self.runner.engine.close(session)
+        except BaseException as error:
+            _reason_of(error, f"closing session {session.id}")
 
     def shut_down(self) -> None:
         self.pool.shutdown(wait=True, cancel_futures=True)
         for session in self.sessions.values():
-            self.runner.engine.close(session)
+            self._close(session)
+
+
+def _reason_of(error: BaseException, during: str) -> VRThinkerError:
+    """The error with its one line; what nobody foresaw is logged with its traceback."""
+    reason = as_reason(error)
+    if isinstance(reason, UnexpectedError):
+        _logger.error("%s: %s", during, reason, exc_info=error)
+    return reason

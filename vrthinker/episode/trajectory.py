@@ -28,7 +28,7 @@ from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
-from vrthinker.errors import InputError, first_problem
+from vrthinker.errors import EngineError, InputError, MachineError, VideoError, VRThinkerError, first_problem
 from vrthinker.visibility import Region, ShownFrame
 
 MAX_LINE_BYTES = 64 << 20
@@ -51,8 +51,23 @@ class StopReason(enum.StrEnum):
     """A frame that was asked for does not decode."""
     ENGINE_ERROR = "engine_error"
     """The engine failed."""
+    MACHINE_ERROR = "machine_error"
+    """The machine ran out of something, such as memory."""
+    INTERNAL_ERROR = "internal_error"
+    """Something failed that nobody foresaw; the log has the traceback."""
     BAD_INPUT = "bad_input"
     """The item could not start: its caption, dataset or prompt template cannot be used."""
+
+
+def stop_reason_of(error: VRThinkerError) -> StopReason:
+    """The reason that an error gives for the end of its episode."""
+    kinds: tuple[tuple[type[VRThinkerError], StopReason], ...] = (
+        (VideoError, StopReason.VIDEO_ERROR),
+        (InputError, StopReason.BAD_INPUT),
+        (EngineError, StopReason.ENGINE_ERROR),
+        (MachineError, StopReason.MACHINE_ERROR),
+    )
+    return next((reason for kind, reason in kinds if isinstance(error, kind)), StopReason.INTERNAL_ERROR)
 
 
 class _Record(BaseModel):

@@ -49,6 +49,8 @@ _STOPS = {
     StopReason.CONTEXT_LIMIT: "the context would have outgrown the model",
     StopReason.VIDEO_ERROR: "a frame does not decode",
     StopReason.ENGINE_ERROR: "the engine failed",
+    StopReason.MACHINE_ERROR: "the machine ran out of something, such as memory",
+    StopReason.INTERNAL_ERROR: "something failed that nobody foresaw",
     StopReason.BAD_INPUT: "the item could not be judged",
 }
 _TILE_AREA = 10_500.0
