@@ -6,7 +6,8 @@
     verdict = judge("a dog runs on the beach", "a.mp4", "b.mp4")
     print(verdict.overall, verdict.judgments, verdict.frames_seen)
 
-Importing the package loads neither torch nor a video library; the names below load what they need.
+Importing the package loads neither torch nor a video library. Each name below loads what it needs on first
+use.
 """
 
 from __future__ import annotations

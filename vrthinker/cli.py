@@ -1,7 +1,7 @@
-"""The `vrthinker` command: gathers the commands, runs one, turns its errors into one line and an exit code.
+"""The `vrthinker` command: collects the subcommands, runs one, and turns errors into one line and exit code.
 
-stdout is the result, stderr is the log. Exit 0: done; 1: something failed (a judgment without a verdict
-too); 2: bad input. Nothing heavy is imported before a command runs.
+The result goes to stdout, the log to stderr. Exit code 0: done; 1: something failed (a judgment without a
+verdict too); 2: bad input. Nothing heavy is imported before a command runs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from vrthinker.errors import VRThinkerError
 
 
 def _group(name: str, description: str) -> Any:
-    """A command that has commands of its own."""
+    """A command that has subcommands."""
     return tyro.conf.subcommand(name, description=description, prefix_name=False)
 
 
@@ -47,7 +47,7 @@ def main(args: list[str] | None = None) -> None:
     import os
 
     logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
-    # Read when torch loads: OpenMP threads that spin while they wait starve whatever shares the cores.
+    # Torch reads this when it loads. OpenMP threads that spin while they wait slow down other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     given = sys.argv[1:] if args is None else args
     try:
@@ -60,7 +60,7 @@ def main(args: list[str] | None = None) -> None:
         code = command.run()
         sys.stdout.flush()
     except VRThinkerError as error:
-        # One line, whatever a file name or a hostile file put into the message.
+        # The message may quote a file name or a hostile file, but has to stay one line.
         line = "".join(c if c.isprintable() else " " for c in str(error))
         sys.stderr.write(f"vrthinker: {line}\n")
         code = error.exit_code
@@ -68,7 +68,7 @@ def main(args: list[str] | None = None) -> None:
         sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")
         code = 130
     except BrokenPipeError:
-        # The reader of stdout is gone (`| head`): leave without a traceback at shutdown.
+        # The reader of stdout is gone (`| head`). Closing stderr avoids a traceback at shutdown.
         sys.stderr.close()
         code = 1
     sys.exit(code)

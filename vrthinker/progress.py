@@ -1,6 +1,6 @@
-"""Where long work stands: bars on a terminal, a line every so often elsewhere. All of it on stderr.
+"""The progress of long work on stderr: bars on a terminal, a line now and then elsewhere.
 
-Ground floor: it imports nothing of the package, and rich only where something is shown.
+This module imports nothing else of the package, and it imports rich only when something is shown.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ if TYPE_CHECKING:
 
 
 class Progress:
-    """Shows how far one or several things have come, between entering and leaving it.
+    """A context manager that shows the progress of one or more tasks.
 
     Args:
-        figures: Whether there is room beside a bar for a text that changes.
+        figures: Whether a bar has room for a changing text beside it.
     """
 
     def __init__(self, *, figures: bool = False) -> None:
@@ -48,15 +48,16 @@ class Progress:
     def show(
         self, name: str, done: int, total: int, *, figures: str = "", line: str = "", every: int = 0
     ) -> None:
-        """Shows how far a thing has come.
+        """Shows the progress of a task.
 
         Args:
-            name: The text before its bar, which is made at the first call with this name.
-            done: Its finished parts.
-            total: All its parts.
-            figures: The text beside its bar.
-            line: The line to `say` where there are no bars.
-            every: Parts between two such lines; the last part always has one. No line at all by default.
+            name: The text before the task's bar, which is made at the first call with this name.
+            done: The number of finished parts.
+            total: The number of all parts.
+            figures: The text beside the bar.
+            line: The line to `say` if there are no bars.
+            every: The number of parts between two such lines; the last part always has one. By default there
+                are no lines.
         """
         if self._bars is not None:
             if name not in self._tasks:
@@ -66,7 +67,7 @@ class Progress:
             self.say(line)
 
     def say(self, text: str) -> None:
-        """Writes a line, above the bars where there are any."""
+        """Writes a line, above the bars if there are any."""
         if self._bars is not None:
             from rich.text import Text
 

@@ -1,16 +1,17 @@
-"""What the model could see, and in which round: the one place that decides it.
+"""The record of what the model could see in each round.
 
-Ground floor of the package: the runner's next prompt, the engine's cache, the training mask and the
-report's film strip are all read from this record, so that they cannot disagree.
+This module alone decides visibility. The runner's next prompt, the engine's cache, the training mask and the
+report's film strip all read this record, so that they cannot disagree. It imports nothing else of the
+package.
 
-Rounds count from 1. *Outcome* 0 is the first input X and never expires; outcome k (k >= 1) is what the
-tool answered to round k. Under a window of p rounds, outcome k is live in rounds k+1 ... k+p
-(method section 3, "active for a preset number of rounds p"; the paper's formulas are off by one
-between two places and this follows its sentence).
+Rounds count from 1. *Outcome* 0 is the first input X and never expires. Outcome k (k >= 1) is what the tool
+answered to round k. Under a window of p rounds, outcome k is live in rounds k+1 ... k+p (method section 3,
+"active for a preset number of rounds p"; the paper's formulas differ by one in two places, and this follows
+its text).
 
-A frame that is shown twice is two showings: when one expires, the other stays. That is why everything
-here speaks of `ShownFrame` and never of bare frame numbers. A showing has a view: the whole frame, or a
-region of it, which is another picture.
+A frame that is shown twice has two showings: when one expires, the other stays. That is why all code here
+uses `ShownFrame` and never bare frame numbers. A showing has a view: the whole frame, or a region of it,
+which is another picture.
 """
 
 from __future__ import annotations
@@ -20,19 +21,20 @@ from dataclasses import dataclass, field
 from typing import Literal, NamedTuple
 
 MemoryMode = Literal["rerender", "evict", "renumber"]
-"""How expired frames leave the context (method section 3, docs/memory.md). `rerender`: the context is written
-anew without them. `evict`: their rows leave the KV cache; what stays keeps its keys, values and positions.
-`renumber`: `evict`, and survivors are re-rotated so that positions close up; inference only."""
+"""How expired frames are removed from the context (method section 3, docs/memory.md). `rerender`: the
+context is written anew without them. `evict`: their rows in the KV cache are freed; other tokens keep their
+keys, values and positions. `renumber`: like `evict`, but the other keys are rotated to contiguous positions
+(inference only)."""
 
 
 class Region(NamedTuple):
-    """A rectangle of a frame, in pixels of the clip as it is displayed; half-open.
+    """A rectangle of a frame, in pixels of the clip as it is displayed.
 
     Attributes:
-        top: First row.
-        left: First column.
-        bottom: Row below the last one.
-        right: Column after the last one.
+        top: The first row.
+        left: The first column.
+        bottom: The row after the last row.
+        right: The column after the last column.
     """
 
     top: int
@@ -45,8 +47,8 @@ class ShownFrame(NamedTuple):
     """One showing of one frame.
 
     Attributes:
-        outcome: 0 for the first input, k for the tool outcome of round k.
-        frame_number: 1-based number in the workspace.
+        outcome: The number of the outcome: 0 for the first input, k for the tool outcome of round k.
+        frame_number: The 1-based number of the frame in the workspace.
         view: The region that is shown; None for the whole frame.
     """
 
@@ -65,8 +67,8 @@ class WindowMemory:
     """The sliding visual memory (method section 3).
 
     Attributes:
-        rounds: p, how many rounds a tool outcome's frames stay live. `None` keeps them all,
-            0 never shows a retrieved frame (an ablation).
+        rounds: The window p: the number of rounds for which a tool outcome's frames stay live. `None` keeps
+            them all, 0 never shows a retrieved frame (an ablation).
     """
 
     rounds: int | None = 1
@@ -76,7 +78,7 @@ class WindowMemory:
             raise ValueError(f"window: got {self.rounds}, allowed: 0, 1, 2, ... or None for no limit")
 
     def hidden_from(self, outcome: int) -> int | None:
-        """The first round to which the frames of `outcome` are hidden; None if they never are."""
+        """The first round from which the frames of `outcome` are hidden; None if they never are."""
         return None if outcome == 0 or self.rounds is None else outcome + self.rounds + 1
 
     def is_live(self, outcome: int, round_number: int) -> bool:
@@ -87,12 +89,12 @@ class WindowMemory:
 
 @dataclass(frozen=True)
 class RoundVisibility:
-    """What was live while one round was written.
+    """The showings that were live while one round was written.
 
     Attributes:
-        round_number: 1-based.
-        live: Every showing that the round could see, in the order in which they were shown.
-        expired: Showings that were live in the round before and left on entry to this one.
+        round_number: The 1-based number of the round.
+        live: The showings that the round could see, in the order in which they were shown.
+        expired: The showings that were live in the previous round and expired before this one.
     """
 
     round_number: int
@@ -107,7 +109,7 @@ class RoundVisibility:
 
 @dataclass
 class VisibilityRecord:
-    """Grows with an episode: `show` what an outcome brings, `enter` the next round, read `rounds`."""
+    """The record of one episode: `show` adds an outcome's frames, `enter` opens a round, `rounds` has all."""
 
     window: WindowMemory
     rounds: list[RoundVisibility] = field(default_factory=list)
@@ -119,11 +121,11 @@ class VisibilityRecord:
     ) -> tuple[ShownFrame, ...]:
         """Adds an outcome's frames and returns those that the next round will see.
 
-        Under p = 0 a retrieved frame is recorded and never seen, so the result is empty.
+        Under p = 0 a retrieved frame is recorded but never seen, so the result is empty.
 
         Args:
-            outcome: 0 for the first input, k for the tool outcome of round k.
-            frame_numbers: Numbers in the workspace.
+            outcome: The number of the outcome: 0 for the first input, k for the tool outcome of round k.
+            frame_numbers: The numbers of the frames in the workspace.
             view: The region of each frame that is shown; None for whole frames.
 
         Raises:
@@ -139,7 +141,7 @@ class VisibilityRecord:
         return shown if self.window.is_live(outcome, outcome + 1) else ()
 
     def enter(self) -> RoundVisibility:
-        """Opens the next round and returns what it sees and what expired on the way in."""
+        """Opens the next round and returns the showings that it sees and those that expired before it."""
         number = len(self.rounds) + 1
         live = tuple(shown for shown in self._shown if self.window.is_live(shown.outcome, number))
         before = self.rounds[-1].live if self.rounds else ()

@@ -1,1 +1,1 @@
-"""Trajectories to log-probabilities with gradients: sequences, packs, the forwards, the losses."""
+"""From trajectories to log-probabilities with gradients: sequences, packs, forwards and losses."""

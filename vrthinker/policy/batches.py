@@ -1,7 +1,8 @@
-"""Training sequences as padded batches, with the pixels of each distinct frame once.
+"""Training sequences as padded batches, each with the pixels of its distinct frames.
 
-Which sequences step `n` trains on is a pure function of (seed, n), so a resumed run goes on exactly where it
-was. Batches hold sequences of similar length, drawn from a shuffled window, so that little is padding.
+The sequences that step `n` trains on are a pure function of (seed, n), so that a resumed run continues
+exactly where it was. A batch holds sequences of similar length, drawn from a shuffled window, so that there
+is little padding.
 """
 
 from __future__ import annotations
@@ -26,16 +27,16 @@ _DECODE_THREADS = 2
 
 @dataclass(frozen=True)
 class Batch:
-    """Right-padded sequences.
+    """A batch of right-padded sequences.
 
     Attributes:
-        token_ids: int64 `[batch, tokens]`.
-        positions: int64 `[3, batch, tokens]`.
-        loss_mask: bool `[batch, tokens]`.
-        frames: uint8 `[height, width, 3]` each, distinct.
-        frame_order: For every showing in the batch, row by row: which of `frames` it is.
-        n_tokens: Tokens that are not padding.
-        n_learned: Tokens that the loss falls on.
+        token_ids: The token ids, int64 `[batch, tokens]`.
+        positions: The M-RoPE positions, int64 `[3, batch, tokens]`.
+        loss_mask: True at the tokens that the loss falls on, bool `[batch, tokens]`.
+        frames: The pixels of each distinct frame, uint8 `[height, width, 3]`.
+        frame_order: For every showing in the batch, row by row, the index of its frame in `frames`.
+        n_tokens: The number of tokens that are not padding.
+        n_learned: The number of tokens that the loss falls on.
     """
 
     token_ids: torch.Tensor
@@ -48,11 +49,11 @@ class Batch:
 
 
 class FrameLoader:
-    """Pixels by frame key, through a bounded cache; one decoding pass per file.
+    """Loads pixels by frame key, through a bounded cache, with one decoding pass per file.
 
     Args:
-        reader: Decodes.
-        cache: Keeps resized frames.
+        reader: The reader that decodes clips.
+        cache: The cache of resized frames.
     """
 
     def __init__(self, reader: VideoReader, cache: FrameCache) -> None:
@@ -60,7 +61,7 @@ class FrameLoader:
         self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="vrthinker-frames")
 
     def load(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
-        """uint8 `[height, width, 3]` per key.
+        """Loads the pixels of each key, uint8 `[height, width, 3]`.
 
         Raises:
             VideoError: A frame does not decode.
@@ -85,7 +86,7 @@ class FrameLoader:
         try:
             return read(False)
         except VideoError as error:
-            # A trace may come from a clip that was judged up to where it breaks.
+            # A trace may come from a truncated clip, of which only the readable part was judged.
             try:
                 return read(True)
             except VideoError:
@@ -97,10 +98,10 @@ class FrameLoader:
 
 
 def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) -> list[list[int]]:
-    """One epoch's batches as indices: shuffled, then sorted by length within windows, then shuffled again.
+    """One epoch's batches as lists of indices: shuffled, sorted by length within windows, shuffled again.
 
-    What does not fill a batch is left out, unless there is only that one. It is chosen by chance, before
-    anything is sorted, so that every sequence comes in other epochs.
+    The incomplete last batch of an epoch is dropped, unless it is the only batch. Which sequences are dropped
+    is drawn at random before sorting, so each epoch drops different ones.
     """
     rng = np.random.default_rng([seed, epoch])
     order = rng.permutation(len(lengths))
@@ -115,14 +116,14 @@ def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
 
 
 class BatchSource:
-    """The batches of a phase, step by step, decoded ahead of time.
+    """The batches of a training phase, step by step, decoded ahead of time.
 
     Args:
-        sequences: What to train on.
-        loader: Pixels.
-        batch_size: Sequences per step.
-        micro_batch_size: Sequences per forward; the step's gradients are added up.
-        seed: Of the order.
+        sequences: The sequences to train on.
+        loader: The loader of pixels.
+        batch_size: The number of sequences per step.
+        micro_batch_size: The number of sequences per forward. The gradients of a step's forwards are summed.
+        seed: The seed of the order.
     """
 
     def __init__(
@@ -142,7 +143,7 @@ class BatchSource:
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="vrthinker-batches")
 
     def indices(self, step: int) -> list[int]:
-        """Which sequences 0-based step `step` trains on."""
+        """The indices of the sequences that the 0-based step `step` trains on."""
         per_epoch = len(self._epoch(0))
         return self._epoch(step // per_epoch)[step % per_epoch]
 
@@ -166,7 +167,7 @@ class BatchSource:
         found = self._epochs.get(epoch)
         if found is None:
             found = batch_order(self._lengths, self._batch_size, self._seed, epoch)
-            # One assignment: the thread that reads ahead comes here too.
+            # This is a single assignment because the thread that reads ahead runs this code too.
             self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: found}
         return found
 
@@ -179,7 +180,7 @@ class BatchSource:
 def collate(
     sequences: Sequence[TrainingSequence], load: Callable[[Sequence[FrameKey]], list[np.ndarray]]
 ) -> Batch:
-    """Pads sequences to the longest and loads their distinct frames."""
+    """Pads sequences to the length of the longest and loads their distinct frames."""
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     positions = np.zeros((3, len(sequences), longest), np.int64)
@@ -197,7 +198,7 @@ def collate(
         frames=tuple(load(list(distinct))),
         frame_order=tuple(distinct[key] for key in showings),
         n_tokens=sum(map(len, sequences)),
-        # A sequence's first token has nothing before it that could predict it.
+        # No token comes before a sequence's first token, so nothing predicts it.
         n_learned=int(mask[:, 1:].sum()),
     )
 

@@ -1,8 +1,8 @@
-"""The training forward of a batch: hidden states at the tokens that predict a learned one.
+"""The training forward of a batch: hidden states of the tokens from which a learned token is predicted.
 
-Right padding needs no mask under causal attention: no token sees what comes after it. Positions are passed
-as the engine computed them. Each distinct frame of the batch is encoded once, with gradient, and its rows are
-gathered wherever it is shown.
+Right padding needs no mask under causal attention, because no token sees later ones. Positions are passed as
+the engine computed them. Each distinct frame of the batch is encoded once, with gradient, and its features
+are copied to wherever the frame is shown.
 """
 
 from __future__ import annotations
@@ -14,10 +14,10 @@ from vrthinker.policy.batches import Batch
 
 
 def learned_hidden(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    """One forward over a batch.
+    """Runs one forward over a batch.
 
     Returns:
-        Hidden states `[learned, hidden]` of the tokens before each learned one, and the learned tokens
+        The hidden states of the token before each learned token, `[learned, hidden]`, and the learned tokens,
         `[learned]`, row by row.
     """
     device = policy.device
@@ -30,7 +30,7 @@ def learned_hidden(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Ten
     hidden = policy.model.model.language_model(
         **policy.embed(ids, is_image, shown),
         position_ids=batch.positions.to(device),
-        # None with three rows of positions is plain causal attention (a fourth row would be read as packing).
+        # With three rows of positions, None means causal attention. (A fourth row would be read as packing.)
         attention_mask=None,
         use_cache=False,
     ).last_hidden_state

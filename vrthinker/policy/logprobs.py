@@ -1,15 +1,15 @@
 """Log-probabilities of given tokens from hidden states, without the logits of all tokens at once.
 
-Invariant: the numbers are those of the distribution that the tokens were sampled from: the sampling
-temperature, and banned tokens at -inf before the log-softmax (`engine/hf/sampling.py`). Policy, old and
-reference logprobs must all come from here, by one implementation: a ratio of two implementations' logprobs
-measures their rounding.
+Invariant: log-probabilities are those of the distribution that the tokens were sampled from, with the
+sampling temperature and with banned tokens at -inf before the log-softmax (`engine/hf/sampling.py`). The
+logprobs of the policy, of the old policy and of the reference must all come from here, from the same
+implementation; otherwise a ratio of two logprobs would measure rounding differences.
 
-Two implementations, tested against each other: `torch` (chunks of rows, logits recomputed in the backward
-pass; runs anywhere, float64 too) and `liger` (Liger-Kernel's fused linear cross-entropy with per-token
-losses, a Triton kernel in place over small chunks of logits; fewer passes over memory). Of the libraries
-that were looked at, cut-cross-entropy 25.1.1 knows neither banned tokens nor a bias, takes no float32 in
-its backward pass and leaves small gradients out by default.
+There are two implementations, tested against each other. `torch` takes rows in chunks and recomputes logits
+in the backward pass; it runs anywhere, in float64 too. `liger` is Liger-Kernel's fused linear cross-entropy
+with per-token losses, a Triton kernel that works in place on small chunks of logits and needs fewer passes
+over memory. We also looked at cut-cross-entropy 25.1.1, but it supports neither banned tokens nor a bias,
+takes no float32 in its backward pass and drops small gradients by default.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from vrthinker.policy.losses import DEFAULT_CHUNK, NO_LABEL_IS_IGNORED, in_chunk
 Implementation = Literal["auto", "torch", "liger"]
 
 _LIGER_NEEDED = (0, 8, 5)
-"""The oldest that was tested here. 0.8.0 still scaled the head's gradient after the sum over tokens."""
+"""The oldest version tested here. 0.8.0 still scaled the head's gradient after the sum over tokens."""
 
 _LIGER_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
@@ -47,22 +47,23 @@ def logprobs_from_hidden(
 ) -> torch.Tensor:
     """The log-probability of each label under `softmax(hidden @ lm_head_weight.T / temperature)`.
 
-    A banned label has -inf, which is what the distribution says, and gives no gradient. It is not refused:
-    looking would wait for the GPU, and in a loss the -inf shows at once.
+    A banned label has log-probability -inf, as the distribution says, and gives no gradient. Banned labels
+    are not refused, because a check would wait for the GPU, and because a loss of -inf is noticed at once.
 
     Args:
-        hidden: `[tokens, hidden]`, float32, bfloat16 or float16 (float64 with `torch`).
-        lm_head_weight: `[vocab, hidden]`, of a head without bias.
-        labels: int64 `[tokens]`, each in the vocabulary: the token that follows row i.
+        hidden: The hidden states, `[tokens, hidden]`, float32, bfloat16 or float16 (float64 with `torch`).
+        lm_head_weight: The weight of the language-model head, which has no bias, `[vocab, hidden]`.
+        labels: The token that follows each row, int64 `[tokens]`, each in the vocabulary.
         temperature: The sampling temperature. 0 (greedy) counts as 1, as in sampling. `liger` divides the
-            hidden states by it in their own dtype, `torch` the logits in float32.
-        banned: bool `[vocab]`: tokens that sampling never draws; not all of them.
-        chunk: Rows whose logits exist at a time, with `torch`. `liger` has its own rule.
-        implementation: `auto` is `liger` on a GPU where it is installed, else `torch`: without a GPU the
-            library only runs under Triton's interpreter.
+            hidden states by it in their own dtype, `torch` divides the logits in float32.
+        banned: The tokens that sampling never draws, bool `[vocab]`. Not all tokens may be banned.
+        chunk: The number of rows whose logits exist at a time in `torch`. `liger` decides this itself.
+        implementation: The implementation. `auto` is `liger` on a GPU if it is installed, else `torch`,
+            because without a GPU `liger` only runs under Triton's interpreter.
 
     Returns:
-        float32 `[tokens]` (float64 for float64), with gradient to `hidden` and `lm_head_weight`.
+        The log-probabilities, float32 `[tokens]` (float64 for float64), with gradients to `hidden` and
+        `lm_head_weight`.
 
     Raises:
         InputError: An argument is not as described, or `implementation` names one that cannot run.
@@ -81,7 +82,7 @@ def logprobs_from_hidden(
 
 
 def liger_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
-    """What keeps `liger` from running on tensors of this kind; None where nothing does."""
+    """The reason why `liger` cannot run on tensors of this kind; None if it can."""
     if importlib.util.find_spec("liger_kernel") is None:
         return "liger-kernel is not installed: pip install 'vrthinker[liger]'"
     version = importlib.metadata.version("liger-kernel")
@@ -166,8 +167,8 @@ def _by_liger(
     scaled = hidden if temperature == 1.0 else hidden / temperature
     bias = None
     if banned is not None:
-        # Finite, so that a block of the vocabulary that is banned as a whole gives no inf - inf; half of the
-        # lowest number, so that a logit added to it stays finite. Its exponential is 0 all the same.
+        # The bias is finite, so that a block of the vocabulary that is banned as a whole gives no inf - inf.
+        # It is half of the lowest number, so that adding a logit keeps it finite. Its exponential is still 0.
         bias = weight.new_zeros(weight.shape[0]).masked_fill(banned, torch.finfo(weight.dtype).min / 2)
     losses: torch.Tensor = liger_fused_linear_cross_entropy(
         scaled,

@@ -1,8 +1,10 @@
 """The SFT loss: cross-entropy on the rounds' tokens only.
 
-Source: eq. 1 of the paper. Tool outcomes, prompts and frames carry no loss: their rows are left out before
-these functions see them. Losses are sums in fp32, not means, so that a step's micro-batches add up to the
-step's loss once each is divided by the step's number of tokens.
+Tool outcomes, prompts and frames carry no loss: callers remove their rows before they call these functions.
+Losses are sums in fp32 instead of means, so that the losses of a step's micro-batches, each divided by the
+step's number of tokens, add up to the step's loss.
+
+Source: eq. 1 of the paper.
 """
 
 from __future__ import annotations
@@ -15,10 +17,10 @@ from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
 DEFAULT_CHUNK = 1024
-"""Rows whose logits exist at a time: 0.6 GB in fp32 at a vocabulary of 150k."""
+"""The number of rows whose logits exist at a time: 0.6 GB in fp32 at a vocabulary of 150k."""
 
 NO_LABEL_IS_IGNORED = torch.iinfo(torch.int64).min
-"""For `ignore_index`: a value that no label has."""
+"""A value for `ignore_index` that no label has."""
 
 Result = TypeVar("Result")
 
@@ -27,18 +29,18 @@ def sft_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """The summed cross-entropy.
 
     Args:
-        logits: `[tokens, vocab]`, any float type; row i predicts `labels[i]`.
-        labels: int64 `[tokens]`, each in the vocabulary; there is no label that means "ignore".
+        logits: The logits of any float dtype, `[tokens, vocab]`. Row i predicts `labels[i]`.
+        labels: The tokens to predict, int64 `[tokens]`, each in the vocabulary. No label means "ignore".
 
     Returns:
-        fp32 scalar (fp64 for fp64 logits); 0 for no tokens.
+        The loss, an fp32 scalar (fp64 for fp64 logits); 0 for no tokens.
     """
     wide = logits if logits.dtype == torch.float64 else logits.float()
     return functional.cross_entropy(wide, labels, reduction="sum", ignore_index=NO_LABEL_IS_IGNORED)
 
 
 def count_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """How many tokens the most likely prediction gets right: int64 scalar, without gradient."""
+    """The number of tokens that the most likely prediction gets right: int64 scalar, without gradient."""
     return (logits.detach().argmax(dim=-1) == labels).sum()
 
 
@@ -50,22 +52,22 @@ def token_accuracy(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
 def sft_loss_from_hidden(
     hidden: torch.Tensor, lm_head_weight: torch.Tensor, labels: torch.Tensor, *, chunk: int = DEFAULT_CHUNK
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """`sft_loss` and `count_correct` of `hidden @ lm_head_weight.T`, whose rows never exist all at once.
+    """`sft_loss` and `count_correct` of `hidden @ lm_head_weight.T`, whose rows never all exist at once.
 
-    A chunk's logits are made, used and dropped, and made again in the backward pass: one more product
-    with the head per learned token, against `[tokens, vocab]` in fp32 kept from the forward pass on.
+    The logits of a chunk are computed, used and dropped, and computed again in the backward pass. This costs
+    one more product with the head per learned token, and saves storing logits of `[tokens, vocab]` in fp32.
 
     Args:
-        hidden: `[tokens, hidden]`.
-        lm_head_weight: `[vocab, hidden]`, of a head without bias.
-        labels: int64 `[tokens]`.
-        chunk: Rows at a time, at least 1.
+        hidden: The hidden states, `[tokens, hidden]`.
+        lm_head_weight: The weight of the language-model head, which has no bias, `[vocab, hidden]`.
+        labels: The tokens to predict, int64 `[tokens]`.
+        chunk: The number of rows at a time, at least 1.
 
     Returns:
-        The summed loss (fp32 scalar, with gradient to both) and the number of right tokens (int64 scalar).
+        The summed loss (fp32 scalar, with gradients to both) and the number of right tokens (int64 scalar).
 
     Raises:
-        ValueError: `chunk` is below 1, or there are more or fewer labels than rows.
+        ValueError: `chunk` is below 1, or the number of labels differs from the number of rows.
     """
     chunks = in_chunks(_chunk, hidden, lm_head_weight, labels, chunk)
     losses, correct = zip(*chunks, strict=True)
@@ -79,20 +81,21 @@ def in_chunks(
     labels: torch.Tensor,
     chunk: int,
 ) -> list[Result]:
-    """`function(rows, lm_head_weight, labels of the rows)` of every chunk; its activations are recomputed.
+    """Calls `function(rows, lm_head_weight, labels of the rows)` for every chunk and recomputes activations.
 
-    What `function` makes inside (logits) is dropped after the forward pass and made again in the backward
-    pass. There is at least one chunk, so that no tokens still give a result with a gradient (of zeros).
+    Tensors that `function` makes inside (logits) are dropped after the forward pass and computed again in the
+    backward pass. There is at least one chunk, so that even no tokens give a result with a gradient (of
+    zeros).
 
     Args:
-        function: Returns tensors that are small against a chunk's logits.
-        hidden: `[tokens, hidden]`.
-        lm_head_weight: `[vocab, hidden]`.
-        labels: `[tokens]`.
-        chunk: Rows at a time, at least 1.
+        function: A function that returns tensors much smaller than a chunk's logits.
+        hidden: The hidden states, `[tokens, hidden]`.
+        lm_head_weight: The weight of the language-model head, `[vocab, hidden]`.
+        labels: The tokens to predict, `[tokens]`.
+        chunk: The number of rows at a time, at least 1.
 
     Raises:
-        ValueError: `chunk` is below 1, or there are more or fewer labels than rows.
+        ValueError: `chunk` is below 1, or the number of labels differs from the number of rows.
     """
     if chunk < 1:
         raise ValueError(f"chunk: got {chunk}, allowed: 1 or more")

@@ -1,17 +1,18 @@
-"""Attention over a pack: every token sees its ancestors and itself, minus what had expired in its round.
+"""Attention over a pack: every token sees its ancestors and itself, except those expired by its round.
 
-Three ways to compute it, one meaning (`dense_mask`):
+There are three ways to compute it, with the same result. `dense_mask` defines it.
 
-- on a CPU, segment by segment: a segment's queries attend to its visible ancestors (no mask) and to itself
-  (causal), and the two results are combined by their log-sum-exps. No score outside the mask is computed and
-  no mask exists. One autograd function holds the loop, so that gradients of shared keys add up in place
-  instead of through a full-size tensor per slice; its backward pass gives each part the combined log-sum-exp,
-  which makes the part's gradient that of the whole.
-- on a GPU by FlexAttention, compiled once with dynamic shapes; the block mask reads four small tables.
-- anywhere by a dense mask: the oracle of the tests.
+- `segments`, on a CPU: a segment's queries attend to their visible ancestors (without a mask) and to their
+  own segment (causally), and the two results are combined by their log-sum-exps. Scores outside the mask are
+  not computed, and no mask is built. A single autograd function contains the loop, so that gradients of
+  shared keys are added in place, without a full-size tensor per slice. In the backward pass every part uses
+  the combined log-sum-exp instead of its own. This gives exactly the gradient of attention over all keys at
+  once.
+- `flex`, on a GPU: FlexAttention, compiled once with dynamic shapes. The block mask reads four small tables.
+- `dense`, anywhere: a dense mask, which tests compare the others with.
 
-transformers calls it through its attention interface; the pack's plan travels as a keyword of the text
-model's forward, so that the same model serves engine, padded and packed forwards.
+transformers calls this code through its attention interface. The pack's plan is passed as a keyword of the
+text model's forward, so that one model serves the engine, padded and packed forwards.
 """
 
 from __future__ import annotations
@@ -31,9 +32,9 @@ _DENSE_TOKENS = 4096
 
 
 def use_packed_attention(language_model: Any) -> None:
-    """Lets a Qwen2.5-VL or Qwen3-VL text model attend as a `packed` plan says, where its forward gets one.
+    """Makes a Qwen2.5-VL or Qwen3-VL text model follow a `packed` plan if its forward is given one.
 
-    Without a plan everything is as before. Calling it again does nothing.
+    Without a plan the model's attention is unchanged. Calling this function again has no effect.
     """
     from transformers import AttentionInterface
     from transformers.masking_utils import AttentionMaskInterface, sdpa_mask
@@ -68,7 +69,7 @@ def _attention(
 
 @dataclass(frozen=True)
 class _Part:
-    """One segment's queries and the ranges of keys that they all see."""
+    """One segment's queries, and the ranges of ancestor keys that all of them see."""
 
     start: int
     end: int
@@ -79,9 +80,9 @@ class PackedAttention:
     """The plan of one pack's attention, shared by all layers.
 
     Args:
-        pack: What is packed.
-        device: Where it runs.
-        implementation: `auto` is `flex` on a GPU and `segments` on a CPU.
+        pack: The pack to attend over.
+        device: The device that attention runs on.
+        implementation: The implementation. `auto` is `flex` on a GPU and `segments` on a CPU.
 
     Raises:
         ValueError: `dense` is asked for above 4096 tokens, or an implementation cannot run on the device.
@@ -107,7 +108,7 @@ class PackedAttention:
 
     @property
     def n_scores(self) -> int:
-        """Query-key pairs that the mask lets through, of one head."""
+        """The number of query-key pairs of one head that the mask lets through."""
         total = 0
         for part in self.parts:
             own = part.end - part.start
@@ -117,19 +118,19 @@ class PackedAttention:
     def __call__(
         self, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float | None = None
     ) -> torch.Tensor:
-        """Attends.
+        """Computes attention.
 
         Args:
-            query: `[1, heads, tokens, head_dim]`.
-            key: `[1, kv_heads, tokens, head_dim]`.
-            value: Likewise.
-            scaling: Of the scores; 1 / sqrt(head_dim) by default.
+            query: The queries, `[1, heads, tokens, head_dim]`.
+            key: The keys, `[1, kv_heads, tokens, head_dim]`.
+            value: The values, in the shape of `key`.
+            scaling: The factor of the scores; 1 / sqrt(head_dim) by default.
 
         Returns:
-            `[1, heads, tokens, head_dim]`.
+            The attended values, `[1, heads, tokens, head_dim]`.
         """
         scale = query.shape[-1] ** -0.5 if scaling is None else scaling
-        # Under autocast the rotary embedding gives float32 queries and keys beside half-precision values.
+        # Under autocast the rotary embedding returns float32 queries and keys, but values are half precision.
         key, value = key.to(query.dtype), value.to(query.dtype)
         if self.implementation == "segments":
             out: torch.Tensor = _Segments.apply(query, key, value, self.parts, scale)  # type: ignore[no-untyped-call]
@@ -142,7 +143,7 @@ class PackedAttention:
 
 
 def dense_mask(pack: Pack) -> torch.Tensor:
-    """Bool `[tokens, tokens]`: which key (column) a query (row) sees; every implementation equals it."""
+    """Which key (column) each query (row) sees, bool `[tokens, tokens]`. This mask defines the attention."""
     segment = torch.from_numpy(pack.segment_of).long()
     begin = torch.tensor([s.start for s in pack.segments])[segment]
     end = torch.tensor([s.subtree_end for s in pack.segments])[segment]
@@ -156,7 +157,7 @@ def dense_mask(pack: Pack) -> torch.Tensor:
 
 
 class _Segments(torch.autograd.Function):
-    """See the module's docstring. Heads that share a key head are its batch's heads: nothing is repeated."""
+    """The `segments` implementation. Query heads that share a key head form one batch; no key is repeated."""
 
     @staticmethod
     def forward(
@@ -193,7 +194,7 @@ class _Segments(torch.autograd.Function):
         grouped = query[0].reshape(kv_heads, heads // kv_heads, *query.shape[2:])
         grad = grads[0][0].reshape(grouped.shape)
         grad_query = torch.empty_like(grouped)
-        # What many segments see gets many small additions: not in half precision.
+        # Keys that many segments see sum many small gradients, which needs more than half precision.
         exact = _sum_dtype(key.dtype)
         grad_key, grad_value = torch.zeros_like(key[0], dtype=exact), torch.zeros_like(value[0], dtype=exact)
         for part in ctx.parts:
@@ -228,7 +229,7 @@ def _expanded(keys: torch.Tensor, groups: int) -> torch.Tensor:
 def _flash(
     queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, causal: bool, scale: float
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Attention and log-sum-exp: `[kv_heads, groups, queries, head_dim]` and without the last dimension."""
+    """Attention `[kv_heads, groups, queries, head_dim]`, and log-sum-exps `[kv_heads, groups, queries]`."""
     groups = queries.shape[1]
     out, sums = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(
         queries, _expanded(keys, groups), _expanded(values, groups), 0.0, causal, scale=scale
@@ -262,7 +263,7 @@ def _flash_backward(
 
 
 def _gather(keys: torch.Tensor, ranges: tuple[tuple[int, int], ...]) -> torch.Tensor:
-    """Rows of `[kv_heads, tokens, head_dim]`; a view where they are one range."""
+    """Selects rows of `[kv_heads, tokens, head_dim]`. The result is a view if there is only one range."""
     if len(ranges) == 1:
         return keys[:, ranges[0][0] : ranges[0][1]]
     return torch.cat([keys[:, start:end] for start, end in ranges], dim=1)
@@ -279,7 +280,7 @@ def _scatter_add(total: torch.Tensor, part: torch.Tensor, ranges: tuple[tuple[in
 
 
 def block_mask(pack: Pack, device: torch.device) -> Any:
-    """The pack's mask for FlexAttention: blocks where no query sees a key are never computed."""
+    """The pack's mask for FlexAttention, which skips blocks in which no query sees a key."""
     from torch.nn.attention.flex_attention import create_block_mask
 
     segment = torch.from_numpy(pack.segment_of).long()
@@ -300,7 +301,7 @@ def block_mask(pack: Pack, device: torch.device) -> Any:
 def _compiled_flex() -> Any:
     from torch.nn.attention.flex_attention import flex_attention
 
-    # Dynamic: every pack has another length, and a compilation for each would cost seconds.
+    # Shapes are dynamic because packs differ in length, and compiling for each would take seconds.
     return torch.compile(flex_attention, dynamic=True)
 
 

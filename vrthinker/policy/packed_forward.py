@@ -1,10 +1,11 @@
-"""The forward over a pack: hidden states and log-probabilities of everything that was sampled in it.
+"""The forward over a pack: hidden states and log-probabilities of all tokens that were sampled in it.
 
-Each distinct frame is encoded once, with gradient where the tower is trained, and its rows are gathered at
-every showing. The hidden states of predictions are gathered before the vocabulary projection. Policy, old and
-reference log-probabilities all come from here (`packed_logprobs`), by one implementation.
+Each distinct frame is encoded once, with gradient if the vision tower is trained, and its features are copied
+to every showing. Only hidden states from which a token is predicted are multiplied with the language-model
+head. The log-probabilities of the policy, of the old policy and of the reference all come from
+`packed_logprobs`.
 
-Source: method section 5 (ratios, KL), design "The packed forward".
+Source: method section 5 (ratios, KL).
 """
 
 from __future__ import annotations
@@ -32,17 +33,18 @@ def packed_hidden(
     attention: Implementation = "auto",
     features: Sequence[FrameFeatures] | None = None,
 ) -> torch.Tensor:
-    """Hidden states of the tokens that predictions are made from.
+    """The hidden states of the tokens from which sampled tokens are predicted.
 
     Args:
         policy: The model.
-        pack: What it is run over.
-        load: Pixels of frames by key (`FrameLoader.load`).
-        attention: How attention is computed.
-        features: The encoded `pack.frames`, where they are at hand (a tower that is not trained).
+        pack: The pack that the model is run over.
+        load: A function that loads the pixels of frames by key (`FrameLoader.load`).
+        attention: The implementation of attention.
+        features: The features of `pack.frames`, if they are encoded already (a tower that is not trained).
 
     Returns:
-        `[predictions, hidden]` after the final norm, with gradient, in the order of `pack.sources`.
+        The hidden states after the final norm, with gradient, `[predictions, hidden]`, in the order of
+        `pack.sources`.
 
     Raises:
         VideoError: A frame does not decode.
@@ -78,21 +80,21 @@ def packed_logprobs(
     chunk: int = DEFAULT_CHUNK,
     implementation: logprobs.Implementation = "auto",
 ) -> list[torch.Tensor]:
-    """Log-probabilities of the sampled tokens under a policy, as they were sampled: temperature and bans.
+    """The log-probabilities of the sampled tokens under a policy, with the sampling temperature and bans.
 
     Args:
-        policy: Whose.
-        pack: The sampled tokens in their contexts.
-        load: Pixels of frames by key.
+        policy: The model.
+        pack: The pack of the sampled tokens in their contexts.
+        load: A function that loads the pixels of frames by key.
         temperature: The sampling temperature; 0 (greedy) counts as 1.
-        banned: bool `[vocab]`, tokens that sampling never draws (`Markup.vocabulary`).
-        attention: How attention is computed.
-        features: See `packed_hidden`.
-        chunk: See `logprobs_from_hidden`.
-        implementation: See `logprobs_from_hidden`.
+        banned: The tokens that sampling never draws, bool `[vocab]` (`Markup.vocabulary`).
+        attention: The implementation of attention.
+        features: The features of `pack.frames`, if they are encoded already.
+        chunk: The number of rows whose logits exist at a time (`logprobs_from_hidden`).
+        implementation: The implementation of the logprobs (`logprobs_from_hidden`).
 
     Returns:
-        Per trajectory of the pack (`pack.trajectories`) float32 `[sampled]`, with gradient.
+        For each trajectory of the pack (`pack.trajectories`) float32 `[sampled]`, with gradient.
     """
     hidden = packed_hidden(policy, pack, load, attention=attention, features=features)
     found = logprobs.logprobs_from_hidden(

@@ -1,7 +1,7 @@
-"""A group's trajectories as one packed sequence: the prefix tree of what its rounds were sampled from.
+"""A group's trajectories as one packed sequence: the prefix tree of the contexts of its rounds.
 
-`replay.py` says which contexts those were. Every context token stands in the pack once. Every sampled token
-is a *prediction*: the place of the token before it, in the context in which it was sampled, and its id.
+`replay.py` finds these contexts. Tokens that contexts share are in the pack once. Every sampled token is a
+*prediction*: the index of the token before it, in the context in which it was sampled, and its id.
 
 Source: method sections 3 and 5; docs/memory.md.
 """
@@ -25,14 +25,14 @@ from vrthinker.policy.replay import Path, replayed_paths
 
 @dataclass(frozen=True)
 class Segment:
-    """Consecutive tokens of a pack without a branch between them, all read in one round.
+    """Consecutive tokens of a pack, without a branch between them, that the model read in the same round.
 
     Attributes:
-        start: Its first token.
-        end: Behind its last token.
-        subtree_end: Behind the last token of its last descendant.
-        parent: Index of the segment that it continues; -1 for a root.
-        round: In which round it was read.
+        start: The index of the first token.
+        end: The index after the last token.
+        subtree_end: The index after the last token of the last descendant.
+        parent: The index of the segment that this one continues; -1 for a root.
+        round: The round in which the model read the tokens.
     """
 
     start: int
@@ -44,26 +44,25 @@ class Segment:
 
 @dataclass(frozen=True)
 class Pack:
-    """One flattened prefix tree. A token sees its ancestors and itself, minus what expired before its round.
+    """A flattened prefix tree. A token sees its ancestors and itself, except those expired by its round.
 
     Attributes:
-        token_ids: int64 `[tokens]`; a parent's come before its children's.
-        positions: int64 `[3, tokens]`, as sampled.
-        rounds: int32 `[tokens]`, in which round each was read.
-        expires: int32 `[tokens]`, the first round that each is hidden from.
-        segments: In order; they tile the tokens.
-        frames: Distinct frames, by what makes their pixels distinct.
-        frame_order: Which of `frames` each showing is, in order of the tokens.
-        is_image: bool `[tokens]`, True at placeholders.
-        sources: int64 `[predictions]`, the token that each distinct prediction is made from.
-        labels: int64 `[predictions]`, the id that was sampled there.
-        sampled: Per trajectory the predictions of its sampled tokens, round by round, int64 `[sampled]`;
-            equal ones of several trajectories are one prediction.
-        trajectories: Which trajectories of the group these are; one that was split (`rerender` only) is in
-            several packs.
-        rounds_of: Per trajectory which of its rounds (from 0) each sampled token belongs to, int32
-            `[sampled]`.
-        n_context_tokens: Tokens of its contexts without sharing: of each path that was merged.
+        token_ids: The token ids, int64 `[tokens]`. A parent's come before its children's.
+        positions: The M-RoPE positions as sampled, int64 `[3, tokens]`.
+        rounds: The round in which each token was read, int32 `[tokens]`.
+        expires: The first round that each token is hidden from, int32 `[tokens]`.
+        segments: The segments in order. Together they cover the tokens without overlap.
+        frames: The distinct frames, by what makes their pixels distinct.
+        frame_order: For each showing, in the order of the tokens, the index of its frame in `frames`.
+        is_image: True at placeholders, bool `[tokens]`.
+        sources: The index of the token that each distinct prediction is made from, int64 `[predictions]`.
+        labels: The id that was sampled at each prediction, int64 `[predictions]`.
+        sampled: For each trajectory, the indices of the predictions of its sampled tokens, round by round,
+            int64 `[sampled]`. Equal predictions of several trajectories are stored once.
+        trajectories: The numbers of the pack's trajectories in the group. A trajectory that was split
+            (`rerender` only) is in several packs.
+        rounds_of: For each trajectory, the round (from 0) of each sampled token, int32 `[sampled]`.
+        n_context_tokens: The number of tokens of all contexts together, without sharing.
     """
 
     token_ids: np.ndarray
@@ -83,18 +82,18 @@ class Pack:
 
     @property
     def n_tokens(self) -> int:
-        """Tokens of the pack."""
+        """The number of tokens."""
         return len(self.token_ids)
 
     @cached_property
     def loss_mask(self) -> np.ndarray:
-        """Bool `[tokens]`: tokens of the pack that were sampled there.
+        """True at tokens of the pack that were sampled there, bool `[tokens]`.
 
-        A round's last token is one only where a later round follows; it is predicted all the same.
+        A round's last token is in the pack only if a later round follows. It is predicted in either case.
         """
         previous = np.arange(-1, self.n_tokens - 1)
         for segment in self.segments:
-            # The first token of a segment follows the last one of the segment's parent.
+            # The first token of a segment follows the last token of the segment's parent.
             previous[segment.start] = self.segments[segment.parent].end - 1 if segment.parent >= 0 else -1
         base = 1 + max(int(self.token_ids.max()), int(self.labels.max(initial=0)))
         wanted = self.sources * base + self.labels
@@ -103,12 +102,12 @@ class Pack:
 
     @cached_property
     def segment_of(self) -> np.ndarray:
-        """int32 `[tokens]`, the segment of each."""
+        """The index of each token's segment, int32 `[tokens]`."""
         lengths = [segment.end - segment.start for segment in self.segments]
         return np.repeat(np.arange(len(lengths), dtype=np.int32), lengths)
 
     def visible(self, index: int) -> list[tuple[int, int]]:
-        """What a segment sees before itself: ranges of tokens, ascending; touching ones are one."""
+        """The ranges of earlier tokens that a segment sees, ascending, with adjacent ranges joined."""
         segment = self.segments[index]
         lineage = []
         parent = segment.parent
@@ -125,7 +124,7 @@ class Pack:
         return ranges
 
     def _expiry_runs(self, segment: Segment) -> list[tuple[int, int]]:
-        """A segment's tokens in runs of equal expiry."""
+        """A segment's tokens as runs of equal expiry."""
         part = self.expires[segment.start : segment.end]
         edges = [0, *(np.flatnonzero(np.diff(part)) + 1).tolist(), len(part)]
         return [(segment.start + a, segment.start + b) for a, b in pairwise(edges)]
@@ -141,14 +140,15 @@ def pack_group(
     """Packs the trajectories of a group.
 
     Args:
-        trajectories: Usually of one item, so that they share their first input; any will do.
-        markup: The model's tokenizer side.
-        frame_factor: (height, width) pixels of one merged patch.
-        max_tokens: Most tokens of a pack. The group is split where it has more, and what packs share is in
-            each. A single context that is longer is a pack by itself.
+        trajectories: The trajectories. They usually belong to one item and share their first input, but need
+            not.
+        markup: The token ids of markers, and the encoding of text.
+        frame_factor: The (height, width) of one merged patch in pixels.
+        max_tokens: The most tokens of a pack. If the group has more, it is split, and tokens that packs share
+            are repeated in each. A single longer context is a pack by itself.
 
     Returns:
-        The packs; together they hold every sampled token of every trajectory once.
+        The packs. Together they hold every sampled token of every trajectory once.
 
     Raises:
         InputError: A trajectory was sampled under `renumber` or under a grammar, does not fit its own
@@ -181,7 +181,7 @@ def _refuse_forced_tokens(trajectory: Trajectory) -> None:
 
 
 class _Building:
-    """A pack under way."""
+    """A pack that is being built."""
 
     def __init__(self) -> None:
         self.tree = PrefixTree()
@@ -189,7 +189,7 @@ class _Building:
         self.tokens = 0
 
     def tokens_with(self, path: Path) -> int:
-        """Tokens of the pack if `path` were added: what it does not share comes on top."""
+        """The number of tokens that the pack would have if `path` were added."""
         return self.tokens + self._new_tokens(path)
 
     def add(self, path: Path) -> None:
@@ -241,7 +241,7 @@ def _flatten(tree: PrefixTree, paths: Sequence[tuple[Path, Node]]) -> Pack:
 
 
 def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, ...]:
-    """Nodes joined where one is its parent's only child and was read in the same round."""
+    """The segments of the nodes. A node joins its parent's if it is the only child, of the same round."""
     index_of: dict[int, int] = {}
     found: list[list[int]] = []  # start, end, parent, round
     for node in nodes:
@@ -274,7 +274,7 @@ def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, .
 def _predictions(
     paths: Sequence[tuple[Path, Node]], starts: dict[int, int]
 ) -> tuple[np.ndarray, np.ndarray, tuple[np.ndarray, ...], tuple[np.ndarray, ...], tuple[int, ...]]:
-    """Distinct (source, label) pairs, and per trajectory which of them its sampled tokens are."""
+    """The distinct (source, label) pairs, and for each trajectory the indices of its tokens' pairs."""
     base = 1 + max((int(path.tokens.max()) for path, _ in paths), default=0)
     pairs: list[np.ndarray] = []
     owners: list[np.ndarray] = []
@@ -298,7 +298,7 @@ def _predictions(
 
 
 def _places(leaf: Node, starts: dict[int, int]) -> np.ndarray:
-    """Where in the pack each token of a context stands."""
+    """The index in the pack of each token of a context."""
     ranges = []
     node: Node | None = leaf
     while node is not None:

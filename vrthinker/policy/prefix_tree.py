@@ -1,10 +1,10 @@
-"""A prefix tree of contexts: every token that contexts share is there once.
+"""A prefix tree of contexts, in which tokens that contexts share are stored once.
 
-A context is a list of stretches. Text is compared token by token, so that contexts part wherever they differ;
-a frame is shared whole or not at all. Two tokens are the same when everything before them is, and they have
-the same id, position, pixels and visibility.
+A context is a list of stretches. Text is compared token by token, so that contexts branch at their first
+difference. A frame is either shared whole or not at all. Two tokens are the same if they have the same id,
+position, pixels and visibility, and all tokens before them are the same.
 
-Invariant: a node's tokens were all read in the same round, so that one set of ancestors is visible to them.
+Invariant: the model read a node's tokens in the same round, so that all of them see the same ancestors.
 """
 
 from __future__ import annotations
@@ -18,21 +18,21 @@ from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.positions import Positions, mrope_positions
 
 NEVER = np.iinfo(np.int32).max
-"""The round in which a token that does not expire is hidden."""
+"""The value of `expires` of a token that never expires."""
 
 
 @dataclass(frozen=True)
 class Stretch:
-    """Some text, or one frame with its two markers.
+    """A piece of text, or one frame with its two markers.
 
     Attributes:
-        ids: int64 `[tokens]`.
-        start: Position of its first token; text counts on from there.
-        round: In which round it was read: as queries, its tokens see what was live then. 0 where nothing in
-            the context ever expires.
-        expires: First round to which its tokens are hidden.
-        frame: Whose pixels stand at its placeholders; None for text.
-        grid: (height, width) of the frame in merged patches.
+        ids: The token ids, int64 `[tokens]`.
+        start: The position of the first token. Text continues from it in steps of one.
+        round: The round in which the model read the tokens, which decides what they see. 0 if nothing in the
+            context ever expires.
+        expires: The first round from which the tokens are hidden.
+        frame: The key of the frame at the placeholders; None for text.
+        grid: The (height, width) of the frame in merged patches.
     """
 
     ids: np.ndarray
@@ -47,14 +47,14 @@ class Stretch:
 
     @property
     def key(self) -> tuple[object, ...]:
-        """Children of one node differ in it. Texts with the same key share at least their first token."""
+        """A key that differs between children of one node. Texts with equal keys share their first token."""
         if self.frame is not None:
             return (self.frame, self.start, self.round, self.expires)
         return (int(self.ids[0]), self.start, self.round)
 
     @property
     def positions(self) -> Positions:
-        """int64 `[3, tokens]`."""
+        """The M-RoPE positions of the tokens, int64 `[3, tokens]`."""
         if self.frame is None:
             return mrope_positions([len(self)], self.start)
         return mrope_positions([1, self.grid, 1], self.start)
@@ -65,7 +65,7 @@ class Stretch:
         return self.start + (len(self) if self.frame is None else max(self.grid) + 2)
 
     def cut(self, at: int) -> tuple[Stretch, Stretch]:
-        """A text before and from token `at` on."""
+        """The text before token `at`, and the text from token `at` on."""
         assert self.frame is None
         return (
             Stretch(self.ids[:at], self.start, self.round),
@@ -75,12 +75,12 @@ class Stretch:
 
 @dataclass
 class Node:
-    """A stretch in the tree.
+    """A node of the tree.
 
     Attributes:
-        stretch: What it holds.
-        parent: None for the first of a context.
-        children: By their keys.
+        stretch: The stretch that the node holds.
+        parent: The parent; None for the first node of a context.
+        children: The children by their keys.
     """
 
     stretch: Stretch
@@ -89,7 +89,7 @@ class Node:
 
 
 class PrefixTree:
-    """Contexts that were added, merged. There may be more than one root."""
+    """The merged contexts that were added. There may be more than one root."""
 
     def __init__(self) -> None:
         self.roots: dict[tuple[object, ...], Node] = {}
@@ -98,7 +98,8 @@ class PrefixTree:
         """Adds a context of at least one token.
 
         Returns:
-            The node that its last token is the last of. It stays so, whatever is added later.
+            The node whose last token is the context's last token. Contexts that are added later do not change
+            that.
         """
         node: Node | None = None
         pending = [stretch for stretch in reversed(context) if len(stretch)]
@@ -120,7 +121,7 @@ class PrefixTree:
         return node
 
     def shared(self, context: Sequence[Stretch]) -> int:
-        """How many of a context's first tokens are in the tree."""
+        """The number of a context's first tokens that are in the tree."""
         siblings, tokens = self.roots, 0
         pending = [stretch for stretch in reversed(context) if len(stretch)]
         while pending:
@@ -136,7 +137,7 @@ class PrefixTree:
                 if common < len(stretch):
                     pending.append(stretch.cut(common)[1])
                 if common < len(found.stretch):
-                    # Inside this node: what follows goes on in its text, or parts from it here.
+                    # The match ends inside this node: later tokens may continue in its text or differ.
                     rest = found.stretch.cut(common)[1]
                     siblings = {rest.key: Node(rest, None, found.children)}
                     continue
@@ -144,7 +145,7 @@ class PrefixTree:
         return tokens
 
     def nodes(self) -> Iterator[Node]:
-        """All nodes, a parent before its children, and each with its descendants right behind it."""
+        """All nodes in depth-first order: each is followed by its descendants."""
         pending = list(reversed(self.roots.values()))
         while pending:
             node = pending.pop()
@@ -152,7 +153,7 @@ class PrefixTree:
             pending += reversed(node.children.values())
 
     def _split(self, node: Node, at: int) -> Node:
-        """Splits a text; the node itself keeps the later part, so that it still ends where it did."""
+        """Splits a text. The node keeps the later part, so that its last token stays the same."""
         before, behind = node.stretch.cut(at)
         siblings = self.roots if node.parent is None else node.parent.children
         upper = siblings[node.stretch.key] = Node(before, node.parent)
@@ -162,7 +163,7 @@ class PrefixTree:
 
 
 def _common(one: np.ndarray, other: np.ndarray) -> int:
-    """How many tokens are the same from the start."""
+    """The number of equal tokens at the start of both."""
     length = min(len(one), len(other))
     differ = one[:length] != other[:length]
     first = int(differ.argmax()) if length else 0

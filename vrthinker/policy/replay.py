@@ -1,12 +1,12 @@
-"""A trajectory's rounds as contexts: replayed through the engine's own context, token by token.
+"""The contexts of a trajectory's rounds, replayed through the engine's own context class, token by token.
 
-This is the one replay: training sequences (`sequences.py`) and packs (`packing.py`) are both built on the
-paths that come out of it. What a round saw is read off the visibility record that the trajectory carries
-(`RoundRecord.expired`); here nothing is decided again.
+Training sequences (`sequences.py`) and packs (`packing.py`) are both built on the paths that this replay
+returns. What a round saw comes from the visibility record that the trajectory carries
+(`RoundRecord.expired`), and is not decided again here.
 
-Under `rerender` every round whose context was written anew is a path of its own, at its own positions. While
+Under `rerender` every round whose context was written anew is a separate path with its own positions. While
 no frame expires, consecutive rounds share a path. Under `evict` an episode is one path, and a token sees its
-ancestors minus the frames that had expired when it was read. The engine runs the model on a round's last
+ancestors except the frames that had expired when it was read. The engine runs the model on a round's last
 sampled token only when the next round begins, after expired frames have been removed; so does the replay.
 
 Rounds that were sampled bring their ids, and frames the sizes that they were sampled at. A teacher's rounds
@@ -35,12 +35,12 @@ from vrthinker.visibility import Region, ShownFrame, WindowMemory
 
 @dataclass
 class Path:
-    """One context, up to its last sampled token, and what was written in it.
+    """One context, up to its last sampled token, and the rounds that were written in it.
 
     Attributes:
         trajectory: The number of the trajectory that it belongs to.
         stretches: The context without its last token, which predicts nothing.
-        learned: (round index, first token, end) of each round that was written in it; half-open.
+        learned: (round index, first token, end) of each round that was written in it; the end is exclusive.
         tokens: The ids of the context, int64 `[tokens]`.
         next_position: The position of the last token plus one.
     """
@@ -53,7 +53,7 @@ class Path:
 
 
 def round_ids(record: RoundRecord, markup: Markup) -> list[int]:
-    """A round's ids as sampled; or, of a text, its tokens and the end of the turn."""
+    """A round's ids as sampled; for a round stored as text, its tokens and the end of the turn."""
     if record.token_ids is not None:
         return list(record.token_ids)
     ended = [markup.turn_end] if record.finish_reason is FinishReason.STOP else []
@@ -72,17 +72,17 @@ def replayed_paths(
     """The contexts that a trajectory's rounds were written in.
 
     Args:
-        number: The trajectory's number; it goes into the paths.
-        trajectory: An episode under `rerender` or `evict`.
-        markup: The model's tokenizer side.
-        factor: (height, width) pixels of one merged patch.
-        resize: How the model to be trained sees frames, for a trajectory whose rounds are texts; the sizes
-            on record by default.
-        ids_of: The ids that are learned of each round.
+        number: The trajectory's number, which is stored in the paths.
+        trajectory: The trajectory of an episode under `rerender` or `evict`.
+        markup: The token ids of markers, and the encoding of text.
+        factor: The (height, width) of one merged patch in pixels.
+        resize: The resizing of frames for the model to be trained, for a trajectory whose rounds are texts.
+            By default frames have the recorded sizes.
+        ids_of: A function that returns the ids of a round that are learned.
 
     Raises:
-        InputError: It was sampled under `renumber`, does not fit its own record, or has a frame that is not
-            on the model's grid.
+        InputError: The trajectory was sampled under `renumber`, does not fit its own record, or has a frame
+            that is not on the model's grid.
     """
     memory = trajectory.settings.memory
     if memory == "renumber":
@@ -106,15 +106,15 @@ def replayed_paths(
 def replayed_messages(
     trajectory: Trajectory, frame_factor: tuple[int, int], resize: ResizeSettings | None = None
 ) -> tuple[list[Message], list[list[Message]]]:
-    """The messages that the engine was given: the first input's, and those after each round.
+    """The messages that the engine was given: those of the first input, and those after each round.
 
     Args:
-        trajectory: Any trajectory.
-        frame_factor: (height, width) pixels of one merged patch.
-        resize: How the model to be trained sees frames, as in `replayed_paths`.
+        trajectory: The trajectory, under any memory mode.
+        frame_factor: The (height, width) of one merged patch in pixels.
+        resize: The resizing of frames for the model to be trained, as in `replayed_paths`.
 
     Raises:
-        InputError: A frame is shown that it has no record of, or is not on the model's grid.
+        InputError: A shown frame has no record, or it is not on the model's grid.
     """
     frames = _frames(trajectory, frame_factor, resize)
     first = [_message(message, frames) for message in trajectory.first_input]
@@ -123,7 +123,7 @@ def replayed_messages(
 
 @dataclass
 class _Replay:
-    """A trajectory run through the engine's context, with every stretch kept that was ever in it."""
+    """Runs a trajectory through the engine's context and keeps every stretch that was ever in it."""
 
     trajectory: int
     context: Context
@@ -181,7 +181,7 @@ class _Replay:
         return self.paths
 
     def _end_path(self) -> None:
-        """Files the context so far, if anything was sampled in it."""
+        """Stores the context so far as a path, if anything was sampled in it."""
         if self.learned:
             last = [] if self.last is None else [self.last[0]]
             tokens = np.concatenate([*(s.ids for s in self.stretches), np.asarray(last, dtype=np.int64)])
@@ -193,7 +193,7 @@ class _Replay:
         self.learned = []
 
     def _take(self, first: int) -> None:
-        """Adds the context's pieces from `first` on."""
+        """Adds the stretches of the context's pieces from index `first` on."""
         markup = self.context.markup
         for piece, start in zip(self.context.pieces[first:], self.context.starts[first:], strict=True):
             if isinstance(piece, FramePiece):
@@ -206,7 +206,7 @@ class _Replay:
                 self._text(np.asarray(piece.ids, dtype=np.int64), start)
 
     def _text(self, ids: np.ndarray, start: int, *, counted: bool = True) -> None:
-        """Adds text, joined to text before it that was read in the same round."""
+        """Adds text. It is joined to the text before it if that was read in the same round."""
         if not len(ids):
             return
         self.length += len(ids) if counted else 0
@@ -218,12 +218,12 @@ class _Replay:
         self.stretches.append(Stretch(ids, start, self._round))
 
     def _expires(self, shown: ShownFrame) -> int:
-        """Known from the start: an episode that ends before shares the frame with one that goes on."""
+        """The first round to which a showing is hidden; the same for all episodes, whenever they end."""
         hidden_from = self.window.hidden_from(shown.outcome) if self.evicts else None
         return NEVER if hidden_from is None else hidden_from
 
     def _check_expiry(self, expired: set[ShownFrame]) -> None:
-        """The record must say what the window says."""
+        """Checks that the record agrees with the window of the memory."""
         shown = {piece.segment.shown for _, piece in self.context.frames()}
         due = {one for one in shown if self._expires(one) == self.round}
         if expired != due:

@@ -1,7 +1,7 @@
-"""Trajectories as training sequences: the very token ids, positions and frames of each round's context.
+"""Trajectories as training sequences, with exactly the token ids, positions and frames of their rounds.
 
-A sequence is a path of the replay (`replay.py`) with a loss mask. Loss falls on a round's tokens, once, in
-the context in which they were written; tool outcomes, prompts and frames carry none (eq. 1 of the paper).
+A sequence is a path of the replay (`replay.py`) with a loss mask. The loss falls on a round's tokens once, in
+the context in which they were written. Tool outcomes, prompts and frames carry no loss (eq. 1 of the paper).
 While no frame expires, consecutive rounds form one sequence. When a frame expires (`rerender`), a new
 sequence starts. It repeats the earlier rounds as context, without a loss on them.
 """
@@ -26,11 +26,11 @@ class TrainingSequence:
     """One context with the rounds that are learned in it.
 
     Attributes:
-        id: The trajectory's.
-        token_ids: int64 `[tokens]`.
-        positions: int64 `[3, tokens]`, as the engine would pass them.
-        loss_mask: bool `[tokens]`, True at the tokens to be predicted.
-        frames: For each live frame the index of its first placeholder and its key, in order.
+        id: The id of the trajectory.
+        token_ids: The token ids, int64 `[tokens]`.
+        positions: The M-RoPE positions as the engine would pass them, int64 `[3, tokens]`.
+        loss_mask: True at the tokens to be predicted, bool `[tokens]`.
+        frames: The index of the first placeholder and the key of each live frame, in order.
     """
 
     id: str
@@ -51,16 +51,16 @@ def training_sequences(
     only_snapshots: bool = False,
     resize: ResizeSettings | None = None,
 ) -> list[TrainingSequence]:
-    """The sequences of one trajectory; every round's tokens are learned in exactly one of them.
+    """The sequences of one trajectory. Every round's tokens are learned in exactly one of them.
 
     Args:
-        trajectory: Of an episode under `rerender` memory.
-        markup: The model's tokenizer side.
-        frame_factor: (height, width) pixels of one merged patch.
-        only_snapshots: Learn of each round only what comes up to the end of its snapshot (reading lessons).
-            Rounds must be texts, and there may be only one.
-        resize: How the model to be trained sees frames, for a trajectory whose rounds are texts; the sizes on
-            record by default.
+        trajectory: The trajectory of an episode under `rerender` memory.
+        markup: The token ids of markers, and the encoding of text.
+        frame_factor: The (height, width) of one merged patch in pixels.
+        only_snapshots: Whether a round is learned only up to the end of its snapshot, as in reading lessons.
+            There may be only one round, and it must be a text.
+        resize: The resizing of frames for the model to be trained, for a trajectory whose rounds are texts.
+            By default frames have the recorded sizes.
 
     Raises:
         InputError: The trajectory uses another memory mode, shows a frame that it has no record of or that
