@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker import _core
@@ -44,6 +44,7 @@ def native(frames: Any, layout: dict[str, Any], **changes: Any) -> torch.Tensor:
     return out
 
 
+@pytest.mark.versions
 @pytest.mark.parametrize("version", ["reference", "cpu"])
 @pytest.mark.parametrize("layout", FAMILIES)
 @pytest.mark.parametrize(("blocks_y", "blocks_x"), [(1, 1), (3, 2), (16, 28)])
@@ -70,6 +71,7 @@ def test_equals_the_hugging_face_processor_bit_for_bit(
     assert torch.equal(patchify(frames, **layout, out_dtype=torch.bfloat16), result.to(torch.bfloat16))
 
 
+@pytest.mark.versions
 def test_every_byte_value_is_normalised_as_the_processor_does() -> None:
     from transformers.image_transforms import normalize, rescale
 
@@ -90,7 +92,6 @@ def test_every_byte_value_is_normalised_as_the_processor_does() -> None:
     dtype=st.sampled_from([torch.float32, torch.bfloat16]),
     seed=st.integers(0, 2**16),
 )
-@settings(max_examples=150, deadline=None)
 def test_native_versions_equal_the_reference_for_every_layout(
     n: int,
     blocks: tuple[int, int],
@@ -238,7 +239,7 @@ def test_opcheck(dtype: torch.dtype) -> None:
         )
 
 
-@pytest.mark.parametrize("dynamic", [False, True])
+@pytest.mark.parametrize("dynamic", [pytest.param(False, marks=pytest.mark.slow), True])
 def test_compiles_into_one_graph(dynamic: bool) -> None:
     def mean_patch(frames: torch.Tensor) -> torch.Tensor:
         return patchify(frames, **QWEN25).mean(dim=1) * 2
