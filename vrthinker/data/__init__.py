@@ -1,1 +1,1 @@
-"""Preference data: the pairs that are judged and trained on."""
+"""Preference data: the pairs to judge and to train on."""

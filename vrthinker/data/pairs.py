@@ -1,11 +1,11 @@
-"""The pairs file: what is to be judged, one JSON object a line.
+"""The pairs file: the pairs to judge, one JSON object a line.
 
-`{"id", "prompt", "video_1", "video_2", "labels": {"TA", "VQ", "MQ", "OA"}?, "dataset"?}`, UTF-8, the
-videos' paths relative to the file's own folder.
+A line is `{"id", "prompt", "video_1", "video_2", "labels": {"TA", "VQ", "MQ", "OA"}?, "dataset"?}` in UTF-8.
+The videos' paths are relative to the file's folder.
 
-Invariant: a file is read whole or refused whole. Every problem in it is counted and the first few are
-named (line, field, what was got, what is allowed), so that one run mends the file. Whether the videos
-are there is not asked here: a clip that cannot be read is a failed item of its own when it is judged.
+Invariant: a file is read as a whole or refused as a whole. All problems in it are counted and the first few
+are named (line, field, what was got, what is allowed), so that a user can mend the file after one run.
+Whether the videos exist is not checked here: a clip that cannot be read is a failed item when it is judged.
 """
 
 from __future__ import annotations
@@ -34,10 +34,10 @@ from vrthinker.episode.dimensions import DATASETS, Dimension
 from vrthinker.errors import InputError
 
 MAX_LINE_BYTES = 1 << 20
-"""A longer line is no pair: it is refused without being read to its end."""
+"""The most bytes of a line. A longer line is refused without being read to its end."""
 
 SHOWN_PROBLEMS = 5
-"""How many problems of a file are spelled out; the rest are counted."""
+"""The number of problems of a file that are described. The others are only counted."""
 
 _MAX_DIGITS = 40
 _ALLOWED = {
@@ -62,7 +62,7 @@ def _is_code(value: str) -> str:
 
 
 def _is_unicode(value: str) -> str:
-    """Refuses lone surrogates: JSON can spell them, files and terminals cannot hold them."""
+    """Refuses lone surrogates, which JSON can spell, but which files and terminals cannot hold."""
     value.encode("utf-8")  # UnicodeEncodeError is a ValueError
     return value
 
@@ -74,27 +74,27 @@ Text = Annotated[str, AfterValidator(_is_unicode)]
 
 
 def _without_nulls(value: object) -> object:
-    """Reads a null label as one that is not there."""
+    """Removes null labels, which count as absent."""
     if isinstance(value, Mapping):
         return {key: label for key, label in value.items() if label is not None} or None
     return value
 
 
 class Pair(BaseModel):
-    """One item: a caption, two videos made from it, and what people said where that is known."""
+    """One item: a caption, two videos made from it, and the preferences of people, if they are known."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     id: Text
-    """Unique in its file."""
+    """The id of the pair, unique in its file."""
     prompt: Text
     """The caption that both videos were made from."""
     video_1: Path
     video_2: Path
     labels: Annotated[DimensionLabels | None, BeforeValidator(_without_nulls)] = None
-    """What people preferred, only the dimensions that are known; null labels are left out."""
+    """What people preferred, for the dimensions that are known."""
     dataset: str | None = None
-    """Which dataset it comes from; it decides how the prompt names the dimensions."""
+    """The dataset that the pair comes from, which decides how the prompt names the dimensions."""
 
     @field_validator("id")
     @classmethod
@@ -121,16 +121,16 @@ class Pair(BaseModel):
 
 
 def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
-    """Reads a pairs file, in its order.
+    """Reads a pairs file, in the order of its lines.
 
     Blank lines, a byte order mark and CRLF line ends are tolerated.
 
     Args:
-        path: The file. Relative video paths in it start from its folder; the result has absolute ones.
+        path: The file. Relative video paths in it start from its folder; the result has absolute paths.
 
     Raises:
-        InputError: The file cannot be read, holds no pair, or holds lines that are none. The message
-            is one line with the first problems and their number.
+        InputError: The file cannot be read, has no pair, or has lines that are not pairs. The message is one
+            line with the first problems and the number of all.
     """
     file = Path(path)
     folder = file.absolute().parent
@@ -155,7 +155,7 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 
 @dataclass
 class _Problems:
-    """Counts what is wrong with a file and keeps the first few texts."""
+    """Counts the problems of a file and keeps the first few descriptions."""
 
     count: int = 0
     first: list[str] = field(default_factory=list)
@@ -176,7 +176,7 @@ class _Problems:
 def _lines(file: Path, problems: _Problems) -> Iterator[tuple[int, bytes]]:
     """Yields (1-based line number, line without its end) for every line that is not blank."""
     try:
-        # A device may never end; a pipe (`--pairs /dev/stdin`) does.
+        # A device may never end, but a pipe (`--pairs /dev/stdin`) does.
         mode = file.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             kind = "a folder" if stat.S_ISDIR(mode) else "a device or socket"
@@ -201,7 +201,7 @@ def _lines(file: Path, problems: _Problems) -> Iterator[tuple[int, bytes]]:
 
 
 class _NotJson(ValueError):
-    """What the JSON reader takes and a pairs file does not."""
+    """JSON that Python's reader accepts, but a pairs file does not."""
 
 
 def _refuse_constant(name: str) -> object:
@@ -232,7 +232,7 @@ def _distinct_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
 
 
 def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair | None:
-    """Reads one line, or adds what is wrong with it to `problems`."""
+    """Reads one line, or adds its problems to `problems`."""
     allowed = "one JSON object"
     try:
         text = line.decode("utf-8")
@@ -264,14 +264,14 @@ def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair 
 
 
 def _explain(kind: str, loc: tuple[int | str, ...], got: object, number: int, problems: _Problems) -> None:
-    """Puts one of pydantic's findings into the words of this file."""
+    """Describes one of pydantic's errors in the terms of a pairs file."""
     name = str(loc[0])
     if kind == "extra_forbidden":
         problems.add(number, None, f"the unknown key {_repr.repr(name)}", ", ".join(_ALLOWED))
     elif loc[-1] == "[key]":
         problems.add(number, name, f"the unknown key {_repr.repr(loc[1])}", _ALLOWED_CODES)
     elif len(loc) > 1:
-        if loc[1] in tuple(Dimension):  # an unknown key is a problem of its own already
+        if loc[1] in tuple(Dimension):  # an unknown key is reported separately
             problems.add(number, f"{name}.{loc[1]}", _repr.repr(got), _ALLOWED_LABEL)
     else:
         problems.add(number, name, "nothing" if kind == "missing" else _repr.repr(got), _ALLOWED[name])

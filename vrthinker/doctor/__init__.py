@@ -1,1 +1,1 @@
-"""What this machine has, what is missing for what, and how far training's numbers are from sampling's."""
+"""Reports on this machine, and on how far training's numbers differ from sampling's."""

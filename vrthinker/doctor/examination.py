@@ -1,8 +1,8 @@
-"""The parts that `vrthinker doctor` looks at, one function each.
+"""The parts that `vrthinker doctor` examines, one function each.
 
-Invariant: nothing here goes to the network, and heavy packages are imported only inside the checks,
-because only an import tells an installed package from one that works. A package that cannot be imported
-is a finding with its reason.
+Invariant: nothing here uses the network, and heavy packages are imported only inside the checks. They are
+imported because only that tells whether an installed package works. A package that cannot be imported is a
+finding with the reason.
 """
 
 from __future__ import annotations
@@ -32,19 +32,19 @@ RANGES: dict[str, tuple[str, str | None]] = {
     "pillow": ("11", None),
     "numpy": ("1.26", None),
 }
-"""Supported versions, half-open; the same as the package's own requirements."""
+"""Supported versions, the upper end exclusive. They equal the package's requirements."""
 
 DECODERS: dict[str, tuple[str, ...]] = {
     "h264": ("h264",),
     "hevc": ("hevc",),
     "vp9": ("vp9", "libvpx-vp9"),
-    # FFmpeg's own `av1` only drives hardware.
+    # FFmpeg's own decoder `av1` only works with hardware support.
     "av1": ("libdav1d", "libaom-av1"),
     "mpeg4": ("mpeg4",),
     "mjpeg": ("mjpeg",),
     "gif": ("gif",),
 }
-"""Codec -> FFmpeg's decoders for it, any of which will do."""
+"""Codec -> FFmpeg's decoders for it, any of which suffices."""
 
 EXTRAS = {
     "dali": "decoding frames on the GPU (not in this version yet)",
@@ -55,7 +55,7 @@ EXTRAS = {
     "serve": "the HTTP reward service (not in this version yet)",
     "view": "looking at many judgments in a viewer (not in this version yet)",
 }
-"""The extras, and what each is for."""
+"""The extras, and the use of each."""
 
 _MODELS = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
 _GIB = 1 << 30
@@ -65,15 +65,15 @@ _SMALL_DISK_BYTES = 20 * _GIB
 
 @dataclass(frozen=True)
 class Finding:
-    """One part of the machine.
+    """What was found about one part of the machine.
 
     Attributes:
-        part: Its name.
-        status: "ok", "warning" (works, but read the detail) or "missing" (absent or broken).
+        part: The name of the part.
+        status: The status: "ok", "warning" (works, but read the detail) or "missing" (absent or broken).
         detail: What was found.
-        needed_for: What does not work without it.
-        remedy: What to do; empty where there is nothing to do.
-        required: Whether judging on this machine needs it.
+        needed_for: What does not work without the part.
+        remedy: What to do; empty if there is nothing to do.
+        required: Whether judging on this machine needs the part.
     """
 
     part: str
@@ -91,7 +91,7 @@ def first_line(error: BaseException) -> str:
 
 
 def _root(error: BaseException) -> BaseException:
-    """What an error came from in the first place: lazy imports wrap what the user needs to see."""
+    """The original cause of an error, which lazy imports wrap and the user needs to see."""
     while error.__cause__ is not None:
         error = error.__cause__
     return error
@@ -106,7 +106,7 @@ def _version(distribution: str) -> str | None:
 
 
 def _import(name: str) -> ModuleType | str:
-    """The module, or why it cannot be imported (a broken library may raise anything)."""
+    """The module, or the reason why it cannot be imported. A broken library may raise anything."""
     try:
         return importlib.import_module(name)
     except Exception as error:
@@ -119,7 +119,7 @@ def _release(version: str) -> tuple[int, ...]:
 
 
 def _out_of_range(name: str, version: str) -> str | None:
-    """What is allowed, when `version` is not."""
+    """The allowed versions, if `version` is not one of them; else None."""
     low, high = RANGES[name]
     release = _release(version)
     if release >= _release(low) and (high is None or release < _release(high)):
@@ -130,7 +130,7 @@ def _out_of_range(name: str, version: str) -> str | None:
 def _package(
     distribution: str, module: str, needed_for: str, describe: Callable[[ModuleType], str] = lambda module: ""
 ) -> Finding:
-    """A required package: installed, importable, in its range."""
+    """Checks that a required package is installed, can be imported, and has a supported version."""
     low, high = RANGES[distribution]
     wanted = f"'{distribution}>={low}{f',<{high}' if high else ''}'"
     version = _version(distribution)
@@ -199,7 +199,7 @@ def _core() -> list[Finding]:
 
 
 def _probe() -> dict[str, Any]:
-    """What the CUDA driver says, asked through the native core; empty when it cannot be asked."""
+    """What the CUDA driver reports through the native core; empty if it cannot be asked."""
     with contextlib.suppress(Exception):
         return dict(importlib.import_module("vrthinker._core").cuda_probe())
     return {}
@@ -246,7 +246,7 @@ def _transformers() -> list[Finding]:
     needed = "running a model here"
     try:
         return [_package("transformers", "transformers", needed, models)]
-    except Exception as error:  # the package imports, a model's code does not
+    except Exception as error:  # the package can be imported, but a model's code cannot
         detail = f"{_version('transformers')}, its Qwen models cannot be imported: {first_line(_root(error))}"
         remedy = "mend what the message names (often torchvision: pip uninstall torchvision)"
         return [Finding("transformers", "missing", detail, needed, remedy, True)]
@@ -311,7 +311,7 @@ def _requirements() -> list[tuple[str, str | None]]:
 
 
 def _has_distribution(name: str) -> bool:
-    """Whether a distribution is there; DALI has one per CUDA version, and any will do."""
+    """Whether a distribution is installed. DALI has one per CUDA version, and any of them suffices."""
     family = "nvidia-dali-cuda"
     if name.startswith(family):
         return any((d.name or "").startswith(family) for d in importlib.metadata.distributions())
@@ -348,10 +348,10 @@ def _extras() -> list[Finding]:
 
 
 def _memory_bytes() -> int:
-    """What this process may use: the machine's memory or its container's limit."""
+    """The memory that this process may use: the machine's, or the limit of its container."""
     total = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for limit in ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory/memory.limit_in_bytes"):
-        with contextlib.suppress(OSError, ValueError):  # absent, or "max"
+        with contextlib.suppress(OSError, ValueError):  # the file is absent or says "max"
             total = min(total, int(Path(limit).read_text()))
     return total
 
@@ -372,7 +372,7 @@ def _machine() -> list[Finding]:
 def _disk() -> list[Finding]:
     home = os.environ.get("HF_HOME") or Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache", "huggingface")
     cache = Path(os.environ.get("HF_HUB_CACHE") or Path(home, "hub")).expanduser()
-    # Of a cache that is not there yet, the folder that it will be made in.
+    # If the cache does not exist yet, the folder in which it will be made is examined.
     there = next((place for place in (cache, *cache.parents) if place.exists()), Path("/"))
     free = shutil.disk_usage(there).free
     detail, needed = f"{free / _GIB:.0f} GiB free for {cache}", "downloading a model"
@@ -398,4 +398,4 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("CPU and memory", _machine),
     ("disk", _disk),
 )
-"""Part -> what examines it, in the order of the report."""
+"""Part -> the function that examines it, in the order of the report."""

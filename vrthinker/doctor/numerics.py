@@ -1,11 +1,11 @@
-"""How far training's numbers are from sampling's: `vrthinker doctor --numerics MODEL`.
+"""How far training's numbers differ from sampling's: `vrthinker doctor --numerics MODEL`.
 
-GRPO's ratio divides the probability that the packed forward gives a token by the one that it was sampled
-with. Both are of the same weights, so before the first update the ratio should be 1; what it is off by comes
-from another order of sums, from the dtype, and from nothing else. This measures it, per memory mode.
+GRPO divides the probability that the packed forward gives a token by the probability that it was sampled
+with. Both come from the same weights, so before the first update the ratio should be 1. Only the order of
+floating-point sums and the dtype make it differ. This module measures the difference, per memory mode.
 
-The modes themselves differ in what the model sees, so greedy verdicts may differ between them: that is no
-error of either (docs/memory.md), and it is counted beside.
+The modes show the model different things, so greedy verdicts may differ between them. That is not an error of
+either mode (docs/memory.md), and the report counts such pairs separately.
 """
 
 from __future__ import annotations
@@ -37,19 +37,19 @@ _FRAME_BYTES = 1 << 30
 
 @dataclass(frozen=True)
 class ModeDrift:
-    """One memory mode.
+    """The measured drift of one memory mode.
 
     Attributes:
         memory: The mode.
-        episodes: Sampled episodes.
-        tokens: Their sampled tokens.
-        largest: Largest |logprob in sampling - logprob in the packed forward|; None where no packed forward
-            is.
-        mean: Its mean.
-        prefilled_share: Of all rounds' context tokens, the share that was computed and not found in the
+        episodes: The number of sampled episodes.
+        tokens: The number of sampled tokens in them.
+        largest: The largest |logprob in sampling - logprob in the packed forward|; None if the mode has no
+            packed forward.
+        mean: The mean of these differences.
+        prefilled_share: The share of all rounds' context tokens that was computed instead of found in the
             cache.
-        features_reused: Share of the frames asked for whose encoding was at hand.
-        reason: Why there is no drift to state.
+        features_reused: The share of the requested frames whose encoding was in the cache.
+        reason: The reason why there is no drift to report.
     """
 
     memory: MemoryMode
@@ -64,17 +64,18 @@ class ModeDrift:
 
 @dataclass(frozen=True)
 class NumericsReport:
-    """What `measure_numerics` found.
+    """The result of `measure_numerics`.
 
     Attributes:
         model: The checkpoint's name.
-        device: Where it ran.
-        dtype: In which numbers.
-        pairs: Pairs judged in each mode.
-        temperature: Of the sampled episodes. Verdicts are compared greedily.
-        modes: The modes that the model allows.
-        disagreements: "mode/mode" to the share of pairs whose four judgments are not all the same.
-        without_verdict: Greedy episodes of each mode that ended without judgments; two of them agree.
+        device: The device that the model ran on.
+        dtype: The dtype that it computed in.
+        pairs: The number of pairs judged in each mode.
+        temperature: The temperature of the sampled episodes. Verdicts are compared greedily.
+        modes: The drift of each mode that the model allows.
+        disagreements: "mode/mode" -> the share of pairs whose four judgments are not all the same.
+        without_verdict: The number of greedy episodes of each mode that ended without judgments. Two such
+            episodes count as equal.
     """
 
     model: str
@@ -87,7 +88,7 @@ class NumericsReport:
     without_verdict: Mapping[str, int]
 
     def as_json(self) -> str:
-        """Everything as JSON."""
+        """The report as JSON."""
         return json.dumps({"schema_version": 1, **asdict(self)}, indent=2)
 
 
@@ -99,19 +100,19 @@ def measure_numerics(
     seed: int = 0,
     on_mode: Callable[[MemoryMode], None] = lambda memory: None,
 ) -> NumericsReport:
-    """Judges pairs in every memory mode, and recomputes what was sampled.
+    """Judges pairs in every memory mode, and recomputes the logprobs of the sampled tokens.
 
-    Rounds are written freely and from the whole distribution (no grammar, top_p 1), as in training.
+    As in training, rounds are sampled freely and from the whole distribution (no grammar, top_p 1).
 
     Args:
-        judge: A judge on the transformers engine.
-        pairs: What to judge.
-        temperature: Of the sampled episodes.
-        seed: Of the sampling.
-        on_mode: Called when a mode begins.
+        judge: A judge with the transformers engine.
+        pairs: The pairs to judge.
+        temperature: The temperature of the sampled episodes.
+        seed: The seed of the sampling.
+        on_mode: A function that is called when a mode begins.
 
     Raises:
-        InputError: The judge has another engine, or there is no pair.
+        InputError: The judge has another engine, or there are no pairs.
         VRThinkerError: An item cannot be judged.
     """
     engine = judge.engine
@@ -157,7 +158,7 @@ def measure_numerics(
 def _episodes(
     judge: Judge, pairs: Sequence[Pair], memory: MemoryMode, temperature: float, seed: int
 ) -> list[Trajectory]:
-    """One episode per pair, in the order of the pairs."""
+    """Runs one episode per pair, in the order of the pairs."""
     changes = {"memory": memory, "temperature": temperature, "top_p": 1.0, "guided": False}
     episode = judge.settings.episode.model_copy(update=changes)
     settings = judge.settings.model_copy(update={"episode": episode})
@@ -206,7 +207,7 @@ def _drift(
 def _differences(
     engine: HFEngine, trajectories: Sequence[Trajectory], temperature: float
 ) -> Iterator[torch.Tensor]:
-    """|difference| of each sampled token, by round."""
+    """The |difference| of each sampled token, by round."""
     model, factor = engine.model, engine.model.patch_size * engine.model.merge_size
     loader = FrameLoader(open_reader(), FrameCache(_FRAME_BYTES))
     try:
@@ -219,7 +220,7 @@ def _differences(
             for owner, numbers, values in zip(pack.trajectories, pack.rounds_of, found, strict=True):
                 for number in dict.fromkeys(numbers.tolist()):
                     sampled = trajectories[owner].rounds[number].logprobs
-                    if sampled is not None:  # they are dropped where they were not finite
+                    if sampled is not None:  # None if the logprobs were not finite
                         own = values.cpu()[torch.from_numpy(numbers == number)]
                         yield (own - torch.tensor(sampled)).abs()
     finally:
@@ -227,7 +228,7 @@ def _differences(
 
 
 def default_pairs(folder: Path, limit: int, seed: int = 0) -> list[Pair]:
-    """Pairs of the synthetic world, made in `folder`."""
+    """Makes pairs of the synthetic world in `folder`."""
     from vrthinker.data.pairs import load_pairs
     from vrthinker.world.files import PAIRS_FILE, make_world
     from vrthinker.world.world import PRESETS

@@ -1,6 +1,6 @@
-"""What this machine has, what is missing, and what for: `vrthinker doctor`.
+"""The report of `vrthinker doctor`: what this machine has, what is missing, and what that is needed for.
 
-Invariant: an examination never fails. A part that breaks while it is looked at is a finding too.
+Invariant: an examination never fails. If examining a part raises an error, that is a finding too.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main(*, as_json: bool = False) -> int:
 
 
 def examine() -> list[Finding]:
-    """Looks at every part. Imports torch, transformers and PyAV; takes some seconds."""
+    """Examines every part. This imports torch, transformers and PyAV, and takes some seconds."""
     findings: list[Finding] = []
     for part, check in CHECKS:
         try:
@@ -49,12 +49,12 @@ def examine() -> list[Finding]:
 
 
 def exit_code(findings: Iterable[Finding]) -> int:
-    """1 when something that judging on this machine needs is missing, else 0."""
+    """The exit code: 1 if something is missing that judging on this machine needs, else 0."""
     return int(any(finding.required and finding.status == "missing" for finding in findings))
 
 
 def as_json(findings: Sequence[Finding]) -> str:
-    """The findings for machines: `{"schema_version", "ok", "findings": [...]}`."""
+    """The findings as JSON: `{"schema_version", "ok", "findings": [...]}`."""
     return json.dumps(
         {
             "schema_version": 1,
@@ -66,7 +66,7 @@ def as_json(findings: Sequence[Finding]) -> str:
 
 
 def render(findings: Iterable[Finding]) -> Table:
-    """The findings for people: what is fine in a line, what is not with its use and its remedy."""
+    """The findings as a table: a line for what is fine; with use and remedy for what is not."""
     from rich.table import Table
     from rich.text import Text
 
@@ -89,14 +89,14 @@ def render(findings: Iterable[Finding]) -> Table:
 def numerics(
     model: str, pairs: Path | None, limit: int, *, device: str | None = None, dtype: str | None = None
 ) -> NumericsReport:
-    """How far training's numbers are from sampling's, and what the memory modes change (`doctor.numerics`).
+    """Measures how far training's numbers differ from sampling's, per memory mode (`doctor.numerics`).
 
     Args:
         model: A checkpoint folder, a hub id, or nano.
-        pairs: A pairs file; pairs of the synthetic world by default.
-        limit: How many of them.
-        device: See `Judge.from_pretrained`.
-        dtype: Likewise.
+        pairs: A pairs file; by default pairs of the synthetic world are made.
+        limit: The most pairs to judge.
+        device: The device that the model runs on (`Judge.from_pretrained`).
+        dtype: The dtype that it computes in (`Judge.from_pretrained`).
 
     Raises:
         InputError: The model or the pairs cannot be used.
@@ -126,7 +126,7 @@ def _note(text: str) -> None:
 
 
 def print_numerics(report: NumericsReport) -> None:
-    """The report as a table."""
+    """Prints the report as a table."""
     from rich.console import Console
     from rich.table import Table
     from rich.text import Text
@@ -166,4 +166,4 @@ def print_numerics(report: NumericsReport) -> None:
     )
 
 
-_as_json = as_json  # `main` has an argument of that name
+_as_json = as_json  # because `main` has an argument named `as_json`

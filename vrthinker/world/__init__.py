@@ -1,1 +1,1 @@
-"""The synthetic world with planted truth: clips, words, perfect readers, the oracle, the nano judge."""
+"""The synthetic world with planted truth: clips, words, perfect readers, the oracle and the nano judge."""

@@ -1,8 +1,8 @@
 """World folders: `clips/*.mp4`, `pairs.jsonl`, `truth.jsonl`, `world.json`.
 
-Deterministic per seed, whatever the number of processes. Invariant: `pairs.jsonl` is written last, so a
-folder that has one is whole; a killed run is continued by giving the same command again (clips that are there
-are kept; each was renamed into place when it was complete; what a killed run left of others ends in `.new`).
+A world is deterministic per seed, whatever the number of processes. Invariant: `pairs.jsonl` is written last,
+so a folder that has one is complete. To continue after a killed run, give the same command again: existing
+clips are kept, because each is renamed into place only when it is complete. (Incomplete ones end in `.new`.)
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ from vrthinker.world.world import ID_PATTERN, PairTruth, WorldConfig, sample_pai
 PAIRS_FILE, TRUTH_FILE, WORLD_FILE = "pairs.jsonl", "truth.jsonl", "world.json"
 MAX_LINE_BYTES = 1 << 20
 MAX_PAIRS = 1_000_000
-"""Ids have six digits for a pair's number."""
+"""The most pairs of a world: ids have six digits for a pair's number."""
 _PAIRS_PER_TASK = 16
 _MAX_PREFIX_CHARS = 60
 
@@ -53,12 +53,12 @@ def make_world(
     """Writes a world folder.
 
     Args:
-        out: The folder; a folder of the same world is completed.
+        out: The folder to write. If it holds a part of the same world, it is completed.
         config: The difficulty.
-        pairs: How many pairs.
-        seed: Equal seeds give equal files.
-        prefix: Begins every pair's id.
-        workers: Processes; as many as there are cores by default.
+        pairs: The number of pairs.
+        seed: The seed of the world. Equal seeds give equal files.
+        prefix: The beginning of every pair's id.
+        workers: The number of processes; by default the number of cores.
 
     Returns:
         The truths, in the order of `pairs.jsonl`.
@@ -91,7 +91,7 @@ def check_size(pairs: int, seed: int) -> None:
     """Refuses a number of pairs or a seed that no world can have.
 
     Raises:
-        InputError: One is out of range.
+        InputError: The number or the seed is out of range.
     """
     if not 1 <= pairs <= MAX_PAIRS:
         raise InputError(f"world: got {pairs} pairs, allowed: 1 to {MAX_PAIRS}")
@@ -124,7 +124,7 @@ def _make_folder(folder: Path) -> None:
 
 
 def clip_paths(folder: Path, truth: PairTruth) -> tuple[Path, Path]:
-    """Where a pair's clips are."""
+    """The paths of a pair's two clips."""
     return folder / "clips" / f"{truth.id}-1.mp4", folder / "clips" / f"{truth.id}-2.mp4"
 
 
@@ -132,7 +132,7 @@ def load_truths(folder: Path) -> list[PairTruth]:
     """Reads a world folder's truths.
 
     Raises:
-        InputError: There is no truth file, it is empty, or a line of it is no truth or an earlier pair's.
+        InputError: There is no truth file, it is empty, or one of its lines is not a truth or repeats a pair.
     """
     path = folder / TRUTH_FILE
     truths: dict[str, PairTruth] = {}
@@ -157,7 +157,7 @@ def load_truths(folder: Path) -> list[PairTruth]:
 
 
 def load_pairs_of(folder: Path) -> list[Pair]:
-    """The pairs of a world folder, as any pairs file is read."""
+    """Reads the pairs of a world folder from its `pairs.jsonl`."""
     return load_pairs(folder / PAIRS_FILE)
 
 
@@ -177,12 +177,12 @@ def _write_lines(path: Path, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _write_clips(out: Path, truths: Sequence[PairTruth], workers: int) -> Iterator[None]:
-    """Writes the clips of each pair, in processes where there is enough to do."""
+    """Writes the clips of each pair, in several processes if there are enough pairs."""
     tasks = [(out, truths[i : i + _PAIRS_PER_TASK]) for i in range(0, len(truths), _PAIRS_PER_TASK)]
     if workers == 1 or len(tasks) < 2:
         yield from map(_write_some, tasks)
         return
-    # Not fork: whoever calls this may hold threads and locks.
+    # The pool must not fork, because the caller may have threads and locks.
     context = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(min(workers, len(tasks)), context, end_with_parent) as pool:
@@ -192,7 +192,7 @@ def _write_clips(out: Path, truths: Sequence[PairTruth], workers: int) -> Iterat
 
 
 def end_with_parent() -> None:
-    """Lets a pool's worker end when its parent was killed; it would wait for work for ever."""
+    """Makes a pool's worker end when its parent is killed. Otherwise it would wait for work for ever."""
     parent = multiprocessing.parent_process()
     assert parent is not None
 

@@ -1,8 +1,8 @@
 """Reading lessons: episodes of one round about a few chosen frames, for a curriculum.
 
-A model that starts from nothing does not learn to say which frame shows what from eight frames at once; from
-one, then two, then four frames a clip it does (docs/log.md). A lesson shows frames of different parts of the
-clips, often ones that show something, as its first input, and is answered in its only round.
+An untrained model does not learn from eight frames at once which frame shows what. It does learn it from one,
+then two, then four frames a clip (docs/log.md). A lesson is an episode of a single round, whose first input
+has frames from different parts of the clips, often frames that show something.
 """
 
 from __future__ import annotations
@@ -15,15 +15,15 @@ _INTERESTING = 0.6
 
 
 def lesson_frames(pair: PairTruth, frames_per_clip: int, rng: np.random.Generator) -> tuple[int, ...]:
-    """Frame numbers of a lesson: at most one from each part between two first-input frames.
+    """Draws the frames of a lesson: at most one between every two neighbouring first-input frames.
 
     Args:
-        pair: Whose clips.
-        frames_per_clip: 1 to 4.
-        rng: Picks.
+        pair: The pair whose clips the lesson shows.
+        frames_per_clip: The number of frames of each clip, 1 to 4.
+        rng: The random number generator.
 
     Returns:
-        Frame numbers, ascending.
+        The frame numbers, ascending.
     """
     numbers: list[int] = []
     offset = 1

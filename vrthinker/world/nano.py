@@ -1,10 +1,10 @@
-"""The nano judge before training: the real Qwen2.5-VL class at about 1 M parameters, and its tokenizer.
+"""The nano judge before training: a Qwen2.5-VL model of about 1 M parameters, and its tokenizer.
 
-It is meant for the synthetic world and small enough to train on two CPU cores. The tokenizer has the world's
-phrases and the whole numbers 10 to 99 as single tokens and spells everything else byte by byte, longer
-numbers digit by digit: any text encodes and decodes to itself. With digits alone, a model of this size took
-several times as long to learn which frame a remark is about, and at the class's own standard deviation of
-0.02 instead of 0.06 it did not learn it at all (docs/log.md).
+The nano judge is made for the synthetic world and small enough to train on two CPU cores. Its tokenizer has
+the world's phrases and the whole numbers 10 to 99 as single tokens. It spells everything else byte by byte,
+and longer numbers digit by digit, so that any text encodes and decodes to itself. With single digits only, a
+model of this size took several times as long to learn which frame a remark is about. With weights of the
+class's default standard deviation, 0.02 instead of 0.06, it did not learn this at all (docs/log.md).
 """
 
 from __future__ import annotations
@@ -21,12 +21,12 @@ from vrthinker.world.words import PHRASES
 NANO_PROMPTS = Path(__file__).parent / "nano_prompts"
 NANO_NOTE = "nano judges the synthetic world only"
 SIDE = 56
-"""Frames are seen at 56 x 56 pixels: 4 tokens."""
+"""The judge sees frames at 56 x 56 pixels, which are 4 tokens."""
 _CONTEXT_TOKENS = 8192
 
 
 def nano_settings() -> JudgeSettings:
-    """How the nano judge is asked."""
+    """The settings of the nano judge's episodes."""
     return JudgeSettings(
         resize=ResizeSettings(patch_size=14, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE),
         episode=EpisodeSettings(max_rounds=3, max_round_tokens=256),
@@ -34,7 +34,7 @@ def nano_settings() -> JudgeSettings:
 
 
 def nano_templates() -> PromptTemplates:
-    """The nano judge's wording."""
+    """The nano judge's prompts."""
     return PromptTemplates.load(NANO_PROMPTS)
 
 
@@ -42,8 +42,8 @@ def write_nano(folder: Path, *, seed: int) -> Path:
     """Writes an untrained nano judge as a checkpoint folder.
 
     Args:
-        folder: Where to; made when missing.
-        seed: Of the random weights. Torch's own generators are left as they were.
+        folder: The folder to write, which is made if it is missing.
+        seed: The seed of the random weights. Torch's own generators are not changed.
 
     Returns:
         `folder`.
@@ -88,13 +88,13 @@ def write_nano(folder: Path, *, seed: int) -> Path:
 
 
 def write_judge_settings(folder: Path, settings: JudgeSettings, templates: PromptTemplates) -> None:
-    """Writes what a checkpoint folder says about how it wants to be asked."""
+    """Writes the settings and prompts that a checkpoint folder is to be used with."""
     templates.save(folder / PROMPTS_FOLDER)
     (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", "utf-8")
 
 
 def _tokenizer() -> Any:
-    """Bytes, and the world's phrases on top of them."""
+    """A tokenizer of bytes and the world's phrases."""
     import transformers
     from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 
@@ -107,7 +107,7 @@ def _tokenizer() -> Any:
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL_TOKENS])
     known = set(alphabet)
     core.add_tokens([AddedToken(p, special=False, normalized=False) for p in PHRASES if p not in known])
-    # Whole numbers only: the 27 in 278 stays two digits.
+    # Only whole numbers are tokens: the 27 in 278 stays two digits.
     numbers = [AddedToken(str(n), special=False, normalized=False, single_word=True) for n in range(10, 100)]
     core.add_tokens(numbers)
     wrapper: Any = transformers.PreTrainedTokenizerFast

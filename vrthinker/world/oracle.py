@@ -1,11 +1,11 @@
 """The oracle: an engine that reads the world's stored truth instead of pixels.
 
-It implements the same protocol as every engine, so its episodes come from the same runner as everything else
-and make traces for cold start. It sees what a judge sees, and no more: a frame that was not shown to its
-session is unknown to it. What it does is drawn per session from a mixture of behaviours, so that traces
-leave later stages something to improve.
+The oracle implements the same protocol as every engine, so that its episodes come from the same runner as all
+others and serve as traces for cold start. It knows only what a judge could see: of a frame that its session
+was not shown, it knows nothing. Each session draws one behaviour from a mixture, so that traces are not
+perfect and later training stages can improve on them.
 
-Invariant: a text depends on the session's seed and on the frames it was shown, on nothing else.
+Invariant: a text depends only on the session's seed and on the frames that it was shown.
 """
 
 from __future__ import annotations
@@ -40,20 +40,20 @@ from vrthinker.world.world import PairTruth, first_indices, judgments_from_count
 
 
 class Behavior(enum.StrEnum):
-    """What one session does."""
+    """The behaviour of one session."""
 
     ORACLE = "oracle"
-    """Looks into every gap that a hint marks, then answers."""
+    """The session looks into every gap that a hint marks, then answers."""
     RANDOM_SEGMENT = "random_segment"
-    """Looks into one gap of each clip (or of one, where that takes a whole call) blindly, then answers."""
+    """The session looks into a random gap of each clip (or of one clip, if that takes a whole call)."""
     RANDOM_FRAMES = "random_frames"
-    """Looks at random frames, once or as often as there are calls, then answers."""
+    """The session looks at random frames, in one call or in all calls it may make, then answers."""
     IMMEDIATE = "immediate"
-    """Answers from the first frames."""
+    """The session answers from the first frames."""
 
 
 class BehaviorMix(BaseModel):
-    """How often each behaviour is drawn (weights; they need not add up to 1)."""
+    """The weights with which behaviours are drawn. They need not add up to 1."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False)
 
@@ -63,7 +63,7 @@ class BehaviorMix(BaseModel):
     immediate: float = Field(0.0, ge=0.0)
 
     def draw(self, rng: np.random.Generator) -> Behavior:
-        """One behaviour."""
+        """Draws one behaviour."""
         weights = np.array([getattr(self, behavior.value) for behavior in Behavior])
         if not weights.any():
             raise EngineError("behaviours: all weights are 0, wanted at least one above")
@@ -125,7 +125,7 @@ class OracleEngine(Engine):
         return self._sessions.max_sessions
 
     def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
-        """Starts a session; the clips of its first frames say whose truth is read, in either order.
+        """Starts a session. The clips of its first frames, in either order, identify the pair.
 
         Raises:
             EngineError: `max_sessions` are open, the engine is shut down, or the messages show no frames, or
@@ -155,11 +155,11 @@ class OracleEngine(Engine):
         return [self.open(state.context.messages, seed=seed) for seed in seeds]
 
     def submit(self, request: RoundRequest) -> None:
-        """Writes a round; `collect` returns it.
+        """Writes a round, which `collect` then returns.
 
         Raises:
-            EngineError: The session is not open or has a round under way, the round is to be guided, or it
-                shows frames of another pair.
+            EngineError: The session is not open or has a round under way, or the request asks for a guided
+                round or shows frames of another pair.
         """
         state = self._sessions.check_submit(request.session)
         if request.limits.form is not None:
@@ -201,7 +201,7 @@ class OracleEngine(Engine):
     def update_weights(
         self, named_tensors: Iterable[tuple[str, Any]] | Mapping[str, Any], policy_version: int
     ) -> None:
-        """Takes the version; the truth has no weights.
+        """Takes the version. The oracle has no weights.
 
         Raises:
             EngineError: A session is open, or the engine is shut down.
@@ -210,7 +210,7 @@ class OracleEngine(Engine):
         self._policy_version = policy_version
 
     def _pair(self, frames: Sequence[FrameSegment]) -> tuple[PairTruth, tuple[str, str]]:
-        """The truth with its clips in the order in which they are shown, and their files."""
+        """The truth, with its clips in the order in which they are shown, and the clips' files."""
         if not frames:
             raise EngineError("oracle: the first input shows no frame; it reads truths by the frames' clips")
         path = _file(frames[0])
@@ -226,7 +226,7 @@ class OracleEngine(Engine):
             "both clips of one pair, in either order, without max_fps"
         )
 
-    # What it writes
+    # Writing
 
     def _write(self, state: _State) -> str:
         before = [list(events) for events in state.found]
@@ -236,7 +236,7 @@ class OracleEngine(Engine):
         judgments = judgments_from_counts(*map(words.defect_counts, state.found))
         unresolved = sum(map(len, state.pending))
         decision, asked = self._decide(state)
-        # High confidence when no hint is left to look into, middle for up to two, low beyond.
+        # Confidence is high if no hint is left to look into, middle for up to two, low for more.
         answer = words.answer(judgments, 1 if not unresolved else 2 if unresolved <= 2 else 3)
         text += f"\n{decision}</think>"
         if not asked:
@@ -244,7 +244,7 @@ class OracleEngine(Engine):
         return f"{text}<recommend answer>{answer}</recommend answer>{words.tool_call(asked)}"
 
     def _read(self, state: _State) -> None:
-        """Takes in the new frames: events that were not found before, gaps that are marked or resolved."""
+        """Reads the new frames: notes newly found events, and gaps that are now marked or resolved."""
         pair = state.pair
         before = {number for events in state.found for number, _ in events}
         known = {(clip, pair.clips[clip].event_at(i)) for clip, i in map(pair.locate, before)}
@@ -267,7 +267,7 @@ class OracleEngine(Engine):
             ]
 
     def _decide(self, state: _State) -> tuple[str, list[int]]:
-        """What the thinking ends with, and the frame numbers to ask for (none: answer now)."""
+        """The end of the thinking, and the frame numbers to request. Without any, the session answers."""
         looks: list[tuple[int, tuple[int, int]]] = []
         if not state.calls_left:
             return "done", []
@@ -315,7 +315,7 @@ def _file(frame: FrameSegment) -> str:
 
 
 def _are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, files: tuple[str, str]) -> bool:
-    """Whether the frames' numbers mean what the truth takes them to mean."""
+    """Whether the frames' numbers refer to the same frames as in the truth."""
     places = [(frame, *pair.locate(frame.shown.frame_number)) for frame in frames]
     return all(
         (_file(frame), *frame.key[1:2]) == (files[clip], index) and index < pair.clips[clip].n_frames
@@ -324,5 +324,5 @@ def _are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, file
 
 
 def truths_by_clip(folder: Path, truths: Iterable[PairTruth]) -> dict[str, PairTruth]:
-    """Truths under the absolute paths of both their clips in a world folder."""
+    """The truths of a world folder by the absolute paths of their clips."""
     return {os.path.abspath(path): truth for truth in truths for path in clip_paths(folder, truth)}

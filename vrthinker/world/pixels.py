@@ -1,8 +1,8 @@
 """The synthetic world's pixels: a `PairTruth` drawn and encoded as real H.264 files.
 
-Everything is drawn on a grid of 56 x 56 units, whatever the clip's size, so that a defect is as large on a
-thumbnail as on a big clip. Invariant: equal truths give byte-equal files under one version of the encoder
-(x264 without look-ahead and with one thread; its defaults are not reproducible).
+Everything is drawn on a grid of 56 x 56 units, whatever the clip's size, so that a defect covers the same
+share of a small and of a big picture. Invariant: equal truths give byte-equal files under one version of the
+encoder (x264 without look-ahead and with one thread, because its defaults are not reproducible).
 """
 
 from __future__ import annotations
@@ -16,14 +16,14 @@ import numpy as np
 from vrthinker.world.world import WORLD_COMMENT, ClipTruth, Defect, Hint, PairTruth
 
 UNITS = 56
-"""Units per side of the picture."""
+"""The number of units per side of the picture."""
 
 _BACKGROUND = 0.25
 _TEXTURE = 0.02
 _FADE = 0.07
 _BAR_UNITS = 3
 _TRAVEL = 32.0
-"""Way from the first frame to the last, in units, leaps of speed hints included."""
+"""The distance from the first frame to the last in units, including the leaps of speed hints."""
 _LEAP = 5.0
 _LANES = {1: (28.0,), 2: (17.0, 39.0)}
 _RADIUS = {1: 8.0, 2: 6.0}
@@ -54,7 +54,7 @@ def draw_clip(pair: PairTruth, clip: ClipTruth) -> Iterator[np.ndarray]:
         noise = pair.noise if Defect.NOISE in defects else _FADE if hint is Hint.FADE else 0.0
         field: np.ndarray | None = None
         if noise:
-            # Like static: it only brightens. Around zero, a small vision tower hardly learns to see it.
+            # The noise only brightens. A small vision tower hardly learns to see noise around zero.
             grain = np.abs(rng.normal(0.0, noise, (UNITS, UNITS, 3))).astype(np.float32)
             field = _enlarge(grain, units)
         picture: np.ndarray | None = None
@@ -95,7 +95,7 @@ def write_clip(path: Path, pair: PairTruth, clip: ClipTruth) -> None:
 
 
 def _centre(pair: PairTruth, clip: ClipTruth, index: int, lane: float) -> tuple[float, float]:
-    """(x, y) of an object in units."""
+    """The (x, y) of an object's centre in units."""
     leaps = [event.first_index for event in clip.events if event.hint is Hint.SPEED]
     speed = (_TRAVEL - _LEAP * len(leaps)) / clip.n_frames
     along = 12 + clip.start + speed * index + _LEAP * sum(index >= first for first in leaps)
@@ -112,7 +112,7 @@ def _draw_shape(
     radius: float,
     field: np.ndarray | None,
 ) -> None:
-    """Draws an object, in place; under noise it is as noisy as the rest."""
+    """Draws an object in place. If there is noise, the object has it too."""
     size = image.shape[0]
     scale = size / UNITS
     low = [max(0, int((c - radius) * scale)) for c in centre]

@@ -1,8 +1,9 @@
-"""Perfect readers of the synthetic world: what could be known from given frames, and what that is worth.
+"""Perfect readers of the synthetic world: what could be known from given frames, and with what accuracy.
 
-A perfect reader misreads nothing and adds up without error. It either counts what it has seen, or makes the
-*best guess*: the most probable judgments given what it saw, knowing the world's odds behind every hint that
-it has not resolved. Their accuracy is the ceiling for any judge that sees the same frames.
+A perfect reader makes no mistake in reading or counting. It either judges by the events that it has seen
+(`count`), or it makes the *best guess*: the most probable judgments, given what it saw and the world's
+probabilities of what lies behind every hint that it has not resolved. The accuracy of these readers is the
+upper limit for any judge that sees the same frames.
 """
 
 from __future__ import annotations
@@ -28,13 +29,13 @@ from vrthinker.world.world import (
 )
 
 CALL_FRAMES = 8
-"""Frames that one call shows (`EpisodeSettings.retrieved_frames`)."""
+"""The number of frames that one call shows (`EpisodeSettings.retrieved_frames`)."""
 Seen = Sequence[frozenset[int]]
 """For each of the two clips, the frame indices that were looked at."""
 
 
 def seen_indices(pair: PairTruth, frame_numbers: Iterable[int]) -> Seen:
-    """Frame numbers of the workspace as frame indices of each clip."""
+    """Converts frame numbers of the workspace to frame indices of each clip."""
     found: tuple[set[int], set[int]] = (set(), set())
     for number in frame_numbers:
         clip, index = pair.locate(number)
@@ -43,18 +44,18 @@ def seen_indices(pair: PairTruth, frame_numbers: Iterable[int]) -> Seen:
 
 
 def first_seen(pair: PairTruth) -> Seen:
-    """What the first input shows."""
+    """The frames that the first input shows."""
     return [frozenset(first_indices(clip.n_frames)) for clip in pair.clips]
 
 
 def events_seen(clip: ClipTruth, indices: Iterable[int]) -> list[Event]:
-    """The events with a defect that at least one of the frames lies in."""
+    """The events with a defect that at least one of the frames shows."""
     indices = list(indices)
     return [event for event in clip.events if event.defects and any(map(event.covers, indices))]
 
 
 def hidden_events_seen(pair: PairTruth, frame_numbers: Iterable[int]) -> int:
-    """How many hidden events (that show a defect) the frames fell into, over both clips."""
+    """The number of hidden events with a defect that the frames show, over both clips."""
     seen = seen_indices(pair, frame_numbers)
     return sum(
         e.hidden for clip, known in zip(pair.clips, seen, strict=True) for e in events_seen(clip, known)
@@ -66,7 +67,7 @@ def _has_seen_the_first_input(pair: PairTruth, seen: Seen) -> bool:
 
 
 def count(pair: PairTruth, seen: Seen) -> Judgments:
-    """The judgments of a reader who counts what it has seen."""
+    """The judgments of a reader who counts the defects that it has seen."""
     counts = [
         [sum(defect in event.defects for event in events_seen(clip, known)) for defect in DEFECTS]
         for clip, known in zip(pair.clips, seen, strict=True)
@@ -78,7 +79,7 @@ def best_guess(pair: PairTruth, seen: Seen, config: WorldConfig) -> Judgments:
     """The most probable judgments, dimension by dimension, given what was seen.
 
     Raises:
-        InputError: Not all first-input frames were seen; the hints on them say where something may be.
+        InputError: Not all first-input frames were seen. Their hints are needed to know where events may be.
     """
     if not _has_seen_the_first_input(pair, seen):
         raise InputError("best guess: got views without the first-input frames, wanted all of them")
@@ -107,7 +108,7 @@ _BITS = np.array(list(product((0, 1), repeat=len(DEFECTS))))
 
 
 def _odds(event: Event, indices: frozenset[int], config: WorldConfig) -> np.ndarray:
-    """Probability of each set of defects behind a hint, `[8]`, after looking without seeing any."""
+    """The probability of each set of defects behind a hint, if the seen frames show none of them; `[8]`."""
     odds = np.where(_BITS == 1, DEFECT_SHARE, 1 - DEFECT_SHARE).prod(1) * (1 - config.decoys)
     start, end = event.gap
     shortest, longest = span_limits(config, end - start)
@@ -126,7 +127,7 @@ def _odds(event: Event, indices: frozenset[int], config: WorldConfig) -> np.ndar
 
 
 def _total(certain: int, parts: Sequence[np.ndarray]) -> np.ndarray:
-    """Distribution of a sum: a known number and independent unknown ones."""
+    """The distribution of the sum of a known number and independent unknown numbers."""
     distribution: np.ndarray = np.eye(1, certain + 1, certain)[0]
     for part in parts:
         distribution = np.convolve(distribution, part)
@@ -138,14 +139,14 @@ def _likeliest(first: np.ndarray, second: np.ndarray) -> Preference:
     fewer_first = float(np.triu(joint, 1).sum())
     fewer_second = float(np.tril(joint, -1).sum())
     tie = float(np.trace(joint[: min(joint.shape), : min(joint.shape)]))
-    # Of equally probable ones (but for rounding) the tie, then video 1.
+    # Among equally probable judgments (up to rounding), the tie comes first, then video 1.
     if tie >= max(fewer_first, fewer_second) - _ROUNDING:
         return Preference.TIE
     return Preference.VIDEO_1 if fewer_first >= fewer_second - _ROUNDING else Preference.VIDEO_2
 
 
 def probes(gap: tuple[int, int], config_span: float) -> tuple[int, ...]:
-    """Frame indices inside a gap: 4 where they hit every event that can lie there, else 8 (or all)."""
+    """Frame indices inside a gap: 4 if those hit every event that may be there, else 8 (or all)."""
     start, end = gap
     inside = end - start - 1
     shortest = max(2, int(np.ceil(config_span * (end - start))))
@@ -166,11 +167,11 @@ def hinted_gaps(clip: ClipTruth) -> list[tuple[int, int]]:
 def hinted_call(
     pending: Sequence[Sequence[tuple[int, int]]], span: float
 ) -> list[tuple[int, tuple[int, int]]]:
-    """What one call looks into: (clip, gap) once or twice, as many as 8 frames are enough for.
+    """The gaps that one call looks into: one or two (clip, gap), as many as 8 frames suffice for.
 
     Args:
-        pending: For each clip the marked gaps that were not looked into yet, in order.
-        span: `WorldConfig.span[0]`.
+        pending: The marked gaps of each clip that were not looked into yet, in order.
+        span: The value of `WorldConfig.span[0]`.
     """
     order = sorted(
         (position, clip, gap) for clip, gaps in enumerate(pending) for position, gap in enumerate(gaps)
@@ -188,7 +189,7 @@ def hinted_call(
 
 
 def look_at_hints(pair: PairTruth, config: WorldConfig, calls: int) -> Seen:
-    """What a reader has seen after so many calls into marked gaps."""
+    """The frames that a reader has seen after `calls` calls into marked gaps."""
     seen = [set(indices) for indices in first_seen(pair)]
     pending = [hinted_gaps(clip) for clip in pair.clips]
     for _ in range(calls):
@@ -199,7 +200,7 @@ def look_at_hints(pair: PairTruth, config: WorldConfig, calls: int) -> Seen:
 
 
 def look_at_random(pair: PairTruth, rng: np.random.Generator, calls: int) -> Seen:
-    """What a reader has seen after calls for 4 random new frames of each clip."""
+    """The frames that a reader has seen after `calls` calls, each for 4 random new frames of each clip."""
     seen = [set(indices) for indices in first_seen(pair)]
     for _ in range(calls):
         for clip, known in zip(pair.clips, seen, strict=True):
@@ -209,7 +210,7 @@ def look_at_random(pair: PairTruth, rng: np.random.Generator, calls: int) -> See
 
 
 def look_evenly(pair: PairTruth, per_clip: int) -> Seen:
-    """What a reader has seen who was shown so many evenly spaced frames of each clip at once."""
+    """The frames of a reader who was shown `per_clip` evenly spaced frames of each clip at once."""
     return [
         frozenset(round(i * (clip.n_frames - 1) / (per_clip - 1)) for i in range(per_clip))
         for clip in pair.clips
@@ -217,11 +218,11 @@ def look_evenly(pair: PairTruth, per_clip: int) -> Seen:
 
 
 def ceilings(config: WorldConfig, truths: Sequence[PairTruth], seed: int = 0) -> list[dict[str, float | str]]:
-    """Accuracies of perfect readers who look in different ways, as table rows.
+    """The accuracies of perfect readers who look in different ways, as table rows.
 
-    Each row: `looks`, `calls`, then `oa_tau`, `oa_diff`, `all_four` of the counting reader and
-    `oa_tau_best_guess`. NaN where there is nothing to measure: no pair that is not a tie, or no best guess
-    because some first-input frame, and the hint on it, was not seen.
+    Each row has `looks`, `calls`, then `oa_tau`, `oa_diff` and `all_four` of the counting reader, and
+    `oa_tau_best_guess`. A value is NaN if there is nothing to measure: every pair is a tie, or there is no
+    best guess because some first-input frame with its hint was not seen.
     """
     rng = np.random.default_rng(seed)
     calls = max(1, len(config.hidden_events) - 1)

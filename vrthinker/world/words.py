@@ -1,6 +1,6 @@
-"""What an observer of the synthetic world writes: the words of snapshots and of thinking.
+"""The words in which snapshots and thinking describe the synthetic world.
 
-The oracle writes them, the nano judge learns them, and its tokenizer has the phrases as single tokens
+The oracle writes these words, the nano judge learns them, and its tokenizer has the phrases as single tokens
 (`PHRASES`). Numbers are spelled in digits.
 """
 
@@ -15,16 +15,16 @@ DEFECT_WORDS = {Defect.COLOR: " wrong color", Defect.NOISE: " noise", Defect.JUM
 HINT_WORDS = {Hint.BARS: " pale bars", Hint.FADE: " faint noise", Hint.SPEED: " too far"}
 
 Found = tuple[int, tuple[Defect, ...]]
-"""An event that was seen: the first frame number on which it was, and its defects."""
+"""An event that was seen: the first frame number that showed it, and its defects."""
 
 
 def defect_words(defects: Sequence[Defect]) -> str:
-    """` wrong color noise`; empty when nothing is wrong."""
+    """The words for defects, such as ` wrong color noise`; empty if there are none."""
     return "".join(DEFECT_WORDS[defect] for defect in defects)
 
 
 def frame_words(pair: PairTruth, frame_number: int) -> str:
-    """One frame of a snapshot: `41 red noise pale bars`."""
+    """The words for one frame of a snapshot, such as `41 red noise pale bars`."""
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
     defects, hint = clip.defects_at(index), clip.hint_at(index)
@@ -36,7 +36,7 @@ def frame_words(pair: PairTruth, frame_number: int) -> str:
 
 
 def snapshot(pair: PairTruth, frame_numbers: Sequence[int]) -> str:
-    """The snapshot of newly shown frames, a line per video."""
+    """The snapshot of newly shown frames, with a line per video."""
     lines = []
     for video in (1, 2):
         own = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
@@ -46,15 +46,15 @@ def snapshot(pair: PairTruth, frame_numbers: Sequence[int]) -> str:
 
 
 def defect_counts(events: Sequence[Found]) -> list[int]:
-    """Events with each kind of defect, in the order of `DEFECTS`."""
+    """The number of events with each kind of defect, in the order of `DEFECTS`."""
     return [sum(defect in defects for _, defects in events) for defect in DEFECTS]
 
 
 def findings(before: Sequence[Sequence[Found]], new: Sequence[Sequence[Found]]) -> str:
-    """For each video what was counted before, what the new frames add, and the sum; then both sums.
+    """For each video the previous counts, what the new frames add, and the new counts; then both sums.
 
-    `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`, and at the end `sums 2 to 0`: a small
-    model compares two numbers more surely when they stand together.
+    An example is `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`. The end is `sums 2 to 0`,
+    because a small model compares two numbers more reliably if they are next to each other.
     """
     lines, sums = [], []
     for video, (earlier, added) in enumerate(zip(before, new, strict=True), start=1):
@@ -76,7 +76,7 @@ def answer(judgments: Judgments, confidence: int) -> str:
 
 
 def tool_call(frame_numbers: Sequence[int]) -> str:
-    """A `select_frames` call."""
+    """The text of a `select_frames` call."""
     asked = ", ".join(map(str, frame_numbers))
     call = '{"name": "select_frames", "arguments": {"target_frames": [' + asked + "]}}"
     return f"<tool_call>{call}</tool_call>"
@@ -134,4 +134,4 @@ PHRASES = (
     " move",
     *(f" {direction}" for direction in DIRECTIONS),
 )
-"""Texts worth a token of their own in a tokenizer for this world."""
+"""The texts that are single tokens in a tokenizer for this world."""

@@ -1,16 +1,16 @@
 """The synthetic world: pairs of clips with planted defects, so that every label is true by construction.
 
-An object (or two) moves through a small picture. *Events* are planted into the clips: for a few frames the
-object has a wrong colour (text alignment), the picture is noisy (visual quality), or the object leaves its
-lane (motion quality). *Visible* events cover a frame of the first input; *hidden* ones lie between two of
-them, and a *hint* on those says where to look, never what is wrong. A judge that does not look can only
-guess; what there is to win by looking is computed by `truth_reader.py`.
+One or two objects move through a small picture. *Events* are planted into the clips: for a few frames the
+object has a wrong colour (text alignment), the picture is noisy (visual quality), or the object is off its
+lane (motion quality). *Visible* events cover a frame of the first input. *Hidden* events lie between two such
+frames, and a *hint* on one of the two says where to look, but not what is wrong. A judge that does not look
+can only guess. `truth_reader.py` computes how much accuracy there is to win by looking.
 
-It is a test bench with planted truth, not a benchmark of real video.
+The world is a test bench with planted truth, not a benchmark of real video.
 
 Invariant: `sample_pair(config, seed, index)` is a pure function, and a `PairTruth` holds everything that its
-pixels depend on (`pixels.py`). Judgments count events: a video with fewer defects of a kind is better
-in that kind's dimension, and the sums decide overall.
+pixels depend on (`pixels.py`). Judgments count events: the video with fewer defects of a kind is better in
+that kind's dimension, and the video with fewer defects in total is better overall.
 """
 
 from __future__ import annotations
@@ -28,16 +28,16 @@ from vrthinker.episode.dimensions import Dimension, Judgments, Preference
 from vrthinker.episode.settings import SYNTHETIC_COMMENT
 
 FIRST_FRAMES = 4
-"""First-input frames of each clip that the world is built around (`EpisodeSettings.initial_frames` = 8)."""
+"""The number of first-input frames of each clip, which places the events (`initial_frames` is 8)."""
 WORLD_COMMENT = SYNTHETIC_COMMENT
-"""Stands in every clip's metadata, so that a judge of this world can tell its own clips."""
+"""The comment in every clip's metadata, by which a judge of this world recognizes the world's clips."""
 DEFECT_SHARE = 0.5
-"""How likely each kind of defect is in an event."""
+"""The probability of each kind of defect in an event."""
 MIN_FRAMES, MAX_FRAMES = FIRST_FRAMES * 4, 4096
-"""Fewest and most frames of a clip."""
+"""The fewest and most frames of a clip."""
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
-"""What a pair's id looks like: it names files."""
-_STREAM = 20261121  # keeps the world's random numbers apart from every other use of a seed
+"""The pattern of a pair's id, which is part of file names."""
+_STREAM = 20261121  # separates the world's random numbers from other uses of the same seed
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
 SHAPES = ("circle", "square", "triangle")
@@ -45,12 +45,12 @@ DIRECTIONS = ("right", "left", "down", "up")
 
 
 class Defect(enum.StrEnum):
-    """What can be wrong in a frame, one kind per dimension."""
+    """The kinds of defect in a frame, one kind per dimension."""
 
     COLOR = "color"
-    """The object has another colour than the caption says (TA)."""
+    """The object's colour differs from the caption's (TA)."""
     NOISE = "noise"
-    """Heavy noise (VQ)."""
+    """The picture has heavy noise (VQ)."""
     JUMP = "jump"
     """The object is off its lane (MQ)."""
 
@@ -60,14 +60,14 @@ DIMENSION_OF = {Defect.COLOR: Dimension.TA, Defect.NOISE: Dimension.VQ, Defect.J
 
 
 class Hint(enum.StrEnum):
-    """What a first-input frame tells about the gap beside it."""
+    """The signs on a first-input frame that an event lies in the gap beside it."""
 
     BARS = "bars"
-    """Pale bars on the frame before the gap."""
+    """There are pale bars on the frame before the gap."""
     FADE = "fade"
-    """Faint noise on the frame before the gap."""
+    """There is faint noise on the frame before the gap."""
     SPEED = "speed"
-    """The object is further on the frame after the gap than its speed explains."""
+    """On the frame after the gap, the object has moved further than its speed explains."""
 
 
 class _Model(BaseModel):
@@ -78,31 +78,31 @@ Probability = Annotated[float, Field(ge=0.0, le=1.0)]
 
 
 class WorldConfig(_Model):
-    """The difficulty dial. `PRESETS` holds the three named ones."""
+    """The difficulty of a world. `PRESETS` has three named ones."""
 
     size: int = Field(112, ge=56, le=1024)
-    """Width and height of the clips, in pixels; even."""
+    """Width and height of the clips in pixels, an even number."""
     fps: int = Field(8, ge=1, le=60)
     frames: tuple[int, int] = (32, 32)
-    """Fewest and most frames of a clip."""
+    """The fewest and most frames of a clip."""
     colors: int = Field(4, ge=2, le=len(COLORS))
     directions: int = Field(2, ge=1, le=len(DIRECTIONS))
     objects: Literal[1, 2] = 1
     hidden_events: tuple[float, ...] = (0.2, 0.5, 0.3)
     """Probability of 0, 1, 2, ... hidden events in a clip."""
     same_number: bool = True
-    """Both clips have equally many hidden events."""
+    """Whether both clips have equally many hidden events."""
     visible_event: tuple[Probability, Probability] = (0.8, 0.3)
-    """Probability of a visible event in a clip without and with hidden ones."""
+    """Probability of a visible event in a clip without hidden events, and in a clip with them."""
     span: tuple[float, float] = (0.25, 0.375)
     """Shortest and longest event, as a share of the gap between two first-input frames."""
     decoys: float = Field(0.0, ge=0.0, le=1.0)
-    """Share of hints with nothing behind them, beyond the events that have no defect by chance."""
+    """Share of hints that mark an event without defects, besides those that have none by chance."""
     hints: tuple[Hint, ...] = (Hint.BARS,)
     bars: float = Field(0.45, gt=0.0, le=0.7)
     """How much brighter the pale bars are than the background (1 is white)."""
     noise: float = Field(0.3, gt=0.0, le=0.5)
-    """Strength of the heavy noise: the standard deviation of the normal whose absolute value it is."""
+    """Strength of the heavy noise, which is the absolute value of a normal with this standard deviation."""
 
     @model_validator(mode="after")
     def _adds_up(self) -> Self:
@@ -155,16 +155,16 @@ PRESETS: dict[Difficulty, WorldConfig] = {
 
 
 class Event(_Model):
-    """One planted event. Frame indices are 0-based in the clip's file; ranges are half-open."""
+    """One planted event. Frame indices are 0-based in the clip's file; the end of a range is exclusive."""
 
     first_index: int = Field(ge=0, lt=MAX_FRAMES)
     end_index: int = Field(ge=1, le=MAX_FRAMES)
     defects: tuple[Defect, ...] = Field(max_length=len(DEFECTS))
-    """Empty: a decoy, or bad luck; nothing can be seen there."""
+    """May be empty (planted as a decoy, or no defect was drawn). Then the event shows nothing."""
     gap: tuple[int, int]
     """The first-input frame at or before the event, and the next one (or the clip's end)."""
     hint: Hint | None
-    """None for a visible event."""
+    """The hint at a hidden event; None for a visible event."""
 
     @model_validator(mode="after")
     def _lies_in_its_gap(self) -> Self:
@@ -182,23 +182,23 @@ class Event(_Model):
 
     @property
     def hidden(self) -> bool:
-        """No frame of the first input shows it."""
+        """Whether no frame of the first input shows the event."""
         return self.hint is not None
 
     def covers(self, frame_index: int) -> bool:
-        """Whether the frame lies in the event."""
+        """Whether the frame shows the event."""
         return self.first_index <= frame_index < self.end_index
 
     @property
     def hint_index(self) -> int | None:
-        """The frame on which the hint is seen."""
+        """The index of the frame on which the hint is seen."""
         if self.hint is None:
             return None
         return self.gap[1] if self.hint is Hint.SPEED else self.gap[0]
 
 
 class ClipTruth(_Model):
-    """One clip: its events, and what its pixels are drawn from (lengths in units of `UNITS` per side)."""
+    """One clip: its events, and all that its pixels are drawn from. A picture's side is `UNITS` long."""
 
     n_frames: int = Field(ge=MIN_FRAMES, le=MAX_FRAMES)
     events: tuple[Event, ...] = Field(max_length=FIRST_FRAMES)
@@ -207,10 +207,10 @@ class ClipTruth(_Model):
     start: float = Field(ge=-2, le=2)
     """Offset of the object's first position."""
     jump: float = Field(ge=-16, le=16)
-    """How far off the lane a jump goes; signed."""
+    """Distance of a jump from the lane, with its sign."""
     wrong_color: int = Field(ge=0, lt=len(COLORS))
     seed: int = Field(ge=0, lt=1 << 31)
-    """Of the background and the noise."""
+    """Seed of the background and the noise."""
 
     @model_validator(mode="after")
     def _has_at_most_one_event_in_a_gap(self) -> Self:
@@ -223,22 +223,22 @@ class ClipTruth(_Model):
         return self
 
     def event_at(self, frame_index: int) -> Event | None:
-        """The event that the frame lies in; events never overlap."""
+        """The event that the frame shows, if any. Events never overlap."""
         return next((event for event in self.events if event.covers(frame_index)), None)
 
     def defects_at(self, frame_index: int) -> tuple[Defect, ...]:
-        """What is wrong with a frame."""
+        """The defects of a frame."""
         event = self.event_at(frame_index)
         return event.defects if event is not None else ()
 
     def hint_at(self, frame_index: int) -> Hint | None:
-        """The hint that is seen on a frame. Of two, the one about the gap behind it (a speed) yields."""
+        """The hint that is seen on a frame. If there are two, the one about the next gap is seen."""
         found = [event.hint for event in self.events if event.hint_index == frame_index]
         return min(found, key=lambda hint: hint is Hint.SPEED, default=None)
 
     @property
     def counts(self) -> tuple[int, int, int]:
-        """Events with each kind of defect, in the order of `DEFECTS`."""
+        """The number of events with each kind of defect, in the order of `DEFECTS`."""
         a, b, c = (sum(defect in event.defects for event in self.events) for defect in DEFECTS)
         return a, b, c
 
@@ -249,7 +249,7 @@ _ColorAndShape = tuple[
 
 
 class PairTruth(_Model):
-    """One pair, as planted. Stored beside the pairs; no prompt ever holds any of it but the caption."""
+    """The planted truth of one pair. It is stored beside the pairs; a prompt contains only the caption."""
 
     schema_version: Literal[1] = 1
     id: str = Field(pattern=f"^{ID_PATTERN}\\z")
@@ -274,7 +274,7 @@ class PairTruth(_Model):
 
     @property
     def caption(self) -> str:
-        """What both clips were made from."""
+        """The caption of both clips."""
         things = [f"{COLORS[color]} {SHAPES[shape]}" for color, shape in self.objects]
         verb = "moves" if len(things) == 1 else "move"
         return f"A {' and a '.join(things)} {verb} {DIRECTIONS[self.direction]}."
@@ -286,7 +286,7 @@ class PairTruth(_Model):
 
     @property
     def hidden_events(self) -> int:
-        """Hidden events that show a defect, over both clips."""
+        """The number of hidden events that show a defect, over both clips."""
         return sum(event.hidden and bool(event.defects) for clip in self.clips for event in clip.events)
 
     def swapped(self) -> PairTruth:
@@ -294,13 +294,13 @@ class PairTruth(_Model):
         return self.model_copy(update={"clips": self.clips[::-1]})
 
     def locate(self, frame_number: int) -> tuple[int, int]:
-        """(clip 0 or 1, frame_index) of a frame number, when every frame is numbered."""
+        """The (clip 0 or 1, frame_index) of a frame number, if every frame is numbered."""
         first = self.clips[0].n_frames
         return (0, frame_number - 1) if frame_number <= first else (1, frame_number - 1 - first)
 
 
 def judgments_from_counts(first: Sequence[int], second: Sequence[int]) -> Judgments:
-    """Fewer defects are better, kind by kind; their sums decide overall."""
+    """Judges that fewer defects are better, kind by kind, and in total for the overall judgment."""
 
     def better(a: int, b: int) -> Preference:
         return Preference.TIE if a == b else Preference.VIDEO_1 if a < b else Preference.VIDEO_2
@@ -310,7 +310,7 @@ def judgments_from_counts(first: Sequence[int], second: Sequence[int]) -> Judgme
 
 
 def first_indices(n_frames: int) -> tuple[int, ...]:
-    """The first-input frames of a clip (as `Workspace.initial_frames` picks them)."""
+    """The indices of a clip's first-input frames, the same that `Workspace.initial_frames` picks."""
     return tuple(i * n_frames // FIRST_FRAMES for i in range(FIRST_FRAMES))
 
 
@@ -323,7 +323,7 @@ def sample_pair(config: WorldConfig, seed: int, index: int, prefix: str = "world
     numbers = [int(rng.choice(len(config.hidden_events), p=config.hidden_events)) for _ in range(2)]
     if config.same_number:
         numbers[1] = numbers[0]
-    # A wrong colour is a colour of no object.
+    # A wrong colour is a colour that no object has.
     wrong = [int(rng.choice(colors[config.objects :])) for _ in range(2)]
     clips = [_sample_clip(config, rng, number, color) for number, color in zip(numbers, wrong, strict=True)]
     return PairTruth(
@@ -381,6 +381,6 @@ def _defects(rng: np.random.Generator) -> tuple[Defect, ...]:
 
 
 def span_limits(config: WorldConfig, gap: int) -> tuple[int, int]:
-    """Fewest and most frames of a hidden event in a gap of so many frames."""
+    """The fewest and most frames of a hidden event in a gap of `gap` frames."""
     shortest = max(2, math.ceil(config.span[0] * gap))
     return shortest, max(shortest, math.floor(config.span[1] * gap))
