@@ -1,1 +1,1 @@
-"""The stages that train a judge, one short file each, over the loop that they share."""
+"""The stages that train a judge. Each stage is one short file; they share the loop."""

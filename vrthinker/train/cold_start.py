@@ -1,9 +1,10 @@
 """Stage 1, cold start: supervised fine-tuning on a teacher's traces (method section 5, eq. 1).
 
-What it does: reads or makes traces, keeps those that are well formed and right in all four judgments, and
-trains on the rounds' tokens; tool outcomes, prompts and frames carry no loss.
-How it differs from the paper: a curriculum of phases is possible (the paper has one phase), and a judge can
-be trained from nothing on the synthetic world (`--recipe nano`).
+What it does: it reads or makes traces, keeps those that are well formed and right in all four judgments, and
+trains on the rounds' tokens. Tool outcomes, prompts and frames carry no loss.
+
+How it differs from the paper: training may have several phases (a curriculum) instead of one, and a judge can
+be trained from random weights on the synthetic world (`--recipe nano`).
 
     vrthinker train cold-start --model M --traces traces.jsonl --pairs pairs.jsonl --out RUN
     vrthinker train cold-start --recipe nano --out RUN
@@ -50,9 +51,9 @@ from vrthinker.world.nano import write_judge_settings, write_nano
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG_FILE, PROVENANCE_FILE = "config.json", "provenance.json"
 NANO = "nano-from-nothing"
-"""As `model`: start from the nano judge's random weights."""
+"""The value of `model` that starts from the nano judge's random weights."""
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
-"""Files of a base that its trained judge does not take over."""
+"""Suffixes of files that are not copied from the base model to the trained judge."""
 
 
 # Settings
@@ -63,23 +64,23 @@ class _Settings(BaseModel):
 
 
 class Phase(_Settings):
-    """One part of the curriculum: some traces, for some steps. Defaults are the paper's."""
+    """One phase of the curriculum: the traces to train on, and for how long. Defaults are the paper's."""
 
     name: str = Field("cold-start", pattern=r"^[a-z0-9][a-z0-9-]*$")
     traces: Annotated[TraceSource, Field(discriminator="kind")]
     steps: int | None = Field(None, ge=1)
-    """Optimizer steps; one pass over the traces by default."""
+    """Number of optimizer steps; one pass over the traces by default."""
     batch_size: int = Field(32, ge=1)
-    """Sequences per step; 32 is the paper's (1 x 32 accumulation)."""
+    """Number of sequences per step. The paper uses 32 (accumulated one by one)."""
     micro_batch_size: int = Field(1, ge=1)
-    """Sequences per forward; gradients are added up to `batch_size`."""
+    """Number of sequences per forward. Gradients are accumulated over `batch_size` sequences."""
     learning_rate: LearningRate = LearningRate(peak=1.5e-6)
     only_snapshots: bool = False
-    """Learn only the snapshots (reading lessons): what each frame shows, not yet what follows from it."""
+    """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
 
 
 class ColdStartSettings(_Settings):
-    """A cold start, whole. Every run writes the one that it resolved to."""
+    """All settings of a cold start. Every run writes its resolved settings to `config.json`."""
 
     model: str
     """A checkpoint folder, a hub id, or `nano-from-nothing`."""
@@ -87,27 +88,27 @@ class ColdStartSettings(_Settings):
     @field_validator("model")
     @classmethod
     def _from_anywhere(cls, model: str) -> str:
-        """Whoever goes on with a run may stand in another folder."""
+        """Makes a path absolute, because a run may be resumed from another folder."""
         folder = Path(model).expanduser()
         return str(folder.absolute()) if model != NANO and folder.exists() else model
 
     phases: tuple[Phase, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0)
-    """Of made traces, of the order of the batches, and of weights that start from nothing."""
+    """Seed of generated traces, of the order of batches, and of random initial weights."""
     optimizer: OptimizerSettings = OptimizerSettings()
     train_vision: bool = True
     """Train the vision tower too."""
     frame_cache_bytes: int = Field(4 << 30, ge=0)
-    """Limit on decoded frames kept in memory."""
+    """The most bytes of decoded frames that are kept in memory."""
     checkpoint_every: int = Field(100, ge=1)
     note: str | None = None
-    """One line that every verdict of the trained judge carries."""
+    """A line that is added to every verdict of the trained judge."""
     clips: Literal["any", "synthetic"] | None = None
-    """What the trained judge is for (`JudgeSettings.clips`); as its base by default."""
+    """The clips that the trained judge is meant for (`JudgeSettings.clips`); by default the base's."""
 
 
 def load_recipe(name: str) -> dict[str, Any]:
-    """The settings of a recipe: a YAML file, or the name of one that ships with the package.
+    """The settings of a recipe, which is a YAML file or the name of a recipe that ships with the package.
 
     Raises:
         InputError: There is no such recipe, or it is not a YAML mapping.
@@ -128,7 +129,7 @@ def load_recipe(name: str) -> dict[str, Any]:
 
 
 def cold_start_settings(values: Mapping[str, Any]) -> ColdStartSettings:
-    """Validates settings; the message names the first wrong key.
+    """Validates settings. An error names the first wrong key.
 
     Raises:
         InputError: A key is unknown, missing or out of range.
@@ -143,14 +144,14 @@ def cold_start_settings(values: Mapping[str, Any]) -> ColdStartSettings:
 
 
 def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
-    """Trains, or goes on with a run that was stopped.
+    """Trains a judge, or resumes a run that was stopped.
 
     Args:
-        settings: What to do; for a folder that holds a run, the same settings.
-        out: The run's folder: `config.json`, `data/`, `checkpoints/`, `metrics.jsonl`, `model/`.
+        settings: The settings. For a folder that holds a run, they must be the run's.
+        out: The run's folder, for `config.json`, `data/`, `checkpoints/`, `metrics.jsonl` and `model/`.
 
     Returns:
-        The trained judge's checkpoint folder, `out/model`; None when a signal ended the run early.
+        The trained judge's checkpoint folder, `out/model`; None if a signal ended the run early.
 
     Raises:
         InputError: Settings, traces or the folder cannot be used.
@@ -161,7 +162,7 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
 
 
 def _run(settings: ColdStartSettings, out: Path) -> Path | None:
-    # First what can be missing: the folder belongs to the settings that it was given once.
+    # Traces are read first, because they may be missing. After that, the folder belongs to these settings.
     read = [read_traces(p.traces) if isinstance(p.traces, FileTraces) else None for p in settings.phases]
     if settings.model != NANO:
         resolve_checkpoint(settings.model)
@@ -208,7 +209,7 @@ def resume_settings(run: Path) -> ColdStartSettings:
     """The settings that a run was started with.
 
     Raises:
-        InputError: The folder holds no run of this stage.
+        InputError: The folder does not hold a run of this stage.
     """
     try:
         return cold_start_settings(json.loads((run / CONFIG_FILE).read_text("utf-8")))
@@ -253,7 +254,7 @@ def _sequences(
 
 
 class _PhaseRun:
-    """A phase with its data."""
+    """A phase together with its batches."""
 
     def __init__(
         self, phase: Phase, sequences: list[TrainingSequence], loader: FrameLoader, *, seed: int
@@ -270,19 +271,19 @@ class _PhaseRun:
 
 
 class _Curriculum:
-    """The phases one after the other: everything a step needs, by its number."""
+    """The phases in order. A step's phase, rate and batches follow from its number."""
 
     def __init__(self, phases: list[_PhaseRun]) -> None:
         self._phases = phases
         self.steps = sum(phase.steps for phase in phases)
 
     def learning_rate(self, step: int) -> float:
-        """The rate of a 0-based step."""
+        """The learning rate of a 0-based step."""
         run, local = self._locate(step)
         return run.phase.learning_rate.at(local, run.steps)
 
     def micro_losses(self, policy: VisionLanguageModel, step: int) -> Iterator[MicroLoss]:
-        """The step's losses, each divided by the tokens of the whole step."""
+        """The losses of a step's micro-batches, each divided by the learned tokens of the whole step."""
         run, local = self._locate(step)
         batches = run.source.batches(local)
         total = sum(batch.n_learned for batch in batches)
@@ -331,7 +332,7 @@ def _base_model(settings: ColdStartSettings, out: Path) -> Path:
 
 
 def _judge_settings(base: Path, policy: VisionLanguageModel) -> JudgeSettings:
-    """The base's settings; without any, the defaults on its own patch grid, as `Judge` takes them."""
+    """The base's settings. If it has none, the defaults with its patch grid, as in `Judge`."""
     grid = {"patch_size": policy.patch_size, "merge_size": policy.merge_size}
     stored = load_judge_settings(base)
     if stored is None:
@@ -359,11 +360,11 @@ def export(
     templates: PromptTemplates,
     settings: ColdStartSettings,
 ) -> Path:
-    """Writes the trained judge as a checkpoint folder, whole or not at all; an older one is replaced."""
+    """Writes the trained judge as a checkpoint folder, atomically. An older one is replaced."""
     from transformers.utils import logging as transformers_logging
 
     transformers_logging.disable_progress_bar()
-    for left in target.parent.glob(f".{target.name}.*"):  # by an export that was killed
+    for left in target.parent.glob(f".{target.name}.*"):  # remains of an export that was killed
         shutil.rmtree(left)
     spare = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
     try:

@@ -1,8 +1,8 @@
 """Traces to train on: made from the synthetic world by its oracle, or read from a file.
 
 Cold start (method section 5) keeps a trace only if every round has the right form and all four judgments are
-right. Making traces is resumable: what a killed run has recorded is not made again. Invariant: equal sources
-make equal files, in the same folder, whatever the number of processes.
+right. Making traces is resumable: finished traces of a killed run are not made again. Invariant: equal
+sources make equal files, in the same folder, whatever the number of processes.
 """
 
 from __future__ import annotations
@@ -47,20 +47,20 @@ class _Settings(BaseModel):
 
 
 class WorldTraces(_Settings):
-    """Traces that the oracle makes in a synthetic world of its own."""
+    """Traces that the oracle makes in a synthetic world, which is generated for them."""
 
     kind: Literal["world"] = "world"
     world: WorldConfig = WorldConfig()
     pairs: int = Field(ge=1)
-    """How many pairs, one trace each, before filtering."""
+    """Number of pairs, each of which gives one trace, before filtering."""
     seed: int = Field(0, ge=0)
-    """Of the pairs, added to the run's own seed. Keep it away from the seeds that are evaluated on."""
+    """Seed of the pairs, added to the run's seed. The sum should differ from seeds that are evaluated on."""
     mix: BehaviorMix = BehaviorMix()
-    """What the oracle does."""
+    """The oracle's behaviours and their weights."""
     calls: int = Field(2, ge=0)
-    """Most tool calls of a trace."""
+    """The most tool calls of a trace."""
     lesson_frames: int | None = Field(None, ge=1, le=FIRST_FRAMES)
-    """Make reading lessons instead: one round about so many chosen frames of each clip."""
+    """Make reading lessons instead: episodes of one round about this many chosen frames of each clip."""
     filter: bool = True
     """Keep only traces whose four judgments are all right."""
 
@@ -76,7 +76,7 @@ class WorldTraces(_Settings):
 
     @property
     def most_calls(self) -> int:
-        """Most tool calls that what the oracle does can lead to."""
+        """The most tool calls that the oracle's behaviours can make."""
         looks = any(weight for name, weight in self.mix.model_dump().items() if name != Behavior.IMMEDIATE)
         return self.calls if looks else 0
 
@@ -87,12 +87,12 @@ class FileTraces(_Settings):
     kind: Literal["file"] = "file"
     path: Path
     pairs: Path | None = None
-    """The pairs file with the labels; without it, traces are kept for their form alone."""
+    """The pairs file with the labels. Without it, traces are filtered by their form only."""
 
     @field_validator("path", "pairs")
     @classmethod
     def _from_anywhere(cls, path: Path | None) -> Path | None:
-        """Whoever goes on with a run may stand in another folder."""
+        """Makes a path absolute, because a run may be resumed from another folder."""
         return None if path is None else path.absolute()
 
 
@@ -100,7 +100,7 @@ TraceSource = WorldTraces | FileTraces
 
 
 def keep_trace(trajectory: Trajectory, labels: Mapping[str, int] | None) -> bool:
-    """Cold start's two filters: every round well formed, all four judgments right (if `labels` are given)."""
+    """Whether every round is well formed and, if `labels` are given, all four judgments are right."""
     judgments = trajectory.outcome.judgments
     if judgments is None or not trajectory.well_formed:
         return False
@@ -110,7 +110,7 @@ def keep_trace(trajectory: Trajectory, labels: Mapping[str, int] | None) -> bool
 def read_traces(source: FileTraces) -> list[Trajectory]:
     """The traces of a file that pass the filters.
 
-    Of an episode that is there more than once (a teacher that was killed and went on), the last one counts.
+    If an episode is there more than once (because the teacher was killed and resumed), the last one counts.
 
     Raises:
         InputError: A file cannot be read, a trace's pair is unknown or lacks labels, or nothing is kept.
@@ -144,15 +144,15 @@ def make_traces(
     seed: int,
     workers: int | None = None,
 ) -> list[Trajectory]:
-    """Makes a world and lets the oracle judge it, in a folder; what is there already is kept.
+    """Makes a world in a folder and lets the oracle judge it. Existing results are kept.
 
     Args:
-        source: What to make.
-        folder: Where worlds and their traces go.
-        settings: How the judge to be trained is asked.
-        templates: In which words.
-        seed: The run's; equal seeds make equal traces.
-        workers: Processes; as many as there are cores by default.
+        source: The world and the traces to make.
+        folder: The folder for worlds and their traces.
+        settings: The settings of the judge to be trained.
+        templates: The prompts of the judge to be trained.
+        seed: The run's seed. Equal seeds make equal traces.
+        workers: The number of processes; by default the number of cores.
 
     Returns:
         The traces that pass the filters, in the order of the pairs.
@@ -172,7 +172,7 @@ def make_traces(
         )
     workers = workers or len(os.sched_getaffinity(0))
     world_seed = source.seed + 1_000_003 * seed
-    # Sources that differ only in what is done in their world share it.
+    # Sources share a world if they differ only in how the oracle judges it.
     run = f"{source.world.model_dump_json()}:{source.pairs}:{world_seed}"
     folder = folder / hashlib.sha256(run.encode()).hexdigest()[:12]
     make_world(folder, source.world, pairs=source.pairs, seed=world_seed, workers=workers)
@@ -187,7 +187,7 @@ def make_traces(
         for shard in todo:
             _run_shard(shard)
     else:
-        # Not fork: the caller has torch's threads.
+        # The pool must not fork, because the caller has torch's threads.
         context, number = get_context("spawn"), min(workers, len(todo))
         with ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
             for _ in pool.map(_run_shard, todo):
@@ -197,7 +197,7 @@ def make_traces(
 
 @dataclasses.dataclass(frozen=True)
 class _Shard:
-    """Some of a source's pairs, made by one process into one file."""
+    """A part of a source's pairs, whose traces one process writes to one file."""
 
     folder: Path
     source: WorldTraces
@@ -209,7 +209,7 @@ class _Shard:
 
     @property
     def path(self) -> Path:
-        """Named by everything that its content depends on."""
+        """The path of the file. Its name depends on everything that its content depends on."""
         what = [
             self.source.model_dump_json(),
             self.settings.model_dump_json(),
@@ -221,8 +221,8 @@ class _Shard:
 
 
 def _end_with_parent() -> None:
-    """Lets no worker outlive the process that started it: its successor would write the same files."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too; they have nothing to say
+    """Makes a worker end with the process that started it. A later process would write the same files."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too, which should print nothing
     parent = parent_process()
     assert parent is not None
 
@@ -242,18 +242,18 @@ def _run_shard(shard: _Shard) -> None:
         calls=shard.source.calls,
         span=shard.source.world.span[0],
     )
-    # The oracle holds the form by itself.
+    # The oracle keeps to the grammar by itself.
     episode = shard.settings.episode.model_copy(update={"guided": False})
     if shard.source.lesson_frames is not None:
         episode = episode.model_copy(update={"max_rounds": 1})
-    # The oracle reads the truth: pixels are first needed in training.
+    # The oracle reads the truth. Pixels are not needed before training.
     runner = EpisodeRunner(engine, episode, templates=PromptTemplates(shard.templates), decode_ahead=False)
     finished = {}
     for done in runner.run(_items(shard, truths)):
         if done.trajectory is None or done.trajectory.outcome.judgments is None:
             reason = done.error or (done.trajectory and done.trajectory.outcome.reason)
             raise VRThinkerError(f"traces: pair {done.item.id}: {reason}")
-        # What it took says nothing here, and equal sources should make equal files.
+        # The time has no meaning here, and without it equal sources make equal files.
         finished[done.item.id] = done.trajectory.model_copy(update={"latency_seconds": 0.0})
     kept = []
     for truth_id, truth in by_id.items():
@@ -264,7 +264,7 @@ def _run_shard(shard: _Shard) -> None:
 
 
 def _items(shard: _Shard, truths: Iterable[PairTruth]) -> Iterator[EpisodeItem]:
-    """The shard's episodes."""
+    """The items of the shard's episodes."""
     from vrthinker.episode.episode import episode_seed
 
     reader, cache = open_reader(), FrameCache(_CACHE_BYTES)

@@ -1,1 +1,1 @@
-"""Steps of any model: the loop, its checkpoints, optimizers, schedules, interrupts and progress."""
+"""Training steps of any model: the loop, checkpoints, optimizers, schedules, interrupts and progress."""

@@ -1,15 +1,15 @@
 """Checkpoints to resume from, without pickle.
 
     RUN/checkpoints/step-00000123/
-        model.safetensors       what training changes: trainable parameters and persistent buffers, by name
+        model.safetensors       trainable parameters and persistent buffers, by name
         optimizer.safetensors   `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`
         state.json              schema_version, step, state (the stage's own JSON), files (size, SHA-256)
 
-Invariant: a folder named `step-...` was whole when it got that name. It is written under another name, synced
-and renamed; a process killed at any moment leaves the last whole checkpoint where it was. What was damaged
-later (a copy that broke off) is found by size and hash before anything is loaded.
+Invariant: a folder named `step-...` was complete when it got that name. It is written under another name,
+synced and renamed, so that a process killed at any moment does not damage the last complete checkpoint. Later
+damage (an interrupted copy) is found by size and hash before anything is loaded.
 
-One writer at a time: hold the run folder (`run_lock`). Readers need no lock.
+There may be one writer at a time, which holds the run folder (`run_lock`). Readers need no lock.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ class _FileRecord(BaseModel):
 
 
 class _Record(BaseModel):
-    """state.json."""
+    """The content of state.json."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -68,12 +68,12 @@ class _Record(BaseModel):
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """A checkpoint that was found whole.
+    """A checkpoint that was found complete.
 
     Attributes:
-        path: Its folder.
-        step: Finished steps.
-        state: What the stage gave to `save_checkpoint`.
+        path: The checkpoint's folder.
+        step: The number of finished steps.
+        state: The state that the stage gave to `save_checkpoint`.
     """
 
     path: Path
@@ -93,12 +93,12 @@ def save_checkpoint(
     """Writes a checkpoint, then removes older ones. A damaged one of the same step is replaced.
 
     Args:
-        run: The run folder, held by the caller.
-        step: Finished steps.
-        model: Its trainable parameters and persistent buffers are saved.
-        optimizer: Over the model's trainable parameters (`make_optimizer`).
-        state: JSON values.
-        keep: Whole checkpoints that stay, this one included; at least 1.
+        run: The run folder, which the caller holds.
+        step: The number of finished steps.
+        model: The model, whose trainable parameters and persistent buffers are saved.
+        optimizer: The optimizer of the model's trainable parameters (`make_optimizer`).
+        state: The stage's state, as JSON values.
+        keep: The number of complete checkpoints to keep, with this one; at least 1.
 
     Returns:
         The checkpoint's folder.
@@ -106,7 +106,8 @@ def save_checkpoint(
     Raises:
         ValueError: `keep` is below 1, or `state` holds NaN or an infinity.
         TypeError: `state` is not JSON.
-        VRThinkerError: It could not be written, or a whole one of this step is there. The others stay.
+        VRThinkerError: The checkpoint could not be written, or a complete one of this step exists. The other
+            checkpoints are kept.
     """
     if keep < 1:
         raise ValueError(f"keep: got {keep}, allowed: 1 or more")
@@ -136,9 +137,9 @@ def save_checkpoint(
 
 
 def latest_checkpoint(run: Path) -> Checkpoint | None:
-    """The whole checkpoint with the most steps; each damaged one passed over is logged with the reason.
+    """The complete checkpoint with the most steps. Damaged checkpoints are logged with the reason.
 
-    Reads the files once, for their hashes.
+    The files are read once, for their hashes.
     """
     folder = run / CHECKPOINTS_FOLDER
     while True:
@@ -148,16 +149,16 @@ def latest_checkpoint(run: Path) -> Checkpoint | None:
                 return open_checkpoint(path)
             except InputError as error:
                 _logger.warning("%s; passed over", error)
-        # A writer may have put a new one there and removed the old ones between the listing and the reading.
+        # Between listing and reading, a writer may have added a new checkpoint and removed old ones.
         if _by_step(folder) == named:
             return None
 
 
 def open_checkpoint(path: Path) -> Checkpoint:
-    """Checks that a checkpoint is whole.
+    """Opens a checkpoint and checks that it is complete.
 
     Raises:
-        InputError: It is not; the message says what is wrong with it.
+        InputError: The checkpoint is damaged; the message says how.
     """
     record = _record(path)
     for name, wanted in record.files.items():
@@ -169,21 +170,21 @@ def open_checkpoint(path: Path) -> Checkpoint:
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
-    """Puts weights and optimizer state back. Nothing is changed unless all of it fits.
+    """Restores weights and optimizer state. Nothing is changed unless everything fits.
 
     Args:
-        checkpoint: From `latest_checkpoint` or `open_checkpoint`.
-        model: Same trainable names, shapes and types as the one that was saved.
-        optimizer: Over it. Its learning rate, betas and decay stay as they are.
+        checkpoint: The checkpoint, from `latest_checkpoint` or `open_checkpoint`.
+        model: The model, with the same trainable names, shapes and types as the saved one.
+        optimizer: The optimizer of the model. Its learning rate, betas and decay are not changed.
 
     Raises:
-        InputError: Names, shapes or types differ, or a file cannot be read; got and wanted are named.
+        InputError: Names, shapes or types differ (the message has both), or a file cannot be read.
     """
     put_back(checkpoint.path / MODEL_FILE, checkpoint.path / OPTIMIZER_FILE, model, optimizer)
 
 
 def remove_leftovers(run: Path) -> None:
-    """Removes what killed processes left unfinished. Call it only while holding the run folder."""
+    """Removes unfinished files of killed processes. Call this only while holding the run folder."""
     folder = run / CHECKPOINTS_FOLDER
     if not folder.is_dir():
         return
@@ -206,7 +207,7 @@ def _write(
         for name, named in tensors.items():
             path = folder / name
             save_file(named, path, metadata={"format": "pt"})
-            path.chmod(mode)  # safetensors makes files that only their owner may read
+            path.chmod(mode)  # safetensors makes files that only the owner may read
             _sync(path)
             files[name] = _FileRecord(size_bytes=path.stat().st_size, sha256=_sha256(path))
         record = _Record(schema_version=SCHEMA_VERSION, step=step, state=state, files=files)
@@ -217,7 +218,7 @@ def _write(
 
 
 def _record(path: Path) -> _Record:
-    """state.json, once the checkpoint has its files at their sizes."""
+    """Reads state.json, and checks that the checkpoint's files exist with the right sizes."""
     try:
         record = _Record.model_validate_json((path / STATE_FILE).read_bytes())
     except FileNotFoundError:
@@ -243,7 +244,7 @@ def _folder_name(step: int) -> str:
 
 
 def _by_step(folder: Path) -> list[tuple[int, Path]]:
-    """Checkpoint folders, most steps first."""
+    """The checkpoint folders, sorted by the number of steps, largest first."""
     if not folder.is_dir():
         return []
     named = ((_NAME.fullmatch(path.name), path) for path in folder.iterdir())
@@ -251,7 +252,7 @@ def _by_step(folder: Path) -> list[tuple[int, Path]]:
 
 
 def _prune(folder: Path, step: int, keep: int) -> None:
-    """Removes what is older than the newest `keep` whole checkpoints of up to `step` steps."""
+    """Removes checkpoints older than the newest `keep` complete ones of at most `step` steps."""
     kept = 0
     for _, path in (found for found in _by_step(folder) if found[0] <= step):
         try:
@@ -261,13 +262,13 @@ def _prune(folder: Path, step: int, keep: int) -> None:
                 _record(path)
                 kept += 1
         except InputError:
-            continue  # damaged, or unreadable for the moment: it neither counts nor goes
+            continue  # damaged, or unreadable for the moment: it is neither counted nor removed
         except OSError as error:
             _logger.warning("%s: cannot be removed (%s)", path, error)
 
 
 def _remove(path: Path) -> None:
-    """Takes the name away first: what is half removed is not called a checkpoint."""
+    """Renames a checkpoint before removing it, so that a half-removed folder is not named as a checkpoint."""
     going = path.with_name(f"{_REMOVING}{path.name}")
     path.rename(going)
     shutil.rmtree(going)

@@ -1,7 +1,7 @@
-"""What of a model and its optimizer goes into a checkpoint's files, and how it gets back.
+"""Conversion of a model and its optimizer to the tensors of a checkpoint's files, and back.
 
-Tensors go by the name of their parameter, never by position. Invariant: `put_back` compares all names, shapes
-and types before it changes the first value.
+Tensors are identified by the name of their parameter, never by position. Invariant: `put_back` compares all
+names, shapes and types before it changes the first value.
 """
 
 from __future__ import annotations
@@ -20,19 +20,23 @@ _ADAMW, _ORTHOGONAL = ("exp_avg", "exp_avg_sq", "step"), ("exp_avg",)
 
 
 def model_tensors(model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What training changes: trainable parameters and persistent buffers, tied ones once.
+    """The tensors that training changes: trainable parameters and persistent buffers. Tied ones appear once.
 
     Returns:
-        Contiguous tensors by name, no two in one storage; they are the model's own where those are so.
+        Contiguous tensors by name, with a separate storage each. Tensors of the model that are so already are
+        not copied.
     """
     return _apart({name: tensor.detach() for name, tensor in _changing(model).items()})
 
 
 def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, torch.Tensor]:
-    """The state as `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`; none before any gradient.
+    """The optimizer's state as `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`.
+
+    Returns:
+        The tensors by name; empty before the first step.
 
     Raises:
-        ValueError: The optimizer keeps something else.
+        ValueError: The optimizer's state has other entries.
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kept = _moments(optimizer)
@@ -54,7 +58,7 @@ def put_back(
     """Loads both files.
 
     Raises:
-        InputError: Something does not fit, got and wanted are named, or a file cannot be read.
+        InputError: Something does not fit (the message has both sides), or a file cannot be read.
     """
     changing = _changing(model)
     with _opened(model_file) as weights, _opened(optimizer_file) as moments:
@@ -64,7 +68,7 @@ def put_back(
             for name, tensor in changing.items():
                 tensor.copy_(weights.get_tensor(name))
         optimizer.state.clear()
-        # Where AdamW itself would have made its counter of steps.
+        # The counter of steps goes to the device on which AdamW would have made it.
         on_device = bool(optimizer.defaults.get("fused") or optimizer.defaults.get("capturable"))
         for key in sorted(moments.keys()):
             moment, _, name = key.partition("/")
@@ -84,7 +88,7 @@ def _changing(model: torch.nn.Module) -> dict[str, torch.Tensor]:
 
 
 def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """The same values, contiguous, no two in one storage: safetensors takes no others."""
+    """The same values as contiguous tensors without shared storage, which safetensors requires."""
     seen: set[tuple[torch.device, int]] = set()
     apart = {}
     for name, tensor in tensors.items():
@@ -98,7 +102,7 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
 def _wanted_moments(
     file: Any, changing: Mapping[str, torch.Tensor], optimizer: torch.optim.Optimizer
 ) -> dict[str, torch.Tensor]:
-    """What the file may hold: each of the optimizer's parameters has all of its moments there, or none."""
+    """The moments that the file should hold: for each parameter of the optimizer all, or none."""
     names = {id(tensor): name for name, tensor in changing.items()}
     kept = {names[id(p)]: (p, moments) for p, moments in _moments(optimizer).items()}
     found = {key.partition("/")[2] for key in file.keys()}  # noqa: SIM118 (it is no dict)
@@ -111,7 +115,7 @@ def _wanted_moments(
 
 
 def _moments(optimizer: torch.optim.Optimizer) -> dict[torch.Tensor, tuple[str, ...]]:
-    """What is kept of each parameter: one mean of what Muon moves, more of what AdamW moves."""
+    """The names of each parameter's state: a single mean for Muon's parameters, more for AdamW's."""
     return {
         parameter: _ORTHOGONAL if group.get("orthogonal") else _ADAMW
         for group in optimizer.param_groups

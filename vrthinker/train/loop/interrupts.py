@@ -1,4 +1,4 @@
-"""SIGTERM and Ctrl-C as a wish that the loop reads between two steps."""
+"""Turns SIGTERM and Ctrl-C into a flag that the loop reads between two steps."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ _NOTICE = b"\nfinishing this step, then writing a checkpoint; once more to stop 
 
 
 class Interrupts:
-    """Catches the first SIGTERM or SIGINT while it is entered; the second one does what it did before.
+    """A context manager that catches the first SIGTERM or SIGINT. A second signal has its usual effect.
 
     A signal that the process was told to ignore (`nohup`, a shell's background job) stays ignored. Only a
-    process's main thread gets signals: entered in another thread, this catches none.
+    process's main thread gets signals, so in another thread nothing is caught.
 
     Attributes:
-        seen: The name of the signal that came, or None.
+        seen: The name of the signal that was caught, or None.
     """
 
     def __init__(self) -> None:
@@ -30,7 +30,7 @@ class Interrupts:
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
-                # None: a handler that Python did not install and could not put back.
+                # None means a handler that Python did not install and could not restore.
                 if before is not None and before != signal.SIG_IGN:
                     self._before[number] = before
                     signal.signal(number, self._note)

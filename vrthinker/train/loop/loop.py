@@ -1,20 +1,20 @@
-"""The training loop that the stages share: accumulate, clip, step, log, checkpoint, resume.
+"""The training loop that the stages share. It accumulates, clips, steps, logs, checkpoints and resumes.
 
     with lock_run(run):                      # optional: the loop holds the folder itself too
         result = run_loop(model, settings=..., learning_rate=lambda step: rate.at(step, total),
                           micro_losses=losses_of_step, run=run, name="cold start")
 
-A stage gives the loss of a step as a function of the step's number. Invariant: a step is a pure function of
-(the settings' seed, step, weights, optimizer state), so that a run that was killed and resumed ends in the
-same bits as one that was not: on the same machine and versions, and where torch's kernels are deterministic
-(on a CPU; on a GPU some are only under `torch.use_deterministic_algorithms`). The loop seeds torch's
-generators before each step; whatever else a stage draws, it draws from generators of its own, seeded by
-(seed, step).
+A stage gives the losses of a step as a function of the step's number. Invariant: a step is a pure function of
+the settings' seed, the step's number, the weights and the optimizer state, so that a run that was killed and
+resumed ends with the same bits as one that was not. This holds on the same machine with the same versions, if
+torch's kernels are deterministic (on a CPU they are; on a GPU some are only under
+`torch.use_deterministic_algorithms`). The loop seeds torch's generators before each step. A stage that draws
+other random numbers must use separate generators, seeded by (seed, step).
 
-A step whose loss or gradient is not finite is not applied, and counted. Train or eval mode is the stage's to
-set. One process; nothing goes to stdout.
+A step whose loss or gradient is not finite is not applied, but counted. The stage sets train or eval mode.
+The loop runs in one process and writes nothing to stdout.
 
-Run folder: `checkpoints/` (`checkpoint`), `metrics.jsonl` (`metrics_file`), `.lock` (`run_lock`).
+The run folder has `checkpoints/` (`checkpoint`), `metrics.jsonl` (`metrics_file`) and `.lock` (`run_lock`).
 """
 
 from __future__ import annotations
@@ -52,37 +52,39 @@ RESUME_HINT = "run the same command again to go on"
 
 
 class LoopSettings(BaseModel):
-    """How a stage is run. Only `steps` has no default."""
+    """The settings of the loop. Only `steps` has no default."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     steps: int = Field(ge=1)
-    """Optimizer steps of the whole run."""
+    """Number of optimizer steps of the whole run."""
     checkpoint_every: int = Field(100, ge=1)
-    """Steps between checkpoints; the last step has one in any case."""
+    """Number of steps between checkpoints. The last step always has one."""
     keep_checkpoints: int = Field(2, ge=1)
-    """Checkpoints that stay on the disk."""
+    """Number of checkpoints to keep on the disk."""
     log_every: int = Field(10, ge=1)
-    """Steps between lines on stderr and calls of `on_log`; the metrics file has every step."""
+    """Number of steps between lines on stderr and calls of `on_log`. The metrics file has every step."""
     max_bad_steps: int = Field(5, ge=1)
-    """So many steps in a row whose loss or gradient is not finite end the run."""
+    """Number of consecutive steps with a loss or gradient that is not finite after which the run ends."""
     seed: int = 0
-    """Of what torch's own generators give in a step (dropout)."""
+    """Seed of torch's own generators in a step (dropout)."""
     optimizer: OptimizerSettings = OptimizerSettings()
-    """AdamW's settings."""
+    """The optimizer's settings."""
 
 
 @dataclass(frozen=True)
 class LoopResult:
-    """How a run ended.
+    """The result of a run.
 
     Attributes:
-        step: Finished steps, those of earlier processes included.
-        outcome: `finished` (all steps), `stopped` (`stop` said so) or `interrupted` (a signal).
-        resumed_from: Steps of the checkpoint that this process began with; None for a fresh start.
-        skipped_steps: Steps that were not applied.
-        checkpoint: The newest checkpoint; None when the run ended before its first step.
-        metrics: The last step's; empty when this process ran none.
+        step: The number of finished steps, including those of earlier processes.
+        outcome: How the run ended: `finished` (all steps), `stopped` (by `stop`) or `interrupted` (by a
+            signal).
+        resumed_from: The number of steps of the checkpoint that this process began with; None for a fresh
+            start.
+        skipped_steps: The number of steps that were not applied.
+        checkpoint: The newest checkpoint; None if the run ended before its first step.
+        metrics: The metrics of the last step; empty if this process ran none.
     """
 
     step: int
@@ -108,36 +110,37 @@ def run_loop(
     load_state: Callable[[Mapping[str, Any]], None] | None = None,
     resume_hint: str = RESUME_HINT,
 ) -> LoopResult:
-    """Trains until all steps are done, from the run folder's latest checkpoint when it has one.
+    """Trains until all steps are done, starting from the run folder's latest checkpoint if it has one.
 
-    On SIGTERM or Ctrl-C the current step is finished, a checkpoint is written and the loop returns; a second
+    On SIGTERM or Ctrl-C the current step is finished, a checkpoint is written and the loop returns. A second
     signal ends it at once.
 
     Args:
-        model: Trainable parameters in fp32, on their device. Changed in place.
-        settings: See there.
-        learning_rate: The rate of a 0-based step.
-        micro_losses: The micro-batches of a 0-based step, at least one. Each one's backward pass runs before
-            the next is asked for.
-        run: The run folder; made when missing, and held while the loop runs.
-        name: What is running, for messages.
-        loss_name: The metric's name of the summed loss.
-        on_log: Called with the step's metrics and the number of finished steps, every `log_every` steps and
-            after the last.
-        stop: Asked after each step; True checkpoints and ends the loop.
-        save_state: What the stage wants back when it resumes, as JSON values.
-        load_state: Gets it back, before the first step.
-        resume_hint: How to go on, for the message after a signal.
+        model: The model, with trainable parameters in fp32, on their device. It is changed in place.
+        settings: The settings of the loop.
+        learning_rate: A function that returns the rate of a 0-based step.
+        micro_losses: A function that returns the micro-batches of a 0-based step, at least one. The backward
+            pass of each runs before the next is taken.
+        run: The run folder, which is made if it is missing, and held while the loop runs.
+        name: The name of what is running, for messages.
+        loss_name: The name of the metric of the summed loss.
+        on_log: A function that is called with a step's metrics and the number of finished steps, every
+            `log_every` steps and after the last.
+        stop: A function that is called after each step. If it returns True, a checkpoint is written and the
+            loop ends.
+        save_state: A function that returns what the stage needs to resume, as JSON values.
+        load_state: A function that is called with those values before the first step.
+        resume_hint: The advice how to resume, for the message after a signal.
 
     Returns:
-        How it ended. After `interrupted` or `stopped` the run is not finished: don't export its weights as
-        a result.
+        The result. If the outcome is `interrupted` or `stopped`, the run is not finished: do not export its
+        weights as a result.
 
     Raises:
         InputError: The checkpoint does not fit the model, or has more steps than `settings.steps`.
-        VRThinkerError: Another process holds the folder; none of its checkpoints is whole; a step has no
-            micro-batches; too many steps in a row were not finite; something could not be written.
-            Checkpoints stay.
+        VRThinkerError: Another process holds the folder, none of its checkpoints is complete, a step has no
+            micro-batches, too many steps in a row were not finite, or something could not be written. The
+            checkpoints are kept.
     """
     with contextlib.ExitStack() as stack:
         stack.enter_context(lock_run(run))
@@ -182,7 +185,7 @@ def run_loop(
 
 
 class _Loop:
-    """What a run carries from step to step."""
+    """The state of a run between steps."""
 
     def __init__(
         self,
@@ -205,7 +208,7 @@ class _Loop:
         self.metrics_file = MetricsFile(run / METRICS_FILE)
 
     def resume(self, load_state: Callable[[Mapping[str, Any]], None] | None) -> int | None:
-        """Goes to the latest checkpoint, or to the beginning."""
+        """Loads the latest checkpoint, or starts from the beginning."""
         remove_leftovers(self._run)
         found = latest_checkpoint(self._run)
         if found is not None:
@@ -228,7 +231,7 @@ class _Loop:
         return None if found is None else found.step
 
     def do_step(self, rate: float, micros: Iterable[MicroLoss]) -> dict[str, float]:
-        """One step; its metrics."""
+        """Does one step and returns its metrics."""
         began = time.perf_counter()
         _seed(self._settings.seed, self.step)
         for group in self._optimizer.param_groups:
@@ -263,7 +266,7 @@ class _Loop:
         return logged
 
     def _apply(self, loss: float) -> float:
-        """Clips and steps, or counts a step that is not applied. Returns the norm before clipping."""
+        """Clips and steps, or counts the step as not applied. Returns the norm before clipping."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
         norm = float(total)
@@ -280,7 +283,7 @@ class _Loop:
         return norm
 
     def save(self) -> None:
-        """Writes a checkpoint, unless there is one of this step."""
+        """Writes a checkpoint, unless this step has one."""
         if self._saved_step == self.step:
             return
         self.metrics_file.sync()
@@ -302,7 +305,7 @@ class _Loop:
 
 @contextlib.contextmanager
 def _own_generators(model: torch.nn.Module) -> Iterator[None]:
-    """Leaves torch's generators as they were."""
+    """Restores the state of torch's generators at its end."""
     devices = {p.device for p in model.parameters() if p.is_cuda}
     with torch.random.fork_rng(devices=devices):
         yield

@@ -14,20 +14,20 @@ LOOP_METRICS = (
     "perf/tokens_per_s",
     "perf/step_seconds",
 )
-"""What the loop measures itself."""
+"""The metrics that the loop itself measures."""
 
 
 @dataclass(frozen=True)
 class MicroLoss:
-    """One micro-batch of a step, after its forward pass.
+    """The loss and metrics of one micro-batch of a step, after its forward pass.
 
     Attributes:
-        loss: Scalar with gradient, divided by the whole step's normaliser already: a step's gradient is
-            that of the sum.
-        n_tokens: Tokens it cost, for tokens/s.
-        sums: What the step logs the sum of, by slash name; divide shares by the step's normaliser too.
-            Scalar tensors may stay on their device until the step is over.
-        maxima: What the step logs the largest of.
+        loss: The loss, a scalar with gradient, already divided by the normaliser of the whole step: losses of
+            a step are summed.
+        n_tokens: The number of tokens that the forward pass computed, for tokens/s.
+        sums: The metrics that are summed over the step, by slash name. Shares must be divided by the step's
+            normaliser too. Scalar tensors may stay on their device until the end of the step.
+        maxima: The metrics of which the step logs the maximum.
     """
 
     loss: torch.Tensor
@@ -37,10 +37,10 @@ class MicroLoss:
 
 
 class StepSums:
-    """One step's metrics, kept on their device until the step is over: reading each one would wait for it.
+    """One step's metrics. They stay on their device until the step is over, to avoid waiting for each.
 
     Args:
-        loss_name: The metric's name of the summed loss.
+        loss_name: The name of the metric of the summed loss.
     """
 
     def __init__(self, loss_name: str) -> None:
@@ -54,7 +54,7 @@ class StepSums:
         """Adds one micro-batch.
 
         Raises:
-            ValueError: It names a metric that the loop writes.
+            ValueError: The micro-batch has a metric whose name the loop uses.
         """
         if taken := ({*micro.sums, *micro.maxima} & {self._loss_name, *LOOP_METRICS}):
             raise ValueError(f"metrics: got {min(taken)!r}, which the loop writes; name it otherwise")

@@ -1,14 +1,15 @@
-"""Muon: steps of momentum whose matrices are made orthogonal, beside AdamW for everything else.
+"""The Muon optimizer: momentum steps made orthogonal for matrices, and AdamW for everything else.
 
 A matrix's step is the polar factor of its momentum, found by five Newton-Schulz iterations, so that every
-direction in which the gradient points moves equally far. Scaled as by Liu et al., a step is about as large as
-AdamW's would be, and the same learning rates serve.
+direction in which the gradient points moves equally far. With the scale of Liu et al., a step is about as
+large as AdamW's, so the same learning rates can be used.
 
 Source: K. Jordan et al., "Muon: an optimizer for hidden layers in neural networks" (2024), with its
 coefficients; J. Liu et al., "Muon is scalable for LLM training" (2025), the scale 0.2 * sqrt(longer side).
-`torch.optim.Muon` is the same rule and the oracle of the tests; it iterates in bfloat16, which a CPU without
-instructions for it computes several times slower than float32, and holds no parameters but matrices. Here the
-iteration is in float32, and matrices of one shape go through it together.
+
+`torch.optim.Muon` implements the same rule, and tests compare with it. It iterates in bfloat16, which a CPU
+without bfloat16 instructions computes several times slower than float32, and it only accepts matrices. The
+iteration here is in float32, and matrices of one shape are processed together.
 """
 
 from __future__ import annotations
@@ -25,17 +26,17 @@ _RMS_OF_ADAMW = 0.2
 
 
 class Muon(torch.optim.AdamW):
-    """AdamW, except in parameter groups with `orthogonal=True`, whose parameters are all matrices.
+    """AdamW, except in parameter groups with `orthogonal=True`, whose parameters must all be matrices.
 
-    Groups of matrices take `momentum`, `weight_decay` and `lr_scale` (a factor on the learning rate). Their
+    Groups of matrices have `momentum`, `weight_decay` and `lr_scale` (a factor on the learning rate). Their
     state is `exp_avg`, the mean of the gradients.
 
     Args:
-        groups: Parameter groups, each with `orthogonal`.
-        lr: As for AdamW, of all groups; so are the further ones.
-        betas: See `lr`; of groups that are not orthogonal.
-        eps: See `betas`.
-        fused: See `betas`.
+        groups: The parameter groups, each with the key `orthogonal`.
+        lr: The initial learning rate of all parameter groups, as in AdamW.
+        betas: AdamW's decay rates, for groups that are not orthogonal.
+        eps: AdamW's epsilon, for groups that are not orthogonal.
+        fused: AdamW's choice of a fused implementation, for groups that are not orthogonal.
     """
 
     def __init__(
@@ -55,14 +56,14 @@ class Muon(torch.optim.AdamW):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
-        """One step. The gradients of matrices are used up: they are None afterwards."""
+        """Does one step. The gradients of matrices are consumed: they are None afterwards."""
         if closure is not None:
             raise ValueError("closure: got one, allowed: None; call backward before the step")
         for group in self.param_groups:
             if group["orthogonal"]:
                 self._step_matrices(group)
                 for parameter in group["params"]:
-                    parameter.grad = None  # nothing left here for AdamW
+                    parameter.grad = None  # so that AdamW skips this parameter
         return super().step()
 
     def _step_matrices(self, group: dict[str, Any]) -> None:
@@ -75,7 +76,7 @@ class Muon(torch.optim.AdamW):
             if not state:
                 state["exp_avg"] = torch.zeros_like(parameter, memory_format=torch.preserve_format)
             mean = state["exp_avg"].lerp_(parameter.grad, 1 - group["momentum"])
-            # Nesterov: the mean as it would be if the same gradient came once more.
+            # Nesterov momentum: the mean as if the same gradient came once more.
             ahead = parameter.grad.lerp(mean, group["momentum"])
             by_shape.setdefault((*parameter.shape,), []).append((parameter, ahead))
         for shape, members in by_shape.items():
@@ -86,13 +87,13 @@ class Muon(torch.optim.AdamW):
 
 
 def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
-    """Singular values to about 1 (0.7 to 1.2), singular vectors kept; zeros stay zeros.
+    """Makes matrices approximately orthogonal: singular values become 0.7 to 1.2, but zeros stay zeros.
 
     Args:
-        matrices: float32 or float64 `[batch, rows, columns]`.
+        matrices: The matrices, float32 or float64 `[batch, rows, columns]`.
 
     Returns:
-        Likewise.
+        Matrices of the same shape and dtype, with the same singular vectors.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
     found: torch.Tensor = matrices.mT if tall else matrices

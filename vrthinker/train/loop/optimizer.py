@@ -1,4 +1,4 @@
-"""The optimizer as every stage uses it, and its settings: AdamW, or Muon for a judge trained from nothing."""
+"""The optimizer of every stage, and its settings: AdamW, or Muon for a judge trained from random weights."""
 
 from __future__ import annotations
 
@@ -12,40 +12,41 @@ from vrthinker.train.loop.muon import Muon
 
 
 class OptimizerSettings(BaseModel):
-    """AdamW's settings, and Muon's. The paper names none but the learning rate: all of these are ours."""
+    """The settings of AdamW and Muon. The paper only states the learning rate: all of these are ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     kind: Literal["adamw", "muon"] = "adamw"
-    """`muon` moves the weights of linear layers by orthogonal steps, and the rest (embeddings, the output
-    head, norms, biases, convolutions) by AdamW. For training from random weights: docs/log.md."""
+    """The algorithm. `muon` updates the weights of linear layers by orthogonal steps, and the rest
+    (embeddings, the output head, norms, biases, convolutions) by AdamW. It is for training from random
+    weights: docs/log.md."""
     momentum: float = Field(0.95, ge=0.0, lt=1.0)
-    """Decay of the mean of the gradients of what `muon` moves."""
+    """Decay of the mean of the gradients, for weights that `muon` updates."""
     matrix_rate: float = Field(1.0, gt=0.0)
-    """Learning rate of what `muon` moves, as a multiple of the others'."""
+    """Learning rate of the weights that `muon` updates, as a multiple of the others' rate."""
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
-    """Decay of the mean of the gradients."""
+    """AdamW's decay of the mean of the gradients."""
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
-    """Decay of the mean of their squares. 0.95 remembers about 20 steps; at torch's 0.999 it would be 1000,
-    more than the cold start has."""
+    """AdamW's decay of the mean of squared gradients. 0.95 averages over about 20 steps. Torch's 0.999 would
+    average over 1000, more than the cold start has."""
     eps: float = Field(1e-8, gt=0.0)
-    """Added to the square root of the mean square."""
+    """Number that AdamW adds to the square root of the mean square."""
     weight_decay: float = Field(0.0, ge=0.0)
-    """Decoupled decay towards zero, of matrices only. Fine-tuning starts from weights worth keeping, so the
-    default is none."""
+    """Decoupled weight decay, of matrices only. Fine-tuning starts from weights that are worth keeping, so
+    the default is none."""
     max_grad_norm: float = Field(1.0, gt=0.0)
-    """Gradients of a step are scaled down to this norm, taken over all parameters."""
+    """The largest norm of a step's gradient over all parameters. Larger gradients are scaled down to it."""
 
 
 def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
-    """The optimizer over what is trainable in a model, tied weights once.
+    """Makes the optimizer of a model's trainable parameters. Tied weights are included once.
 
-    Norms, biases and whatever else has fewer than two dimensions are not decayed. The learning rate is
-    0 until it is set on the parameter groups.
+    Norms, biases and other parameters with fewer than two dimensions are not decayed. The learning rate is 0
+    until it is set on the parameter groups.
 
     Args:
-        model: Its trainable parameters are in fp32, whatever type its forward computes in.
-        settings: See there.
+        model: The model. Its trainable parameters are in fp32, whatever dtype its forward computes in.
+        settings: The settings of the optimizer.
 
     Raises:
         InputError: Nothing is trainable, or a trainable parameter is not fp32 or fp64.
@@ -71,7 +72,7 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
         "lr": 0.0,
         "betas": (settings.beta1, settings.beta2),
         "eps": settings.eps,
-        # The other version for a GPU needs room for another copy of the weights.
+        # Without `fused`, AdamW on a GPU needs memory for another copy of the weights.
         "fused": True if all(p.is_cuda for _, p in trainable) else None,
     }
     if settings.kind == "adamw":
@@ -90,9 +91,9 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
 
 
 def _hidden_matrices(model: torch.nn.Module) -> set[torch.Tensor]:
-    """Weights of linear layers between the embeddings and the output head.
+    """The weights of linear layers, without the embeddings and the output head.
 
-    Both of these are tables, one row per token, and most of their rows get no gradient in a step.
+    Those two are tables with a row per token, and most of their rows get no gradient in a step.
     """
     tables: set[torch.Tensor] = {m.weight for m in model.modules() if isinstance(m, torch.nn.Embedding)}
     head = getattr(model, "get_output_embeddings", lambda: None)()

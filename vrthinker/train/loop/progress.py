@@ -1,4 +1,4 @@
-"""Where a training run stands: steps, loss, speed and the time that is left."""
+"""The progress of a training run: steps, loss, speed and remaining time."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ class StepProgress(Progress):
 
     Args:
         name: The name of what is running.
-        total: Steps of the whole run.
-        done: Steps that were finished before this process.
-        every: Steps between two lines, where stderr is no terminal.
+        total: The number of steps of the whole run.
+        done: The number of steps that were finished before this process.
+        every: The number of steps between two lines, if stderr is not a terminal.
         loss_name: The metric that is shown as the loss.
     """
 
@@ -28,8 +28,8 @@ class StepProgress(Progress):
         """Shows a finished step.
 
         Args:
-            step: Finished steps.
-            metrics: The step's, under the loop's names.
+            step: The number of finished steps.
+            metrics: The step's metrics, under the loop's names.
         """
         self._here += 1
         self._seconds += metrics["perf/step_seconds"]
@@ -42,7 +42,7 @@ class StepProgress(Progress):
         self.show(self._name, step, self._total, figures=figures, line=line, every=self._every)
 
     def say(self, text: str) -> None:
-        """Writes a line about the run, under its name."""
+        """Writes a line about the run, with its name in front."""
         super().say(f"{self._name}: {text}")
 
 

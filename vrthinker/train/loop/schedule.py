@@ -1,7 +1,7 @@
-"""The learning rate of every step: a warm-up, then a curve. A pure function of the step.
+"""The learning rate of every step, as a pure function of the step: a warm-up, then a curve.
 
-Invariant: no step has a rate of zero unless `final_ratio` leads there beyond the last step, so no step is
-computed for nothing.
+Invariant: no step has a rate of zero, so that no step is computed in vain. A `final_ratio` of 0 is only
+reached after the last step.
 """
 
 from __future__ import annotations
@@ -12,37 +12,37 @@ from typing import Literal
 from pydantic import BaseModel, ConfigDict, Field
 
 _ROUNDING = 1e-9
-"""0.07 of 100 steps is 7 steps, although 0.07 * 100 is a little more than 7."""
+"""Tolerance in counting steps: 0.07 of 100 steps is 7, although 0.07 * 100 is a little more than 7."""
 
 
 class LearningRate(BaseModel):
-    """A peak, a warm-up to it, and what follows (method section 5)."""
+    """A warm-up to a peak, and a curve after it (method section 5)."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
     peak: float = Field(gt=0.0)
-    """The highest rate. The paper's: 1.5e-6 in the two SFT stages, 1e-6 in GRPO."""
+    """The highest rate. The paper uses 1.5e-6 in the two SFT stages, 1e-6 in GRPO."""
     warmup_ratio: float = Field(0.2, ge=0.0, le=1.0)
-    """The share of all steps, rounded up, in which the rate rises; 0.2 is the paper's for SFT."""
+    """The share of all steps in which the rate rises (rounded up to steps). The paper uses 0.2 for SFT."""
     shape: Literal["cosine", "constant", "linear"] = "cosine"
-    """Ours: how the rate falls after the warm-up; `constant` stays at the peak."""
+    """Ours: how the rate falls after the warm-up. `constant` stays at the peak."""
     final_ratio: float = Field(0.0, ge=0.0, le=1.0)
-    """Ours: where the fall ends, as a share of the peak; `constant` makes no use of it."""
+    """Ours: the rate at the end of the fall, as a share of the peak. `constant` ignores it."""
 
     def warmup_steps(self, total: int) -> int:
-        """How many of `total` steps the rate rises in."""
+        """The number of `total` steps in which the rate rises."""
         return math.ceil(self.warmup_ratio * total - _ROUNDING)
 
     def at(self, step: int, total: int) -> float:
         """The rate of one step.
 
-        It rises in equal parts from `peak / warmup_steps` at step 0 to `peak` at the last warm-up step.
-        The step after it is at the peak too, and from there the rate falls so that `final_ratio * peak`
-        would be the rate of step `total`, the first one that is not run.
+        The rate rises in equal parts from `peak / warmup_steps` at step 0 to `peak` at the last warm-up step.
+        The next step is at the peak too. From there the rate falls, so that it would be `final_ratio * peak`
+        at step `total`, which is the first step that is not run.
 
         Args:
-            step: 0-based.
-            total: Steps of the whole run.
+            step: The 0-based number of the step.
+            total: The number of steps of the whole run.
 
         Raises:
             ValueError: `step` is not one of the run's steps.
