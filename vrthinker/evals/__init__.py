@@ -1,1 +1,1 @@
-"""What a judge is worth: measures over labelled pairs, with confidence intervals."""
+"""Evaluation of a judge: measures over labelled pairs, with confidence intervals."""

@@ -1,21 +1,21 @@
 """Confidence intervals for ratios of sums: the percentile bootstrap, with the pair as its unit.
 
-A measure is the sum of the pairs' numerators over the sum of their denominators. Pairs are drawn with
-replacement, as many as there are, and the ratio is taken again; the interval holds the middle
-`confidence` of those ratios.
+A measure is the sum of the pairs' numerators over the sum of their denominators. A resample draws as many
+pairs as there are, with replacement, and computes the ratio again. The interval holds the middle `confidence`
+of these ratios.
 
 Invariants:
 
 - Resample r is a vector of counts that depends only on the number of pairs and the seed. All measures
   of a call, and both sides of a difference, see the same resamples.
-- Nothing is divided by zero. A resample in which a denominator sums to zero says nothing about that
-  measure and is left out of its interval: such an interval is conditional on at least one pair counting
-  and, where few pairs count, rests on fewer resamples.
-- Terms that are whole numbers are summed exactly, so a measure that is the same in every resample has
-  an interval of no width, not one of rounding.
+- Nothing is divided by zero. A resample in which a denominator sums to zero is not used in the measure's
+  interval. Such an interval is conditional on at least one pair counting. If few pairs count, it rests on
+  fewer resamples.
+- Terms that are whole numbers are summed exactly, so that a measure that is the same in every resample has an
+  interval of zero width, without rounding errors.
 
-A percentile interval is too narrow for few pairs (below about thirty), and where every pair agrees it has
-no width: that is a statement about the pairs at hand, not certainty.
+If all pairs agree, the interval has zero width. With fewer than about 30 pairs it is too narrow to be
+trusted.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ RESAMPLES = 2000
 CONFIDENCE = 0.95
 
 _BLOCK_CELLS = 1 << 21
-"""Counts held at once, resamples x pairs: tens of MiB however many pairs there are."""
+"""The most counts (resamples x pairs) in memory at once: tens of MiB, whatever the number of pairs."""
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class Estimate:
     """A measured value and its interval.
 
     Attributes:
-        value: The measure; None where no pair counts.
-        low: Lower end of the interval; None where there is no value, or no resample had one.
-        high: Upper end.
-        n: Pairs that count: those in the denominator.
+        value: The measure; None if no pair counts.
+        low: The lower end of the interval; None if there is no value, or no resample had one.
+        high: The upper end of the interval; None if `low` is.
+        n: The number of pairs that count, which are those in the denominator.
     """
 
     value: float | None
@@ -72,11 +72,11 @@ def ratio_estimates(
     """Several ratios of sums over the same pairs, each with its interval.
 
     Args:
-        numerators: float64 `[pairs, measures]`, finite.
-        denominators: float64 `[pairs, measures]`, not negative; 0 where a pair does not count.
-        resamples: How many; at least 1.
-        confidence: Share of the resampled ratios that the interval holds, between 0 and 1.
-        seed: Not negative.
+        numerators: The numerators, float64 `[pairs, measures]`, finite.
+        denominators: The denominators, float64 `[pairs, measures]`, not negative; 0 if a pair does not count.
+        resamples: The number of resamples, at least 1.
+        confidence: The share of the resampled ratios that the interval holds, between 0 and 1.
+        seed: The seed of the resamples, not negative.
 
     Returns:
         One estimate per measure.
@@ -108,18 +108,18 @@ def ratio_difference(
     confidence: float = CONFIDENCE,
     seed: int = 0,
 ) -> Estimate:
-    """The ratio of `a` minus that of `b`, row i of both being the same pair (paired bootstrap).
+    """The ratio of `a` minus that of `b`, where row i of both is the same pair (paired bootstrap).
 
     Args:
-        a: Numerators and denominators, each float64 `[pairs]`.
-        b: The other side's.
-        resamples: As in `ratio_estimates`; each resample draws the same pairs on both sides, and is left
-            out where either denominator sums to zero.
-        confidence: As in `ratio_estimates`.
-        seed: As in `ratio_estimates`.
+        a: The numerators and denominators of one side, each float64 `[pairs]`.
+        b: The numerators and denominators of the other side.
+        resamples: The number of resamples. Each draws the same pairs on both sides, and is not used if either
+            denominator sums to zero.
+        confidence: The share of the resampled differences that the interval holds, between 0 and 1.
+        seed: The seed of the resamples, not negative.
 
     Returns:
-        The difference; its `n` is the number of pairs that count on at least one side.
+        The difference. Its `n` is the number of pairs that count on at least one side.
 
     Raises:
         InputError: A setting is out of its range, or the arrays are not what is described above.
@@ -139,7 +139,7 @@ def ratio_difference(
 
 
 def _resampled_sums(terms: FloatArray, resamples: int, seed: int) -> FloatArray:
-    """Sums of the terms `[pairs, columns]` over each resample: `[resamples, columns]`."""
+    """The sums of the terms `[pairs, columns]` over each resample, `[resamples, columns]`."""
     pairs, columns = terms.shape
     if pairs == 0:
         return np.zeros((resamples, columns))
@@ -156,19 +156,19 @@ def _resampled_sums(terms: FloatArray, resamples: int, seed: int) -> FloatArray:
 
 
 def _ratios(above: FloatArray, below: FloatArray) -> FloatArray:
-    """Ratios where there is something to divide by; the others are left out."""
+    """The ratios with a denominator above zero; the others are removed."""
     counted = below > 0
     return above[counted] / below[counted]
 
 
 def _differences(sums: FloatArray) -> FloatArray:
-    """Differences of two ratios from sums `[resamples, 4]`; left out where either has no denominator."""
+    """Differences of two ratios from sums `[resamples, 4]`, without those whose denominators are zero."""
     above_a, below_a, above_b, below_b = sums[(sums[:, 1] > 0) & (sums[:, 3] > 0)].T
     return np.asarray(above_a / below_a - above_b / below_b)
 
 
 def _estimate(value: FloatArray, resampled: FloatArray, confidence: float, n: int) -> Estimate:
-    """An estimate from the value (`[1]`, or `[0]` where there is none) and its resamples."""
+    """An estimate from the value (`[1]`, or `[0]` if there is none) and its resamples."""
     if not len(value):
         return Estimate(None, None, None, n)
     if not len(resampled):

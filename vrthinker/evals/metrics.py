@@ -1,15 +1,15 @@
-"""What is counted when a judge is evaluated (method section 6), with confidence intervals.
+"""The measures of a judge's evaluation (method section 6), with confidence intervals.
 
-One pair's prediction beside its label is a `ScoredPair`. Every measure is a ratio of two sums over
-pairs, so that one bootstrap over pairs serves them all (`intervals.py`).
+A `ScoredPair` is one pair's prediction and label. Every measure is a ratio of two sums over pairs, so that
+one bootstrap over pairs serves them all (`intervals.py`).
 
 Invariants:
 
-- A pair is in a measure's denominator because of its label, or of what was recorded of its episode, never
-  because of what was answered: an episode without a verdict, and a verdict that leaves out a dimension
-  that has a label, count as wrong. Abstaining gains nothing.
+- Whether a pair is in a measure's denominator depends on its label, or on what was recorded of its episode,
+  but not on what was answered. An episode without a verdict, and a verdict without a judgment for a labelled
+  dimension, count as wrong. A judge gains nothing by not answering.
 - A pair without a label for a dimension is in no accuracy of that dimension.
-- What no pair measures is None, not 0.
+- A measure without any pair is None, not 0.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ from vrthinker.evals.intervals import (
 from vrthinker.report.terminal import plain
 
 NO_GROUP = "-"
-"""The group of the pairs that name none."""
+"""The group of pairs that have no group."""
 
 _CODES = tuple(dimension.value for dimension in Dimension)
 _SHOWN_IDS = 3
@@ -47,20 +47,20 @@ _SHOWN_IDS = 3
 
 @dataclass(frozen=True)
 class ScoredPair:
-    """One pair's prediction beside its label.
+    """One pair's prediction and label.
 
     Attributes:
-        id: The pair's; unique in a list that is measured.
-        label: Dimension code -> 0 (tie), 1 or 2, those that are known.
-        prediction: The same from the judge; None without a verdict.
-        well_formed: Whether every round had the right form; None for what does not answer in rounds.
-        tool_calls: Tool calls that showed frames; None where there are no tools.
-        hidden_events: Planted events that the first frames do not show.
-        hidden_events_seen: Those of them that at least one live frame fell into.
-        group: A row of a table by group, as the number of hidden events.
+        id: The id of the pair, unique in a list that is measured.
+        label: Dimension code -> 0 (tie), 1 or 2, for the dimensions that are known.
+        prediction: The judge's preference per dimension code; None without a verdict.
+        well_formed: Whether every round had the right form; None for a judge that does not answer in rounds.
+        tool_calls: The number of tool calls that showed frames; None if there are no tools.
+        hidden_events: The number of planted events that the first frames do not show.
+        hidden_events_seen: The number of those that at least one live frame showed.
+        group: The group for tables by group, for instance the number of hidden events.
 
     Raises:
-        InputError: A code or a preference is none, or a count is impossible.
+        InputError: A code or a preference is unknown, or a count is impossible.
     """
 
     id: str
@@ -99,8 +99,8 @@ class Measure(NamedTuple):
     """A ratio of sums over pairs.
 
     Attributes:
-        description: One line for the docs.
-        arrays: Pairs -> their numerators and denominators, each float64 `[pairs]`.
+        description: The description in one line, for the docs.
+        arrays: A function from pairs to their numerators and denominators, each float64 `[pairs]`.
     """
 
     description: str
@@ -108,7 +108,7 @@ class Measure(NamedTuple):
 
 
 def _per_pair(term: Callable[[ScoredPair], tuple[float, float]]) -> _Arrays:
-    """Makes the array function from one pair's numerator and denominator."""
+    """Makes the function of `Measure.arrays` from a function of one pair's numerator and denominator."""
 
     def arrays(pairs: Sequence[ScoredPair]) -> tuple[FloatArray, FloatArray]:
         terms = np.array([term(pair) for pair in pairs], dtype=np.float64).reshape(-1, 2)
@@ -122,7 +122,7 @@ def _is_right(pair: ScoredPair, code: str) -> bool:
 
 
 def _accuracy(*codes: str, ties: bool = True) -> _Arrays:
-    """Share of the pairs with these labels whose judgments are all right; without `ties`, untied pairs."""
+    """The share of pairs with these labels whose judgments are all right; without `ties`, of untied pairs."""
 
     def term(pair: ScoredPair) -> tuple[float, float]:
         if any(code not in pair.label for code in codes):
@@ -165,7 +165,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         ),
     }
 )
-"""Name -> measure, in the order of tables. Pairs without the labels that a measure wants are not in it."""
+"""Name -> measure, in the order of tables. Pairs without the labels that a measure needs are not in it."""
 
 
 def measure(
@@ -177,19 +177,19 @@ def measure(
 ) -> dict[str, Estimate]:
     """Every measure with its interval, from the same resamples of the pairs.
 
-    A resample in which no pair counts for a measure is left out of that measure's interval.
+    A resample in which no pair counts for a measure is not used in that measure's interval.
 
     Args:
-        pairs: Each id once: the pair is the unit of the bootstrap.
-        resamples: How many.
-        confidence: What share of them the intervals hold.
-        seed: The same seed and pairs, in the same order, give the same intervals.
+        pairs: The pairs. Each id may appear once, because the pair is the unit of the bootstrap.
+        resamples: The number of resamples.
+        confidence: The share of the resamples that the intervals hold.
+        seed: The seed of the resamples. The same seed and pairs, in the same order, give the same intervals.
 
     Returns:
-        All of `MEASURES`, in its order; None values where no pair counts.
+        All of `MEASURES`, in its order. The values are None if no pair counts.
 
     Raises:
-        InputError: An id comes twice, or a setting is out of its range.
+        InputError: An id appears twice, or a setting is out of its range.
     """
     found = list(_by_id("pairs", pairs).values())
     terms = [entry.arrays(found) for entry in MEASURES.values()]
@@ -216,14 +216,14 @@ def difference(
 
     Args:
         a: One judge's pairs, each id once.
-        b: Another's, the same ids in any order.
+        b: The other judge's pairs, with the same ids in any order.
         name: A key of `MEASURES`.
-        resamples: How many; each draws the same ids on both sides.
-        confidence: What share of them the interval holds.
-        seed: As in `measure`.
+        resamples: The number of resamples. Each draws the same ids on both sides.
+        confidence: The share of the resamples that the interval holds.
+        seed: The seed of the resamples.
 
     Returns:
-        The difference; `n` is the number of pairs that count on at least one side.
+        The difference. Its `n` is the number of pairs that count on at least one side.
 
     Raises:
         InputError: The name is unknown, the ids differ, or a setting is out of its range.
@@ -256,20 +256,20 @@ def from_trajectory(
     hidden_frames: Iterable[Collection[int]] = (),
     group: str | None = None,
 ) -> ScoredPair:
-    """An episode beside its label.
+    """Scores an episode against its label.
 
     Args:
-        trajectory: The episode.
-        label: The pair's labels, those that are known.
-        first_round: Score the episode as if it had ended with its first round (no retrieval): that round's
-            recommended answer or, where it ended the episode, its final one; its form; no tool calls; and
-            only what it saw.
-        hidden_frames: For each planted event that the task's first frames do not show, the frame numbers
-            that show it.
-        group: For tables by group.
+        trajectory: The trajectory of the episode.
+        label: The pair's labels, for the dimensions that are known.
+        first_round: Whether to score the episode as if it had ended with its first round (no retrieval): with
+            that round's recommended answer (or final answer, if it ended the episode) and form, no tool
+            calls, and only what it saw.
+        hidden_frames: For each planted event that the first frames do not show, the frame numbers that show
+            it.
+        group: The group for tables by group.
 
     Raises:
-        InputError: The label is none, or an event has no frame or one that the workspace does not have.
+        InputError: A label is unknown, or an event has no frame or a frame that the workspace does not have.
     """
     rounds = trajectory.rounds[:1] if first_round else trajectory.rounds
     judgments = _first_judgments(trajectory) if first_round else trajectory.outcome.judgments
@@ -294,10 +294,10 @@ def from_trajectory(
 
 
 def by_group(pairs: Iterable[ScoredPair]) -> dict[str, list[ScoredPair]]:
-    """The pairs of each group, in their order.
+    """The pairs of each group, in the given order.
 
-    Groups that are whole numbers come first, by size, then the others by name. Pairs without a group come
-    last, under `NO_GROUP`.
+    Groups whose names are whole numbers come first, by value, then the others by name. Pairs without a group
+    come last, under `NO_GROUP`.
     """
     groups: dict[str, list[ScoredPair]] = {}
     for pair in pairs:
@@ -311,11 +311,11 @@ def by_group(pairs: Iterable[ScoredPair]) -> dict[str, list[ScoredPair]]:
 
 
 def table(columns: Mapping[str, Mapping[str, Estimate]]) -> Table:
-    """Measures down, columns across (own, random, uniform, none, say): `0.912 [0.886, 0.935]`.
+    """A table with a row per measure and a column per judge or retrieval, of cells `0.912 [0.886, 0.935]`.
 
     Args:
-        columns: Column name -> what `measure` gave, or some of it. A measure that a column lacks, or that
-            nothing measured, is `-`.
+        columns: Column name -> estimates by measure, as `measure` returns them. A measure that a column
+            lacks, or whose value is None, is shown as `-`.
     """
     shown = Table(show_edge=False, pad_edge=False)
     shown.add_column("")
@@ -331,7 +331,7 @@ def table(columns: Mapping[str, Mapping[str, Estimate]]) -> Table:
 def as_json(
     columns: Mapping[str, Mapping[str, Estimate]],
 ) -> dict[str, dict[str, dict[str, float | int | None]]]:
-    """The same for machines: column -> measure -> `value`, `low`, `high`, `n`; plain values for `json`."""
+    """The same as JSON values: column -> measure -> `value`, `low`, `high`, `n`."""
     return {
         column: {name: asdict(estimate) for name, estimate in estimates.items()}
         for column, estimates in columns.items()
@@ -342,7 +342,7 @@ _NOTHING = Estimate(None, None, None, 0)
 
 
 def _first_judgments(trajectory: Trajectory) -> Judgments | None:
-    """What the first round answered, finally or for the time being."""
+    """The first round's final or recommended answer."""
     if not trajectory.rounds or trajectory.rounds[0].finish_reason is FinishReason.ERROR:
         return None
     recommendation = trajectory.rounds[0].recommendation

@@ -1,8 +1,8 @@
-"""What a tool call is answered with: the frames that the model asked for, or others with the same budget.
+"""The frames that a tool call is answered with: those that the model requested, or as many others.
 
-Comparing them tells whether asking is worth anything: a model that judges as well from random frames has
-gained by seeing more, not by choosing. Every way sees the same prompt and the same schema, and shows as many
-frames as were asked for; only which ones differs.
+The comparison tells whether it matters which frames the model requests. If a model judges as well from random
+frames, it has gained by seeing more frames, not by choosing them. All ways use the same prompt and the same
+schema, and show as many frames as were requested. They only differ in which frames they show.
 """
 
 from __future__ import annotations
@@ -19,20 +19,20 @@ from vrthinker.episode.tools.select_frames import SelectFrames, SelectFramesArgu
 
 
 class Retrieval(enum.StrEnum):
-    """Who picks the retrieved frames."""
+    """The way in which retrieved frames are picked."""
 
     OWN = "own"
-    """The model."""
+    """The model picks them."""
     RANDOM = "random"
-    """Chance: frames not shown before, half of them from each video as long as it has such."""
+    """They are random frames that were not shown before, half of them from each video if possible."""
     UNIFORM = "uniform"
-    """A grid that gets finer with every call, over both videos."""
+    """They lie on a grid over both videos, which gets finer with every call."""
     NONE = "none"
-    """Nobody: the judgment of the first round counts."""
+    """There are none: the judgment of the first round counts."""
 
 
 class _OtherFrames(SelectFrames, ABC):
-    """`select_frames` that shows other frames than those asked for; bad calls fail as they always do."""
+    """A `select_frames` that shows other frames than those requested. Bad calls fail as usual."""
 
     def run(self, arguments: SelectFramesArguments, context: ToolContext) -> ToolOutcome:
         """Executes a call whose arguments are valid."""
@@ -52,23 +52,23 @@ class _OtherFrames(SelectFrames, ABC):
         return FramesShown(tuple(sorted(chosen)))
 
     def fresh(self, numbers: Sequence[int], context: ToolContext) -> Sequence[int]:
-        """Those frames of one video that are to be shown before the others."""
+        """The frames of one video that are shown in preference to the others."""
         return numbers
 
     @abstractmethod
     def pick(self, numbers: Sequence[int], count: int, context: ToolContext) -> list[int]:
-        """Picks so many distinct frames of one video, which has as many."""
+        """Picks `count` distinct frames of one video."""
 
 
 class RandomFrames(_OtherFrames):
-    """Shows random frames; those that were shown before only when there are no others left."""
+    """Shows random frames. Frames that were shown before are repeated only if there are no others left."""
 
     def fresh(self, numbers: Sequence[int], context: ToolContext) -> Sequence[int]:
-        """Frames of one video that were not shown before."""
+        """The frames of one video that were not shown before."""
         return [number for number in numbers if number not in context.shown]
 
     def pick(self, numbers: Sequence[int], count: int, context: ToolContext) -> list[int]:
-        """Picks frames of one video; equal episodes' seeds pick equally."""
+        """Picks frames of one video. The picks depend on the episode's seed."""
         new = list(self.fresh(numbers, context))
         rng = np.random.default_rng([context.seed & 0xFFFF_FFFF_FFFF_FFFF, context.call_number, numbers[0]])
         if count > len(new):
@@ -78,7 +78,7 @@ class RandomFrames(_OtherFrames):
 
 
 class UniformFrames(_OtherFrames):
-    """Shows evenly spaced frames; each call's grid lies between the frames of those before."""
+    """Shows evenly spaced frames. Each call's grid lies between the frames of earlier calls."""
 
     def pick(self, numbers: Sequence[int], count: int, context: ToolContext) -> list[int]:
         """Picks frames of one video."""
@@ -87,7 +87,7 @@ class UniformFrames(_OtherFrames):
 
 
 def _shares(asked: int, fresh: Sequence[int], lengths: Sequence[int]) -> list[int]:
-    """How many frames each video shows: half of them, but new ones before a half, and never fewer in all."""
+    """The number of frames of each video: a half, but more if the other video has fewer new frames."""
     halves = (asked - asked // 2, asked // 2)
     shares = [0, 0]
     for limits in (tuple(map(min, halves, fresh)), fresh, tuple(map(min, halves, lengths)), lengths):
@@ -97,7 +97,7 @@ def _shares(asked: int, fresh: Sequence[int], lengths: Sequence[int]) -> list[in
 
 
 def _van_der_corput(index: int) -> float:
-    """1/2, 1/4, 3/4, 1/8, 5/8, ...: each number as far from the earlier ones as can be."""
+    """The sequence 1/2, 1/4, 3/4, 1/8, 5/8, ..., in which numbers are far from earlier ones."""
     value, step = 0.0, 0.5
     while index:
         value += step * (index % 2)
@@ -106,7 +106,7 @@ def _van_der_corput(index: int) -> float:
 
 
 def tools_for(retrieval: Retrieval) -> ToolRegistry:
-    """The registry to run episodes with. `NONE` is read off episodes of `OWN`."""
+    """The registry to run episodes with. `NONE` needs no run: it is scored from the episodes of `OWN`."""
     tool: SelectFrames = {
         Retrieval.RANDOM: RandomFrames,
         Retrieval.UNIFORM: UniformFrames,

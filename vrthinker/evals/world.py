@@ -1,10 +1,11 @@
-"""Evaluation on the synthetic world: how well a judge judges, and what choosing its frames is worth.
+"""Evaluation on the synthetic world: how well a judge judges, and how much it gains by choosing its frames.
 
-The same pairs are judged with the frames that the model asks for, with random ones and with a uniform grid
-of the same budget, and without any (the first round's judgment); beside each stands a perfect reader who
-counts what the same frames show. Numbers are about the synthetic world, never about real video.
+The same pairs are judged with the frames that the model requests, with random frames, with a uniform grid of
+the same number of frames, and without any (the judgment of the first round). For each, a perfect reader who
+counts what the same frames show is given for comparison. The numbers are about the synthetic world, not about
+real video.
 
-Resumable: every episode is recorded as it ends, and episodes on record are not run again.
+An evaluation can be resumed: every episode is recorded as it ends, and recorded episodes are not run again.
 """
 
 from __future__ import annotations
@@ -35,13 +36,14 @@ RUN_FILE = "run.json"
 
 @dataclass(frozen=True)
 class WorldReport:
-    """What an evaluation found.
+    """The result of an evaluation.
 
     Attributes:
-        judged: Retrieval to its measures with intervals.
-        perfect: The same for a perfect reader of the very frames that those episodes showed.
-        gains: Own minus each other retrieval: OA tau, paired over pairs.
-        calls: Hidden events in the pair's clips (the larger number of the two) to mean tool calls, own.
+        judged: Retrieval -> the judge's measures with intervals.
+        perfect: Retrieval -> the measures of a perfect reader of the frames that those episodes showed.
+        gains: Retrieval -> the OA tau of `OWN` minus that of this retrieval, paired over pairs.
+        calls: The number of hidden events in the pair's clips (the larger of the two) -> the mean number of
+            tool calls, with `OWN`.
         failures: `id: reason` of every episode that has no verdict.
     """
 
@@ -52,7 +54,7 @@ class WorldReport:
     failures: tuple[str, ...]
 
     def as_json(self) -> dict[str, Any]:
-        """Everything as JSON values."""
+        """The report as JSON values."""
 
         def spell(columns: Mapping[str, Mapping[str, Estimate]]) -> dict[str, Any]:
             return {c: {m: vars(e) for m, e in measures.items()} for c, measures in columns.items()}
@@ -76,16 +78,16 @@ def evaluate_world(
     retrievals: Sequence[Retrieval] = (Retrieval.OWN, Retrieval.RANDOM, Retrieval.UNIFORM),
     on_episode: Callable[[str, int, int], None] = lambda retrieval, done, total: None,
 ) -> WorldReport:
-    """Judges `limit` pairs of a world once per retrieval, and measures.
+    """Judges `limit` pairs of a world once per retrieval, and measures the results.
 
     Args:
         judge: The judge.
-        out: The run's folder; a run that was killed is continued by the same call.
-        difficulty: A preset.
-        limit: How many pairs.
-        seed: Of the world and of the sampling.
-        retrievals: Which to run; `NONE` needs no run, it is read off `OWN`.
-        on_episode: Called with (retrieval, episodes done, episodes in all) as they end.
+        out: The run's folder. The same call continues a run that was killed.
+        difficulty: The name of a preset.
+        limit: The number of pairs.
+        seed: The seed of the world and of the sampling.
+        retrievals: The retrievals to run. `NONE` needs no run: it is scored from the episodes of `OWN`.
+        on_episode: A function that is called with (retrieval, finished episodes, all episodes) as they end.
 
     Raises:
         InputError: The folder holds another run, or a number is out of range.
@@ -127,10 +129,10 @@ def evaluate_world(
 
 
 def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
-    """The measures of a run's recorded episodes, and the run's settings; nothing is judged.
+    """The measures of a run's recorded episodes, and the run's settings. Nothing is judged.
 
     Raises:
-        InputError: The folder holds no run.
+        InputError: The folder does not hold a run.
     """
     try:
         run = json.loads((out / RUN_FILE).read_text("utf-8"))
@@ -149,7 +151,7 @@ def report_of(
     found: Mapping[Retrieval, Mapping[str, Trajectory]],
     failures: Mapping[str, str] | None = None,
 ) -> WorldReport:
-    """The measures of recorded episodes. An episode that is missing counts as one without a verdict."""
+    """The measures of recorded episodes. A missing episode counts as one without a verdict."""
     scored: dict[str, list[ScoredPair]] = {}
     perfect: dict[str, list[ScoredPair]] = {}
     reasons = dict(failures or {})
@@ -183,7 +185,7 @@ def report_of(
 
 
 def _weights(judge: Judge) -> str | None:
-    """Tells the judge's weights apart where they are files here."""
+    """A fingerprint of the judge's weights; None if they are not local files."""
     from vrthinker.engine.hf.engine import HFEngine
     from vrthinker.engine.hf.model import weights_fingerprint
 
@@ -199,7 +201,7 @@ def _run(
     on_episode: Callable[[str, int, int], None],
     failures: dict[str, str],
 ) -> dict[str, Trajectory]:
-    """Runs the episodes that are not on record, and returns all of them."""
+    """Runs the episodes that are not recorded, and returns all of them."""
     _cut_unfinished(path)
     found = _recorded(path)
     pairs = load_pairs(out / "world" / PAIRS_FILE)
@@ -228,15 +230,15 @@ def _run(
 
 
 def _cut_unfinished(path: Path) -> None:
-    """Cuts off a last line that a killed run left unfinished."""
+    """Removes an incomplete last line, which a killed run may have written."""
     if path.is_file():
         content = path.read_bytes()
-        # In place: whoever has the file open for appending goes on appending to it.
+        # The file is truncated in place, because a process that has it open goes on appending to it.
         os.truncate(path, content.rfind(b"\n") + 1)
 
 
 def _recorded(path: Path) -> dict[str, Trajectory]:
-    """Episodes on record; a last line that is not whole (yet) does not count."""
+    """The recorded episodes. An incomplete last line is ignored."""
     if not path.is_file():
         return {}
     whole = [line for line in path.read_bytes().split(b"\n")[:-1] if line.strip()]
@@ -246,7 +248,7 @@ def _recorded(path: Path) -> dict[str, Trajectory]:
 def _score(
     truth: PairTruth, trajectory: Trajectory | None, *, first_round: bool
 ) -> tuple[ScoredPair, ScoredPair]:
-    """The judge's score, and that of a perfect reader of the same frames."""
+    """The scored pair of the judge, and that of a perfect reader of the same frames."""
     label = truth.judgments.as_dict()
     group = str(max(sum(event.hidden for event in clip.events) for clip in truth.clips))
     hidden = [range(offset + event.first_index, offset + event.end_index) for offset, event in _hidden(truth)]
@@ -263,6 +265,6 @@ def _score(
 
 
 def _hidden(truth: PairTruth) -> list[tuple[int, Event]]:
-    """Hidden events that show a defect, each with the frame number of its clip's first frame."""
+    """The hidden events with a defect, each with the frame number of its clip's first frame."""
     clips: list[tuple[int, ClipTruth]] = [(1, truth.clips[0]), (1 + truth.clips[0].n_frames, truth.clips[1])]
     return [(offset, e) for offset, clip in clips for e in clip.events if e.hidden and e.defects]

@@ -1,4 +1,4 @@
-"""The world evaluation on a terminal: progress on stderr, tables on stdout."""
+"""The terminal output of the world evaluation: progress on stderr, tables on stdout."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _TABLE_WIDTH = 118
 
 
 class EvalProgress(Progress):
-    """How far a world evaluation has come, for each retrieval by itself."""
+    """The progress of a world evaluation, for each retrieval."""
 
     def episode(self, retrieval: str, done: int, total: int) -> None:
         """Counts an episode that has just ended."""
@@ -25,8 +25,9 @@ class EvalProgress(Progress):
 
 
 def print_report(report: WorldReport, *, difficulty: str, model: str) -> None:
-    """The tables of a report."""
-    # A cut interval is no interval: a narrower terminal wraps the lines itself.
+    """Prints the tables of a report."""
+    # Cells must not be cut, because a cut interval would be wrong. A narrower terminal wraps the lines
+    # itself.
     console = Console(highlight=False, width=max(Console().width, _TABLE_WIDTH))
     console.print(
         Text(plain(f"{model} on the synthetic world, {difficulty}; 95% bootstrap intervals over pairs"))

@@ -1,4 +1,4 @@
-"""A pair's planted truth in the words of the evidence page; found beside the clips where it is stored."""
+"""A pair's planted truth as the evidence page shows it, and how it is found beside the clips."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ def page_truth(pair: PairTruth, *, swapped: bool = False) -> Truth:
 
     Args:
         pair: The pair.
-        swapped: Its second clip was judged as video 1.
+        swapped: Whether its second clip was judged as video 1.
     """
     events = []
     for number, clip in enumerate(pair.clips):
@@ -34,7 +34,7 @@ def page_truth(pair: PairTruth, *, swapped: bool = False) -> Truth:
 
 
 def find_truth(video_1: Path, video_2: Path) -> Truth | None:
-    """The truth of two clips of one pair of a world folder; None for any other clips."""
+    """The truth of two clips of the same pair of a world folder; None for other clips."""
     folder = video_1.absolute().parent.parent
     if not (folder / TRUTH_FILE).is_file():
         return None
@@ -45,5 +45,5 @@ def find_truth(video_1: Path, video_2: Path) -> Truth | None:
             if given in (clips, clips[::-1]):
                 return page_truth(pair, swapped=given != clips)
     except InputError:
-        return None  # some other file of that name
+        return None  # another file with the same name
     return None

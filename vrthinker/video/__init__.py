@@ -1,6 +1,6 @@
-"""Files to frames to the numbered workspace. Nothing here knows prompts or models.
+"""Video files, their frames, and the workspace that numbers them. Nothing here knows prompts or models.
 
-Importing this package loads neither PyAV nor numpy nor Pillow; opening a reader does.
+Importing this package does not load PyAV, numpy or Pillow. Opening a reader does.
 """
 
 from vrthinker.video.frame_cache import FrameCache

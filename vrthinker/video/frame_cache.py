@@ -1,7 +1,7 @@
-"""A bounded store of resized frames, so that each distinct frame is decoded once.
+"""A bounded cache of resized frames, so that each distinct frame is decoded once.
 
-Invariant: what it holds never exceeds `max_bytes`, and a frame that it returns is the one that the
-reader would decode now: a file that was replaced (other modification time or size) is read again.
+Invariant: the pixels in the cache never exceed `max_bytes`, and a returned frame equals what the reader would
+decode now: if a file was replaced (its modification time or size differs), it is read again.
 """
 
 from __future__ import annotations
@@ -27,14 +27,14 @@ _Key = tuple[str, _FileState, int, int, int, Region | None]
 
 
 class FrameCache:
-    """Least recently used first out. Safe to use from several threads at once.
+    """A cache that drops the least recently used frames first. It is thread-safe.
 
-    The arrays that it hands out are shared: copy one before writing into it.
+    The returned arrays are shared with the cache: copy an array before writing into it.
 
     Attributes:
-        max_bytes: Upper limit of the pixels held.
-        hits: Frames that were there when asked for.
-        misses: Frames that had to be decoded.
+        max_bytes: The most bytes of pixels that are kept.
+        hits: The number of requested frames that were in the cache.
+        misses: The number of requested frames that had to be decoded.
     """
 
     def __init__(self, max_bytes: int) -> None:
@@ -50,14 +50,14 @@ class FrameCache:
 
     @property
     def size_bytes(self) -> int:
-        """Bytes of pixels held now."""
+        """The number of bytes of pixels in the cache."""
         return self._size_bytes
 
     def __len__(self) -> int:
         return len(self._frames)
 
     def clear(self) -> None:
-        """Forgets every frame; the counters stay."""
+        """Removes every frame. The counters are kept."""
         with self._lock:
             self._frames.clear()
             self._size_bytes = 0
@@ -71,18 +71,18 @@ class FrameCache:
         tolerate_truncation: bool = False,
         view: Region | None = None,
     ) -> list[np.ndarray[Any, Any]]:
-        """Returns resized frames of one file; decodes those that are missing, in one pass.
+        """Returns resized frames of one file. Missing frames are decoded in one pass.
 
         Args:
             path: The file, or the folder of images.
-            frame_indices: 0-based positions in the file; any order, repeats allowed.
-            size: (height, width) in pixels that every frame is resized to.
-            reader: Decodes what is missing.
-            tolerate_truncation: Passed to the reader.
+            frame_indices: The 0-based positions in the file, in any order; repeats are allowed.
+            size: The (height, width) in pixels that every frame is resized to.
+            reader: The reader that decodes missing frames.
+            tolerate_truncation: Whether the reader may read a damaged file up to the break.
             view: The region that is cut out before resizing; None for the whole frame.
 
         Returns:
-            One uint8 `[height, width, 3]` per index, in their order.
+            The frames, uint8 `[height, width, 3]` each, in the order of the indices.
 
         Raises:
             VideoError: The reader could not give a frame, or the region does not lie within it.
@@ -90,7 +90,7 @@ class FrameCache:
         name = os.fspath(path)
         lock = self._borrow_file_lock(name)
         try:
-            # One thread decodes a file at a time, so a frame that two threads want is decoded once.
+            # Only one thread at a time decodes a file, so that a frame wanted by two threads is decoded once.
             with lock:
                 return self._get(name, frame_indices, size, reader, tolerate_truncation, view)
         finally:
@@ -120,7 +120,7 @@ class FrameCache:
             for index, frame in zip(missing, decoded, strict=True):
                 seen = frame if view is None else _cut_out(name, frame, view)
                 resized = resize_frame(seen, size)
-                # A view of the decoder's batch would keep the whole batch alive.
+                # A view of the decoder's batch would keep the whole batch in memory.
                 found[index] = resized.copy() if resized is seen else resized
             with self._lock:
                 self.misses += len(missing)
@@ -161,7 +161,7 @@ def _cut_out(name: str, frame: np.ndarray[Any, Any], view: Region) -> np.ndarray
 
 
 def file_state(name: str) -> _FileState:
-    """Modification time (ns) and size (bytes) of a file, or two numbers made of those of a folder's files.
+    """Modification time (ns) and size (bytes) of a file, or two numbers computed from a folder's files.
 
     If either differs, the cached pixels are not used.
     """
@@ -172,6 +172,6 @@ def file_state(name: str) -> _FileState:
         with os.scandir(name) as entries:
             files = sorted((e.name, e.stat().st_mtime_ns, e.stat().st_size) for e in entries)
     except (OSError, ValueError):
-        return 0, 0  # the reader says what is wrong with it
+        return 0, 0  # the reader's error says what is wrong with the file
     digest = hashlib.sha256(repr(files).encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:7], "big"), len(files)

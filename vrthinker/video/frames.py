@@ -1,4 +1,4 @@
-"""What a reader returns: some frames of one file, and where in the file they are.
+"""The frames that a reader returns, with their places in the file.
 
 Invariant: `data[i]` is the frame with `frame_indices[i]`, shown `pts_seconds[i]` after the file's
 first frame. The pixels may live on a GPU; they always export DLPack.
@@ -17,14 +17,14 @@ _CHANNELS = 3
 
 @dataclass(frozen=True, eq=False, repr=False)
 class Frames:
-    """Some frames of one file, in the order in which they were asked for.
+    """Frames of one file, in the order in which they were requested.
 
     Attributes:
-        data: uint8 `[n, height, width, 3]`, RGB. A numpy array from a CPU reader, a device tensor from
-            a GPU reader; anything with `shape`, `dtype`, `__dlpack__` and `__dlpack_device__`.
-        frame_indices: 0-based positions in the file, in presentation order. Repeats are allowed.
-        pts_seconds: When each frame is shown, counted from the file's first frame.
-        device: Where `data` lives: "cpu", "cuda:0", ...
+        data: The pixels, uint8 `[n, height, width, 3]`, RGB: a numpy array from a CPU reader, a device tensor
+            from a GPU reader, or anything with `shape`, `dtype`, `__dlpack__` and `__dlpack_device__`.
+        frame_indices: The 0-based positions in the file, in presentation order. Repeats are allowed.
+        pts_seconds: The time at which each frame is shown, counted from the file's first frame.
+        device: The device of `data`: "cpu", "cuda:0", ...
 
     Raises:
         ValueError: `data` has another shape or dtype, or the three lengths differ.
@@ -61,20 +61,20 @@ class Frames:
 
     @property
     def size(self) -> tuple[int, int]:
-        """(height, width) in pixels."""
+        """The (height, width) in pixels."""
         return int(self.data.shape[1]), int(self.data.shape[2])
 
     def __dlpack__(self, **arguments: Any) -> Any:
-        """Exports the pixels without a copy; the arguments are the array API standard's."""
+        """Exports the pixels without a copy. The arguments are those of the array API standard."""
         return self.data.__dlpack__(**arguments)
 
     def __dlpack_device__(self) -> tuple[int, int]:
-        """(device type, device id) as DLPack numbers them."""
+        """The (device type, device id) in DLPack's numbers."""
         kind, number = self.data.__dlpack_device__()
         return int(kind), int(number)
 
     def numpy(self) -> np.ndarray[Any, Any]:
-        """The pixels on the host, uint8 `[n, height, width, 3]`; a copy only if they live on a device."""
+        """The pixels on the host, uint8 `[n, height, width, 3]`. They are copied only from a device."""
         import numpy as np
 
         if isinstance(self.data, np.ndarray):

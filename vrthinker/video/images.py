@@ -1,7 +1,8 @@
 """Folders of images as clips.
 
 Invariant: the frames are the folder's images in natural order of their names ("2.png" before "10.png"), all
-of one size as displayed (EXIF orientation applied). Nothing in a folder says a frame rate; it is given.
+of one size as displayed (EXIF orientation applied). A folder does not state a frame rate, so the caller gives
+it.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vrthinker.video.reader import (
 
 _ENDINGS = (".png", ".jpg", ".jpeg", ".webp", ".bmp")
 _FORMATS = ("PNG", "JPEG", "WEBP", "BMP")
-"""Read by these decoders only, whatever a name says: others start programs or have never been tried."""
+"""The only decoders in use, whatever a file's name says. Others start programs or were never tried here."""
 _EXIF_ORIENTATION = 0x0112
 _EXIF_SIDEWAYS = (5, 6, 7, 8)
 # Pillow raises these on damaged images, depending on the format.
@@ -37,7 +38,7 @@ class ImageFolderReader:
     """Reads a folder of images as a clip of constant frame rate.
 
     Args:
-        fps: The frame rate to give it.
+        fps: The frame rate of the clip.
 
     Raises:
         InputError: `fps` is not above 0.
@@ -88,10 +89,10 @@ class ImageFolderReader:
     def frames_at(
         self, folder: str, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
     ) -> Frames:
-        """Loads the images at these 0-based positions; any order, repeats allowed.
+        """Loads the images at these 0-based positions, in any order; repeats are allowed.
 
         Raises:
-            VideoError: As `probe`, or an index is not in the folder.
+            VideoError: An index is not in the folder, or the folder cannot be used (see `probe`).
         """
         info = self.probe(folder, tolerate_truncation=tolerate_truncation)
         wanted = checked_indices(folder, frame_indices, info.n_frames)
@@ -121,13 +122,13 @@ def _image_names(folder: str) -> list[str]:
 
 
 def _natural_key(name: str) -> tuple[list[tuple[int, int, str]], str]:
-    """Numbers by value, text between them by letters; the name itself where that leaves a tie."""
+    """A sort key that compares numbers by value and text by letters, then the name itself."""
     parts = re.split(r"([0-9]+)", name.casefold())
     return [(0, int(part), "") if part.isdecimal() else (1, 0, part) for part in parts], name
 
 
 def _read_size(path: str, *, load: bool) -> tuple[int, int]:
-    """(height, width) as displayed, from the header; `load` also proves that the pixels decode."""
+    """The (height, width) as displayed, from the header. With `load`, also checks that the pixels decode."""
     with Image.open(path, formats=_FORMATS) as image:
         width, height = image.size
         sideways = image.getexif().get(_EXIF_ORIENTATION) in _EXIF_SIDEWAYS

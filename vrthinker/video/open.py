@@ -1,6 +1,6 @@
-"""Which reader decodes on this machine.
+"""The choice of the reader that decodes on this machine.
 
-It stands apart from the protocol (`reader.py`), so that readers can import the protocol without a circle.
+This module is separate from the protocol (`reader.py`) to avoid a circular import.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ def open_reader(*, image_fps: float = 8.0) -> VideoReader:
     """Returns the default reader of this machine.
 
     Args:
-        image_fps: The frame rate that a folder of images is given; nothing in it says one.
+        image_fps: The frame rate of folders of images, which do not state one.
     """
     from vrthinker.video.pyav.reader import PyAVReader
 

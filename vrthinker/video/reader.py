@@ -1,8 +1,8 @@
 """The protocol of video readers: probe a file, and get frames by their exact position.
 
-Invariant: frame i of a file is the i-th picture that a player would show (presentation order, edit
-lists applied), for every reader. A reader never returns another frame than the one asked for: where
-it cannot tell, it decodes from the start, and where that fails too, it raises.
+Invariant: for every reader, frame i of a file is the i-th picture that a player would show (in presentation
+order, with edit lists applied). A reader never returns another frame than the requested one. If it cannot be
+sure, it decodes from the start, and if that fails too, it raises.
 """
 
 from __future__ import annotations
@@ -24,23 +24,23 @@ MAX_FRAMES = 1_000_000
 
 @dataclass(frozen=True)
 class VideoInfo:
-    """What `probe` tells about a clip.
+    """What `probe` finds out about a clip.
 
     Attributes:
         path: The file as it was given.
         codec: FFmpeg's name of the codec ("h264", "vp9", ...); "images" for a folder of images.
-        width: In pixels, as displayed (after rotation). Non-square pixels are not stretched.
-        height: In pixels, as displayed.
-        n_frames: How many frames `frames_at` can return.
-        fps: Average frame rate, `n_frames / duration_seconds`.
-        duration_seconds: From the first frame's appearance to the last one's end.
+        width: The width in pixels, as displayed (after rotation). Non-square pixels are not stretched.
+        height: The height in pixels, as displayed.
+        n_frames: The number of frames that `frames_at` can return.
+        fps: The average frame rate, `n_frames / duration_seconds`.
+        duration_seconds: The time from the first frame's appearance to the last one's end.
         is_variable_frame_rate: Whether the gaps between frames differ by more than the rounding of
             the container's clock.
-        rotation_degrees: By how much the stored pictures are turned clockwise for display: 0, 90, 180
-            or 270. Already applied to `width`, `height` and the pixels.
-        pts_seconds: When each frame is shown, counted from the first frame, so it starts at 0.
-        truncated: Why only the frames before the break are listed, under `tolerate_truncation`.
-        comment: The file's own comment, from its metadata; empty where there is none.
+        rotation_degrees: The angle by which stored pictures are turned clockwise for display: 0, 90, 180 or
+            270. It is already applied to `width`, `height` and the pixels.
+        pts_seconds: The time at which each frame is shown, counted from the first frame, so it starts at 0.
+        truncated: The reason why only the frames before a break are listed, under `tolerate_truncation`.
+        comment: The file's comment, from its metadata; empty if there is none.
     """
 
     path: str
@@ -59,14 +59,14 @@ class VideoInfo:
 
 @runtime_checkable
 class VideoReader(Protocol):
-    """What turns files into frames. Safe to use from several threads at once.
+    """Turns files into frames. A reader is thread-safe.
 
-    `tolerate_truncation` lets a file that breaks half-way be read up to the break; the same value
-    must be given to `probe` and to the reads that follow it.
+    With `tolerate_truncation`, a file that breaks half-way is read up to the break. The same value must be
+    given to `probe` and to the reads that follow it.
     """
 
     def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
-        """Finds out what the file holds.
+        """Finds out what a file contains.
 
         Raises:
             VideoError: The file cannot be used; the message says why in one line.
@@ -78,22 +78,22 @@ class VideoReader(Protocol):
         """Returns the frames at these 0-based positions, in the order given; repeats are allowed.
 
         Raises:
-            VideoError: The file cannot be used, an index is not in the file, or a frame that is
-                needed for one of those asked for does not decode.
+            VideoError: The file cannot be used, an index is not in the file, or a requested frame, or one
+                that it depends on, does not decode.
         """
 
     def read_many(
         self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
     ) -> list[Frames]:
-        """`frames_at` for several requests; results in their order, each file opened once.
+        """Does what `frames_at` does for several requests, in their order, and opens each file once.
 
         Raises:
-            VideoError: As `frames_at`.
+            VideoError: A request cannot be fulfilled (see `frames_at`).
         """
 
 
 def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int) -> tuple[int, ...]:
-    """Makes plain integers of frame indices; for backends.
+    """Converts frame indices to plain integers, for backends.
 
     Raises:
         VideoError: An index is not in the file.
@@ -106,7 +106,7 @@ def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int
 
 
 def broken_error(path: VideoPath, reason: str, n_frames: int) -> VideoError:
-    """The error for a clip that breaks after `n_frames` good frames; for backends."""
+    """The error for a clip that breaks after `n_frames` good frames, for backends."""
     if n_frames == 0:
         return VideoError(path, f"no frame decodes: {reason}")
     return VideoError(

@@ -1,7 +1,7 @@
-"""Frames to the model's patch grid: the one place where a frame is resized.
+"""Resizing of frames to the model's patch grid. Frames are resized nowhere else.
 
-Invariant: the size chosen here is a fixed point of the model's own image processor, and the pixels are
-bit-equal to what that processor would have made, so no engine resizes again.
+Invariant: the model's own image processor would not change a size chosen here, and the pixels are bit-equal
+to what that processor would have made, so no engine resizes again.
 """
 
 from __future__ import annotations
@@ -20,14 +20,14 @@ MAX_ASPECT_RATIO = 200
 
 
 class ResizeSettings(BaseModel):
-    """How frames are resized for a model; lives in the checkpoint's folder."""
+    """How frames are resized for a model. The settings are stored in the checkpoint's folder."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
     patch_size: int = Field(default=14, ge=1)
-    """Side of a vision patch, in pixels."""
+    """Side of a vision patch in pixels."""
     merge_size: int = Field(default=2, ge=1)
-    """Patches per side that the model merges into one token."""
+    """Number of patches per side that the model merges into one token."""
     min_pixels: int = Field(default=56 * 56, ge=1)
     """A frame with fewer pixels than this is enlarged."""
     max_pixels: int = Field(default=512 * 28 * 28, ge=1)
@@ -54,16 +54,16 @@ class ResizeSettings(BaseModel):
     def grid_size(self, height: int, width: int) -> tuple[int, int]:
         """Picks the size for a frame: the nearest multiples, within the pixel limits.
 
-        The aspect ratio is kept as closely as the grid allows. The rule is the one that the Qwen-VL
-        image processors apply, number for number. A very long strip may stay above `max_pixels`,
-        because no side becomes smaller than one multiple.
+        The aspect ratio is kept as closely as the grid allows. The rule is exactly that of the Qwen-VL image
+        processors. A very long strip may stay above `max_pixels`, because no side becomes smaller than one
+        multiple.
 
         Args:
-            height: In pixels, before.
-            width: In pixels, before.
+            height: The height in pixels before resizing.
+            width: The width in pixels before resizing.
 
         Returns:
-            (height, width) in pixels, after.
+            The (height, width) in pixels after resizing.
 
         Raises:
             InputError: The frame is empty, or one side is over 200 times the other.
@@ -76,7 +76,7 @@ class ResizeSettings(BaseModel):
                 "crop the clip first"
             )
         step = self.multiple
-        # Python rounds halves to even; the processors do the same, and a tie must fall the same way.
+        # Python rounds halves to even, as the processors do, so that ties are rounded in the same direction.
         new_height, new_width = round(height / step) * step, round(width / step) * step
         if new_height * new_width > self.max_pixels:
             shrink = math.sqrt(height * width / self.max_pixels)
@@ -93,11 +93,11 @@ def resize_frame(frame: np.ndarray[Any, Any], size: tuple[int, int]) -> np.ndarr
     """Resizes one frame with Pillow's bicubic filter.
 
     Args:
-        frame: uint8 `[height, width, 3]`.
-        size: (height, width) wanted, in pixels.
+        frame: The frame, uint8 `[height, width, 3]`.
+        size: The (height, width) in pixels after resizing.
 
     Returns:
-        uint8 `[size[0], size[1], 3]`; `frame` itself if it has that size already.
+        The resized frame, uint8 `[size[0], size[1], 3]`; `frame` itself if it has that size already.
 
     Raises:
         ValueError: `frame` has another shape or dtype, or `size` is empty.

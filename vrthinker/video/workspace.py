@@ -1,7 +1,7 @@
 """The workspace: both videos' frames under one numbering 1..N (method section 2).
 
-Invariant: video 1 holds 1..N1 and video 2 holds N1+1..N; `frame` is the only translation from
-`frame_number` (the model's language) to file, `frame_index` and `pts_seconds`.
+Invariant: video 1 holds 1..N1 and video 2 holds N1+1..N. Only `Workspace.frame` translates a `frame_number`,
+which the model uses, to a file, `frame_index` and `pts_seconds`.
 """
 
 from __future__ import annotations
@@ -21,21 +21,21 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CLOCK_ROUNDING_SECONDS = 1e-3
-"""Matroska rounds its timestamps to this, so two frames may look that much too close."""
+"""The unit to which Matroska rounds timestamps. Two frames may seem closer by this much than they are."""
 
 
 @dataclass(frozen=True)
 class WorkspaceFrame:
-    """Where one numbered frame comes from.
+    """The origin of one numbered frame.
 
     Attributes:
-        frame_number: 1..N in the workspace.
-        video: 1 or 2.
+        frame_number: The number in the workspace, 1..N.
+        video: The number of the video, 1 or 2.
         path: The file as it was given.
-        frame_index: 0-based in its file, whatever `max_fps` left out.
-        pts_seconds: When its file shows it, counted from the file's first frame.
-        size: (height, width) in pixels after resizing.
-        file_state: (mtime in ns, size in bytes) of the file when the workspace was opened.
+        frame_index: The 0-based index in the file, counting the frames that `max_fps` skips too.
+        pts_seconds: The time at which the file shows the frame, counted from the file's first frame.
+        size: The (height, width) in pixels after resizing.
+        file_state: The (mtime in ns, size in bytes) of the file when the workspace was opened.
         view: The region of the frame that is meant; None for the whole frame.
     """
 
@@ -58,7 +58,7 @@ class _Clip:
 
 
 class Workspace:
-    """Two clips, ready to be shown frame by frame. Make one with `Workspace.open`."""
+    """Two clips whose frames are numbered and can be shown. Make one with `Workspace.open`."""
 
     def __init__(
         self,
@@ -88,17 +88,17 @@ class Workspace:
         max_fps: float | None = None,
         tolerate_truncation: bool = False,
     ) -> Self:
-        """Probes both files and numbers their frames. Decodes nothing beyond what `probe` does.
+        """Probes both files and numbers their frames. Nothing is decoded except by `probe`.
 
         Args:
-            video_1: A file, or a folder of images.
-            video_2: Likewise. Lengths, sizes and rates may differ.
-            reader: Decodes.
+            video_1: The first clip: a file, or a folder of images.
+            video_2: The second clip. Its length, size and rate may differ.
+            reader: The reader that decodes frames.
             resize: The model's patch grid.
-            cache: Holds resized frames; may be shared by many workspaces.
-            max_fps: Keeps only frames that are at least `1 / max_fps` seconds apart (the first frame
-                is kept); `frame_number` counts the kept ones. None keeps all.
-            tolerate_truncation: Judge a file that breaks half-way on the frames before the break.
+            cache: The cache of resized frames, which many workspaces may share.
+            max_fps: The highest rate of numbered frames. Only frames that are at least `1 / max_fps` seconds
+                apart are numbered, starting with the first. None numbers all.
+            tolerate_truncation: Whether a file that breaks half-way is used up to the break.
 
         Raises:
             VideoError: A file cannot be used.
@@ -121,22 +121,22 @@ class Workspace:
 
     @property
     def n_frames(self) -> int:
-        """N: how many frames are numbered, over both videos."""
+        """N, the number of numbered frames of both videos."""
         return len(self._clips[0].kept) + len(self._clips[1].kept)
 
     @property
     def n_frames_1(self) -> int:
-        """N1: how many of them are video 1's."""
+        """N1, the number of numbered frames of video 1."""
         return len(self._clips[0].kept)
 
     @property
     def infos(self) -> tuple[VideoInfo, VideoInfo]:
-        """What the reader said about each file."""
+        """What the reader found out about each file."""
         return self._clips[0].info, self._clips[1].info
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What whoever reads the verdict has to know about the files; empty when both are whole."""
+        """What a reader of the verdict has to know about the files; empty if both are complete."""
         broken = (
             f"video {video} breaks after frame {clip.info.n_frames}: only the frames before are judged "
             f"({clip.info.truncated})"
@@ -146,14 +146,14 @@ class Workspace:
         return (*broken, *self._notes)
 
     def note(self, text: str) -> None:
-        """Adds something that whoever reads the verdict has to know about these files."""
+        """Adds a note that a reader of the verdict has to know about these files."""
         self._notes.append(text)
 
     def frame(self, frame_number: int, view: Region | None = None) -> WorkspaceFrame:
-        """Says where a numbered frame comes from, and how large it or a region of it is shown.
+        """The origin of a numbered frame, and the size at which it or a region of it is shown.
 
         Args:
-            frame_number: 1..N.
+            frame_number: The number of the frame, 1..N.
             view: The region that is meant; None for the whole frame.
 
         Raises:
@@ -187,16 +187,17 @@ class Workspace:
     def initial_frames(self, n: int) -> tuple[int, ...]:
         """Picks the first input's frames: half per video, evenly spaced from each video's first frame.
 
-        An odd one goes to video 1. A clip that is shorter than its share gives all it has.
+        If `n` is odd, video 1 gets one frame more. A clip that is shorter than its share gives all its
+        frames.
 
         Args:
-            n: How many frames in all (`N_in`; 8 in the paper).
+            n: The number of frames of both videos (`N_in`; 8 in the paper).
 
         Returns:
-            Frame numbers, ascending.
+            The frame numbers, ascending.
 
         Raises:
-            InputError: `n` leaves a video without a frame.
+            InputError: `n` is too small for a frame of each video.
         """
         if n < 2:
             raise InputError(f"initial frames: got {n}, allowed: at least 2, one per video")
@@ -212,11 +213,12 @@ class Workspace:
         """Returns resized frames, through the cache, with one decoding pass per file.
 
         Args:
-            frame_numbers: Any order, repeats allowed.
+            frame_numbers: The numbers of the frames, in any order; repeats are allowed.
             view: The region of each frame that is wanted; None for whole frames.
 
         Returns:
-            One uint8 `[height, width, 3]` per number, shared with the cache: do not write into it.
+            The frames, uint8 `[height, width, 3]` each. They are shared with the cache: do not write into
+            them.
 
         Raises:
             InputError: There is no such frame, or the region does not lie within it.
@@ -242,7 +244,7 @@ class Workspace:
         return [pixels[number] for number in frame_numbers]
 
     def prefetch(self, frame_numbers: Sequence[int], view: Region | None = None) -> None:
-        """Decodes frames into the cache now, so that `pixels` finds them there; arguments as there.
+        """Decodes frames into the cache now, so that `pixels` finds them there. It takes the same arguments.
 
         Raises:
             InputError: There is no such frame, or the region does not lie within it.
@@ -252,7 +254,7 @@ class Workspace:
 
 
 def _thin(info: VideoInfo, max_fps: float | None) -> Sequence[int]:
-    """The frame_index of every frame to keep; all of them without a cap."""
+    """The frame_index of every frame to number; all of them without `max_fps`."""
     if max_fps is None:
         return range(info.n_frames)
     gap = 1 / max_fps

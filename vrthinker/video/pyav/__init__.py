@@ -1,1 +1,1 @@
-"""The CPU reader: PyAV, whose wheel carries FFmpeg."""
+"""The CPU reader, which uses PyAV, whose wheel contains FFmpeg."""

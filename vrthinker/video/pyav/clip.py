@@ -1,7 +1,8 @@
 """An open clip: FFmpeg's view of one file, with its errors turned into ours.
 
-Invariant: nothing leaves this module as an FFmpeg error or as FFmpeg's log. A file that cannot be used is a
-`VideoError`; a place where a file stops making sense is a `BreakError`, and the caller decides.
+Invariant: no function here raises an FFmpeg error, and FFmpeg's log is silent. A file that cannot be used is
+a `VideoError`. A place from which a file cannot be read on is a `BreakError`, and the caller decides what
+follows.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from vrthinker.video.reader import MAX_SIDE_PIXELS
 
 _MAX_COMMENT_CHARS = 200
 
-# Playlists, subtitles, text and image sequences are demuxers too, and some of them open other files.
+# Other demuxers (playlists, subtitles, text, image sequences) are excluded; some of them open other files.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,obu,"
     "h264,hevc,m4v,mjpeg,nut,mxf,yuv4mpegpipe,mp3,wav,flac,aac,ac3"
@@ -36,30 +37,30 @@ _EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
 
-# What FFmpeg and PyAV raise on damaged data. PyAV's errors derive from FFmpegError; the rest comes from
-# PyAV's own checks on values that a damaged header made absurd.
+# Errors that FFmpeg and PyAV raise on damaged data. PyAV's errors derive from FFmpegError. The others come
+# from PyAV's checks of values that a damaged header made absurd.
 DECODE_ERRORS = (av.FFmpegError, ValueError, OverflowError, MemoryError, EOFError, OSError)
 
 
 class BreakError(Exception):
-    """The file stops making sense here; the message says how."""
+    """The file is damaged at this place. The message says how."""
 
 
 @dataclass(frozen=True)
 class Orientation:
-    """How stored pictures become displayed ones: turned clockwise, then mirrored left to right."""
+    """How stored pictures are displayed: turned clockwise, then mirrored left to right."""
 
     rotation_degrees: int = 0
     mirrored: bool = False
 
     def apply(self, picture: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Turns one picture `[height, width, 3]`; returns a contiguous array."""
+        """Turns one picture `[height, width, 3]` and returns a contiguous array."""
         turned = np.rot90(picture, -(self.rotation_degrees // 90)) if self.rotation_degrees else picture
         return np.ascontiguousarray(turned[:, ::-1] if self.mirrored else turned)
 
 
 def check_file(path: str) -> os.stat_result:
-    """Refuses what cannot be a video before FFmpeg sees it, so that a pipe cannot hang it.
+    """Refuses what cannot be a video before FFmpeg opens it, so that a pipe cannot make it wait for ever.
 
     Raises:
         VideoError: The file is missing, empty, unreadable, or not a regular file.
@@ -85,33 +86,33 @@ def check_file(path: str) -> os.stat_result:
 
 
 class OpenClip:
-    """One file's video stream, open. Make one with `open_clip`, which closes it."""
+    """The open video stream of one file. Make one with `open_clip`, which closes it."""
 
     def __init__(self, path: str, container: Any, stream: Any) -> None:
         self.path = path
         self.container = container
         self.stream = stream
         self.format_name: str = container.format.name
-        # Matroska spells its keys in capitals.
+        # Matroska writes its keys in capitals.
         comments = (value for key, value in container.metadata.items() if key.lower() == "comment")
         self.comment = str(next(comments, ""))[:_MAX_COMMENT_CHARS]
         self.codec: str = stream.codec_context.codec.canonical_name
-        self._reformatter = VideoReformatter()  # keeps its tables from frame to frame
+        self._reformatter = VideoReformatter()  # reuses its tables for all frames
 
     @property
     def is_seekable(self) -> bool:
-        """Whether the container's seeks land where they should; others are decoded from the start."""
+        """Whether seeking is reliable in this container. Other files are decoded from the start."""
         return self.format_name.startswith(("mov", "matroska"))
 
     def packets(self) -> Iterator[Any]:
         """Yields the stream's packets from the current position on.
 
         Raises:
-            BreakError: The container cannot be read on.
+            BreakError: The container cannot be read further.
         """
         try:
             for packet in self.container.demux(self.stream):
-                # An empty packet would tell the decoder that the stream is over.
+                # To the decoder, an empty packet would mean the end of the stream.
                 if packet.size:
                     yield packet
         except DECODE_ERRORS as error:
@@ -121,7 +122,7 @@ class OpenClip:
         """Seeks to the keyframe at `pts` and yields the packets from there on.
 
         Raises:
-            BreakError: The container lands somewhere else, or cannot be read on.
+            BreakError: Seeking ends somewhere else, or the container cannot be read further.
         """
         for target in (pts, dts):
             if target is None:
@@ -139,10 +140,10 @@ class OpenClip:
         raise BreakError("a seek did not land on the keyframe before the frame")
 
     def decode(self, packet: Any) -> list[Any]:
-        """Feeds one packet, None at the end, and returns the frames that come out.
+        """Decodes one packet (None at the end) and returns the frames that the decoder outputs.
 
         Raises:
-            BreakError: The packet, or a frame that came out, is damaged.
+            BreakError: The packet or an output frame is damaged.
         """
         if packet is not None and packet.is_corrupt:
             raise BreakError("the file ends inside a frame, or the container marks one as damaged")
@@ -159,8 +160,8 @@ class OpenClip:
     def to_rgb(self, frame: Any, orientation: Orientation) -> np.ndarray[Any, Any]:
         """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.
 
-        The flags make the colours equal to what GPU decoders give (bit-exact against DALI); the stream's
-        own matrix and range are used.
+        The flags make the colours equal to those of GPU decoders (bit-exact with DALI). The stream's own
+        matrix and range are used.
 
         Raises:
             BreakError: The frame's colours cannot be converted.
@@ -174,15 +175,16 @@ class OpenClip:
 
 @contextlib.contextmanager
 def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
-    """Opens a file's video stream; closes everything on the way out.
+    """Opens a file's video stream, and closes everything at the end.
 
     Args:
-        path: A file that `check_file` let pass.
-        threads: Decoder threads. With more than one, a decoder may hand a damaged picture out before it
-            has marked it, so everything here uses one; clips are decoded side by side instead.
+        path: A file that `check_file` accepted.
+        threads: The number of decoder threads. With more than one, a decoder may output a damaged picture
+            before it marks it as damaged, so all callers use one. Several clips are decoded in parallel
+            instead.
 
     Raises:
-        VideoError: The file holds no video that can be decoded here.
+        VideoError: The file has no video that can be decoded here.
     """
     container: Any = None
     try:
@@ -199,17 +201,17 @@ def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
 
 
 def orientation_of(frame: Any) -> Orientation:
-    """Reads the display matrix off a decoded frame. Turns that are no multiple of 90 degrees are left."""
+    """Reads the display matrix of a decoded frame. Turns by other than multiples of 90 degrees are ignored."""
     data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return Orientation()
     a, b, _, c, d, *_ = np.frombuffer(bytes(data), dtype=np.int32).tolist()
-    # A stored point (x, y) is displayed at (a x + c y, b x + d y), up to a shift.
+    # A stored point (x, y) is displayed at (a x + c y, b x + d y), apart from a shift.
     upright, sideways = b == 0 == c and a and d, a == 0 == d and b and c
     if upright:
         return Orientation(0 if d > 0 else 180, mirrored=(a > 0) != (d > 0))
     if sideways:
-        # Turning by 90 degrees clockwise sends x to y (b > 0) and y to -x (c < 0).
+        # Turning by 90 degrees clockwise maps x to y (b > 0) and y to -x (c < 0).
         return Orientation(90 if b > 0 else 270, mirrored=(b > 0) == (c > 0))
     return Orientation()
 
@@ -218,7 +220,7 @@ def check_size(path: str, width: int, height: int) -> None:
     """Refuses pictures of an absurd size.
 
     Raises:
-        VideoError: There is no size, or a side is over the limit.
+        VideoError: The size is missing, or a side is over the limit.
     """
     if width < 1 or height < 1:
         raise VideoError(path, "the video stream says no picture size")
@@ -255,7 +257,7 @@ def _prepare_stream(path: str, container: Any, threads: int) -> Any:
     stream.thread_type = "SLICE" if threads == 1 else "AUTO"
     stream.thread_count = threads
     context.options = {
-        # Errors instead of guessed pixels wherever the decoder can tell.
+        # The decoder shall raise errors instead of guessing pixels if it notices damage.
         "err_detect": "crccheck+explode",
         "max_pixels": str(MAX_SIDE_PIXELS**2),
     }
@@ -277,5 +279,5 @@ def _why_unreadable(path: str, error: BaseException) -> str:
 
 
 def _words(error: BaseException) -> str:
-    """FFmpeg's own words, without the file's name and the error's number."""
+    """FFmpeg's message, without the file's name and the error's number."""
     return str(getattr(error, "strerror", None) or type(error).__name__).splitlines()[0].lower()

@@ -1,8 +1,8 @@
-"""Is a file whole? Answers from its outermost structure alone, without decoding.
+"""Checks from a file's outermost structure, without decoding, whether the file is complete.
 
-Demuxers stop quietly where a Matroska, MPEG-TS or GIF file was cut. This module reads the sizes that the
-containers themselves state and compares them with the file's. Invariant: it complains only about a file
-that ends before its own structure says so; what it does not understand it lets pass.
+Demuxers stop without an error at the end of a cut Matroska, MPEG-TS or GIF file. This module reads the sizes
+that containers state and compares them with the file's size. Invariant: it reports only a file that ends
+before its own structure says so, and accepts what it does not understand.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ _MAX_BOXES = 100_000
 
 @dataclass(frozen=True)
 class MissingEnd:
-    """A file that is not whole.
+    """A file that is not complete.
 
     Attributes:
-        reason: How one can tell.
-        whole_frames: How many frames are all there, where the structure says so.
+        reason: What shows that the end is missing.
+        whole_frames: The number of complete frames, if the structure tells it.
     """
 
     reason: str
@@ -31,11 +31,11 @@ class MissingEnd:
 
 
 def missing_end(path: str, format_name: str) -> MissingEnd | None:
-    """Says why a file is not whole, or None if its structure reaches its end.
+    """The reason why a file is not complete; None if its structure reaches its end.
 
     Args:
         path: A regular file.
-        format_name: FFmpeg's name of the container, like "mov,mp4,m4a,3gp,3g2,mj2".
+        format_name: FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
 
     Raises:
         OSError: The file cannot be read.
@@ -53,7 +53,7 @@ def missing_end(path: str, format_name: str) -> MissingEnd | None:
 
 
 def _mov_end(file: BinaryIO) -> int | None:
-    """Where the last top-level box ends."""
+    """The offset at which the last top-level box ends."""
     size = os.fstat(file.fileno()).st_size
     position = 0
     for _ in range(_MAX_BOXES):
@@ -73,7 +73,7 @@ def _mov_end(file: BinaryIO) -> int | None:
 
 
 def _matroska_end(file: BinaryIO) -> int | None:
-    """Where the segment ends; None where it was written live, without a size."""
+    """The offset at which the segment ends; None if it was written live, without a size."""
     header = file.read(4)
     if int.from_bytes(header, "big") != _EBML_HEADER:
         return None
@@ -88,7 +88,7 @@ def _matroska_end(file: BinaryIO) -> int | None:
 
 
 def _read_vint(file: BinaryIO) -> int | None:
-    """An EBML size; None where it is unknown (all ones) or not there."""
+    """Reads an EBML size; None if it is unknown (all ones) or missing."""
     first = file.read(1)
     if not first or first[0] == 0:
         return None
@@ -103,12 +103,12 @@ def _riff_end(file: BinaryIO) -> int | None:
     if len(header) < 8 or header[:4] != b"RIFF":
         return None
     length = int.from_bytes(header[4:], "little")
-    # A writer that never came to its end leaves one of these.
+    # These values mean that the writer did not finish the file.
     return None if length in (0, 0xFFFFFFFF) else 8 + length
 
 
 def _transport_stream_end(file: BinaryIO) -> int | None:
-    """The next packet boundary: a stream that stops inside a packet was cut."""
+    """The next packet boundary. A stream that stops inside a packet was cut."""
     head = file.read(_TRANSPORT_PACKET_BYTES + 1)
     if len(head) <= _TRANSPORT_PACKET_BYTES or head[0] != 0x47 or head[_TRANSPORT_PACKET_BYTES] != 0x47:
         return None
@@ -125,7 +125,7 @@ _ENDS = {
 
 
 def _gif_missing_end(file: BinaryIO) -> MissingEnd | None:
-    """Walks the blocks to the trailer. A GIF's decoder shows half of a picture as if it were whole."""
+    """Walks the blocks to the trailer, because a GIF decoder shows half of a picture as if it were whole."""
     images = 0
     header = file.read(13)
     _skip_colour_table(file, header[10] if len(header) == 13 else 0)
@@ -133,7 +133,7 @@ def _gif_missing_end(file: BinaryIO) -> MissingEnd | None:
         if kind == b";":
             return None
         if kind == b"!":
-            file.seek(1, os.SEEK_CUR)  # which extension
+            file.seek(1, os.SEEK_CUR)  # the kind of extension
         elif kind == b",":
             descriptor = file.read(9)
             _skip_colour_table(file, descriptor[8] if len(descriptor) == 9 else 0)

@@ -1,12 +1,13 @@
-"""The index of a clip: which frames it has, when each is shown, and where decoding may start.
+"""The index of a clip: its frames, the time at which each is shown, and the places where decoding may start.
 
-Invariant: entry i of an index is the i-th picture that decoding the file from its start puts out. There are
-two ways to make one:
+Invariant: entry i of an index is the i-th picture that the decoder outputs if it decodes the file from the
+start. There are two ways to make an index:
 
-- *by listing*: the timestamps of the packets, sorted, with only the first frame decoded. For containers
-  and codecs where one packet shows one picture. Reading checks every frame against it.
-- *by decoding*: the whole file once, frames counted as they come and thrown away. For everything else, for
-  files whose listing does not add up, and for files that break half-way: it ends at the first damage.
+- *by listing*: the sorted timestamps of the packets, with only the first frame decoded. This is for
+  containers and codecs in which one packet shows one picture. Reading checks every frame against the index.
+- *by decoding*: the whole file is decoded once, and frames are counted and dropped. This is for all other
+  files, for files whose listing is inconsistent, and for files that break half-way: the index ends at the
+  first damage.
 """
 
 from __future__ import annotations
@@ -30,12 +31,12 @@ _FALLBACK_FPS = Fraction(25)
 
 @dataclass(frozen=True)
 class Keyframe:
-    """Where decoding may start.
+    """A place where decoding may start.
 
     Attributes:
-        frame_index: The first frame that is sure to come out right.
-        pts: Its packet's presentation time, in the stream's ticks; None is the start of the file.
-        dts: Its packet's decoding time; some containers seek by that.
+        frame_index: The index of the first frame that is certain to be decoded correctly.
+        pts: The packet's presentation time in the stream's ticks; None is the start of the file.
+        dts: The packet's decoding time, by which some containers seek.
     """
 
     frame_index: int
@@ -48,15 +49,15 @@ _START = Keyframe(0)
 
 @dataclass(frozen=True)
 class ClipIndex:
-    """What reading needs to know.
+    """What is needed to read a clip's frames.
 
     Attributes:
-        info: What `probe` tells.
-        orientation: How stored pictures become displayed ones.
-        stored_size: (height, width) of the stored pictures.
-        ticks: Presentation time per frame, strictly increasing; None where the file's are unusable and
-            frames are found by counting.
-        keyframes: Ascending; the first one is the start of the file.
+        info: The result of `probe`.
+        orientation: How stored pictures are displayed.
+        stored_size: The (height, width) of the stored pictures.
+        ticks: The presentation time of each frame, strictly increasing; None if the file's times are
+            unusable, and frames are found by counting.
+        keyframes: The places where decoding may start, ascending. The first is the start of the file.
     """
 
     info: VideoInfo
@@ -66,21 +67,21 @@ class ClipIndex:
     keyframes: tuple[Keyframe, ...] = (_START,)
 
     def position(self, pts: int | None) -> int | None:
-        """The index of the frame shown at `pts`, None if there is none."""
+        """The index of the frame shown at `pts`; None if there is none."""
         if pts is None or self.ticks is None:
             return None
         i = bisect.bisect_left(self.ticks, pts)
         return i if i < len(self.ticks) and self.ticks[i] == pts else None
 
     def keyframe_before(self, frame_index: int) -> Keyframe:
-        """The last place at or before this frame where decoding may start."""
+        """The last place at or before a frame where decoding may start."""
         i = bisect.bisect_right(self.keyframes, frame_index, key=lambda keyframe: keyframe.frame_index)
         return self.keyframes[i - 1]
 
 
 @dataclass
 class _Listing:
-    """What the packets and the first frame tell."""
+    """What was read from the packets and the first frame."""
 
     format_name: str
     codec: str
@@ -99,14 +100,14 @@ class _Listing:
 
 
 def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
-    """Makes the index of a file that `check_file` let pass.
+    """Makes the index of a file that `check_file` accepted.
 
     Args:
         path: The file.
-        tolerate_truncation: Decode the whole file, and index what comes before the first damage.
+        tolerate_truncation: Whether to decode the whole file and to index what comes before the first damage.
 
     Raises:
-        VideoError: The file holds no usable video, or it is damaged and that is not tolerated.
+        VideoError: The file has no usable video, or it is damaged and that is not tolerated.
     """
     listing = _list_packets(path)
     cut = missing_end(path, listing.format_name)
@@ -114,7 +115,7 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
     expected = _expected_ticks(listing)
     if expected is not None and known_damage is None and not tolerate_truncation:
         return _finish(path, listing, expected, broken=None)
-    # What is still inside the decoder where a file was cut may skip frames that are lost.
+    # If a file was cut, frames that are still inside the decoder may come after lost ones.
     ticks, stored_size, broken = _count_by_decoding(path, expected, flush=cut is None)
     listing.stored_size = stored_size
     if cut is not None and cut.whole_frames is not None:
@@ -133,13 +134,13 @@ def frames_in_order(
     """Decodes a clip from its start and yields every frame, in presentation order.
 
     Args:
-        clip: Freshly opened with one thread, so that damage is met where it is.
-        expected: Ticks of the frames that have to come, where they are known.
-        stored_size: (height, width) that every frame must have; None takes the first frame's.
+        clip: The clip, just opened with one thread, so that damage is noticed at its place.
+        expected: The ticks of the frames that have to come, if they are known.
+        stored_size: The (height, width) that every frame must have; None takes the first frame's.
         flush: Whether to yield the frames that are still inside the decoder at the end.
 
     Raises:
-        BreakError: A packet is damaged, or a frame that should come does not.
+        BreakError: A packet is damaged, or an expected frame is missing.
         VideoError: The picture size changes on the way, or there are too many frames.
     """
     count = 0
@@ -157,7 +158,7 @@ def frames_in_order(
         if expected is not None and (count >= len(expected) or frame.pts != expected[count]):
             raise BreakError(f"frame_index {count} is listed and does not decode")
         look = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
-        if look not in looks:  # a damaged header may name colours that nothing can convert
+        if look not in looks:  # a damaged header may state a colour format that cannot be converted
             looks.add(look)
             clip.to_rgb(frame, Orientation())
         count += 1
@@ -169,12 +170,12 @@ def frames_in_order(
 
 
 def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> Iterator[Any]:
-    """Decodes packets from the first keyframe on; nothing can be made of those before it.
+    """Decodes packets from the first keyframe on, because earlier ones cannot be decoded.
 
-    Where no packet is marked as a keyframe, all are tried.
+    If no packet is marked as a keyframe, all are tried.
 
     Raises:
-        BreakError: A packet, or a frame that comes out, is damaged.
+        BreakError: A packet or an output frame is damaged.
     """
     start: Any = None
     waiting = []
@@ -195,14 +196,14 @@ def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> It
 def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
     """Whether a picture follows the first keyframe in the file, but precedes it on the screen.
 
-    A clip that was cut out of a longer one may begin so. HEVC's decoder leaves such pictures out by
-    itself (and knows those that can be decoded); H.264's would make them up.
+    A clip that was cut out of a longer one may begin like this. HEVC's decoder skips such pictures by itself
+    (except those that can be decoded). H.264's decoder would invent them.
     """
     return codec == "h264" and None not in (packet.pts, start.pts) and packet.pts < start.pts
 
 
 def _list_packets(path: str) -> _Listing:
-    """Reads every packet, and decodes until the first frame comes out."""
+    """Reads every packet, and decodes up to the first frame."""
     with open_clip(path) as clip:
         stream = clip.stream
         listing = _Listing(
@@ -248,7 +249,7 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
         first = _try_decode(listing, clip, None)
     if first:
         check_size(clip.path, first[0].width, first[0].height)
-        clip.to_rgb(first[0], Orientation())  # raises where the colours cannot be converted
+        clip.to_rgb(first[0], Orientation())  # raises if the colours cannot be converted
         listing.first_pts = first[0].pts
         listing.orientation = orientation_of(first[0])
         listing.stored_size = (first[0].height, first[0].width)
@@ -263,14 +264,14 @@ def _try_decode(listing: _Listing, clip: OpenClip, packet: Any) -> list[Any]:
 
 
 def _expected_ticks(listing: _Listing) -> list[int] | None:
-    """The frames' ticks by listing, or None where the packets do not tell."""
+    """The frames' ticks by listing; None if the packets do not determine them."""
     if not listing.is_seekable or listing.codec not in _LISTABLE or listing.first_pts is None:
         return None
     ticks = sorted(tick for tick in listing.ticks if tick is not None)
     if len(ticks) < len(listing.ticks) or len(set(ticks)) < len(ticks):
         return None
-    # A clip that was cut out of a longer one may begin with packets that refer to what is gone. They come
-    # before the first keyframe in presentation, and no decoder shows them.
+    # A clip that was cut out of a longer one may begin with packets that depend on frames before the cut.
+    # They come before the first keyframe in presentation, and no decoder shows them.
     if listing.keyframes and listing.first_pts == listing.keyframes[0][0]:
         ticks = [tick for tick in ticks if tick >= listing.first_pts]
     return ticks if ticks and ticks[0] == listing.first_pts else None
@@ -279,7 +280,7 @@ def _expected_ticks(listing: _Listing) -> list[int] | None:
 def _count_by_decoding(
     path: str, expected: Sequence[int] | None, *, flush: bool
 ) -> tuple[list[int | None], tuple[int, int], str | None]:
-    """Decodes the whole file: its frames' ticks, their stored size, and why it broke, if it did."""
+    """Decodes the whole file. Returns the frames' ticks and stored size, and the reason of a break."""
     ticks: list[int | None] = []
     stored_size = (0, 0)
     try:
@@ -299,7 +300,7 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
     increasing = ordered and all(step > 0 for step in steps)
     if ordered:
         times = [(tick - known[0]) * listing.time_base for tick in known]
-        # A container's clock rounds every time to a tick, so gaps may differ by that much.
+        # Containers round every time to a tick, so gaps may differ by one tick.
         variable = bool(steps) and max(abs(step - sum(steps) / len(steps)) for step in steps) > 1
     else:
         times = [i / listing.nominal_fps for i in range(len(ticks))]
@@ -340,7 +341,7 @@ def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
 
 
 def _last_duration(listing: _Listing, last_tick: int | None, times: Sequence[Fraction]) -> Fraction:
-    """How long the last frame stays: as stated, else as long as the others on average. Above 0."""
+    """The duration of the last frame: as stated, else the mean of the others'. It is above 0."""
     stated = 0 if last_tick is None else listing.durations.get(last_tick, 0)
     if stated > 0:
         return stated * listing.time_base

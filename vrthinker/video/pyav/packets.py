@@ -1,7 +1,7 @@
-"""What a compressed packet tells without being decoded: does it show a frame, and is it obviously damaged.
+"""Checks of a compressed packet without decoding it: whether it shows a frame, and whether it is damaged.
 
-Invariant: a verdict of "damaged" is never given to a packet that a conforming encoder can write. Damage
-that only shows in the pixels is not found here, and for codecs without checksums not anywhere.
+Invariant: a packet that a conforming encoder can write is never called damaged. Damage that is only visible
+in the pixels is not found here. For codecs without checksums, it is not found anywhere.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ _NEVER_ZERO = _NAL_CODECS | {"vp8", "vp9", "av1", "mjpeg", "mpeg4"}
 
 
 def shows_frame(codec: str, packet: memoryview) -> bool:
-    """Whether the packet shows a picture. VP8 and VP9 have packets that only feed later ones."""
+    """Whether the packet shows a picture. Some packets of VP8 and VP9 are only references for later ones."""
     if codec == "vp8":
         return bool(packet[0] >> 4 & 1)
     if codec == "vp9":
@@ -22,9 +22,9 @@ def shows_frame(codec: str, packet: memoryview) -> bool:
 
 
 def damage(codec: str, packet: memoryview) -> str | None:
-    """Says why a packet cannot be what the encoder wrote, or None.
+    """The reason why a packet cannot be what the encoder wrote; None if there is none.
 
-    Zeroed stretches are what an interrupted download or a full disk leaves behind.
+    Runs of zeros are what remains after an interrupted download or on a full disk.
     """
     if codec in _NEVER_ZERO and not any(packet[:_ZERO_HEAD_BYTES]):
         return "frame data is zeroed out"
@@ -35,14 +35,14 @@ def damage(codec: str, packet: memoryview) -> str | None:
 
 
 def _vp9_shows(first_byte: int) -> bool:
-    """Reads show_existing_frame and show_frame off a VP9 frame's first byte."""
+    """Reads show_existing_frame and show_frame from a VP9 frame's first byte."""
     profile = (first_byte >> 5 & 1) | (first_byte >> 4 & 1) << 1
     bits = first_byte << 1 if profile == 3 else first_byte
     return bool(bits & 0b1000 or bits & 0b10)
 
 
 def _vp9_frame_starts(packet: memoryview) -> list[int]:
-    """Where the frames of a VP9 packet start: several in a superframe, else one."""
+    """The offsets at which the frames of a VP9 packet start: several in a superframe, else one."""
     marker = packet[-1]
     if marker & 0xE0 != 0xC0:
         return [0]

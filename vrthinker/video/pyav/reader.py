@@ -1,14 +1,14 @@
-"""The CPU reader: PyAV, whose wheel carries FFmpeg.
+"""The CPU reader, which uses PyAV, whose wheel contains FFmpeg.
 
-Invariant: every frame that it returns was matched, by its presentation time or by counting from the file's
-start, with the frame that was asked for. Seeking is an optimisation: whatever does not add up after a seek is
-read again from the start, and only what fails there is an error.
+Invariant: every returned frame was identified as the requested one, by its presentation time or by counting
+from the file's start. Seeking is only an optimisation: if anything is inconsistent after a seek, the frame is
+read again from the start, and only a failure there is an error.
 
-What is noticed when: `probe` sees a missing index, a file that ends before its container says so, packets
-that are marked damaged, missing or zeroed out, and a first frame that does not decode. Damage inside a packet
-is seen when a frame is read that depends on it. No codec here carries checksums, so a decoder may also turn
-damaged bytes into other pixels without anyone being able to tell (H.264, MPEG-4, MJPEG and AV1 notice most
-of it; HEVC, VP8, VP9 and GIF little).
+Damage is noticed at different times. `probe` notices a missing index, a file that ends before its container
+says so, packets that are marked damaged, missing or zeroed out, and a first frame that does not decode.
+Damage inside a packet is noticed when a frame that depends on it is read. No codec here has checksums, so a
+decoder may also turn damaged bytes into wrong pixels unnoticed. (H.264, MPEG-4, MJPEG and AV1 notice most
+damage; HEVC, VP8, VP9 and GIF little.)
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ from vrthinker.video.reader import VideoInfo, VideoPath, broken_error, checked_i
 
 _MAX_INDEXES = 256
 _SEEK_WORTH_FRAMES = 2
-"""Decoding on is cheaper than a seek that skips no more frames than this."""
+"""The number of frames up to which decoding them is cheaper than skipping them by a seek."""
 
 _Slots = Mapping[int, list[int]]
-"""frame_index to the places in the result where that frame goes."""
+"""frame_index -> the places of that frame in the result."""
 _Key = tuple[str, int, int, bool]
 
 
@@ -42,7 +42,7 @@ class PyAVReader:
     """A `VideoReader` on the CPU. Folders of images are read too.
 
     Args:
-        image_fps: The frame rate that a folder of images is given.
+        image_fps: The frame rate of folders of images.
     """
 
     def __init__(self, image_fps: float = 8.0) -> None:
@@ -51,17 +51,18 @@ class PyAVReader:
         self._lock = threading.Lock()
 
     def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
-        """See `VideoReader.probe`. Remembers the answer until the file changes."""
+        """Probes a file (see `VideoReader.probe`). The result is remembered until the file changes."""
         name = os.fspath(path)
         if os.path.isdir(name):
             return self._images.probe(name, tolerate_truncation=tolerate_truncation)
-        # Remembered under the file's full name; the caller's own spelling goes out.
+        # The result is remembered under the file's full name, but returned with the path that the caller
+        # gave.
         return replace(self._index(name, tolerate_truncation).info, path=name)
 
     def frames_at(
         self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
     ) -> Frames:
-        """See `VideoReader.frames_at`."""
+        """Returns frames of a file (see `VideoReader.frames_at`)."""
         name = os.fspath(path)
         if os.path.isdir(name):
             return self._images.frames_at(name, frame_indices, tolerate_truncation=tolerate_truncation)
@@ -74,7 +75,7 @@ class PyAVReader:
     def read_many(
         self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
     ) -> list[Frames]:
-        """See `VideoReader.read_many`."""
+        """Returns frames of several files (see `VideoReader.read_many`)."""
         by_file: dict[str, list[int]] = {}
         for path, frame_indices in requests:
             by_file.setdefault(os.fspath(path), []).extend(frame_indices)
@@ -119,7 +120,7 @@ def _read(path: str, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[A
         try:
             return _read_by_seeking(path, index, slots, data)
         except BreakError:
-            pass  # a bad seek or real damage: reading from the start tells which
+            pass  # either a bad seek or real damage: reading from the start tells which
     _read_from_start(path, index, slots, data)
 
 
@@ -140,10 +141,10 @@ def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
 
 
 def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any]) -> None:
-    """Decodes only from the keyframe before each frame on.
+    """Decodes each frame from the keyframe before it.
 
     Raises:
-        BreakError: Something does not add up; nothing that was read can be trusted.
+        BreakError: Something is inconsistent, so that none of the read frames can be trusted.
     """
     with open_clip(path) as clip:
         for keyframe, last in _runs(index, sorted(slots)):
@@ -153,7 +154,7 @@ def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
 
 
 def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, int]]:
-    """Where to start and where to stop, split where a seek skips something worth skipping."""
+    """The runs of frames to decode, as (start, last frame), split where a seek saves enough frames."""
     keyframe, last = index.keyframe_before(wanted[0]), wanted[0]
     for frame_index in wanted[1:]:
         nearest = index.keyframe_before(frame_index)
@@ -173,7 +174,7 @@ def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) ->
         if frame_index is None:
             raise BreakError(f"a frame came out that the index does not have (pts {frame.pts})")
         if frame_index < start.frame_index:
-            continue  # belongs to the group of pictures before
+            continue  # it belongs to the previous group of pictures
         if frame_index != next_index or (frame.height, frame.width) != index.stored_size:
             raise BreakError(f"frame_index {next_index} did not come out")
         yield frame_index, frame
