@@ -1,7 +1,7 @@
-"""`Judge`, the front door: a caption and two clips in, a verdict out.
+"""`Judge`, the main entry point: it takes a caption and two clips and returns a verdict.
 
-A judge is an engine, a checkpoint's settings and prompts, and a video reader. A verdict says which video
-is better per dimension, or, where it cannot, says null and why; it never makes a judgment up.
+A judge consists of an engine, a checkpoint's settings and prompts, and a video reader. A verdict says which
+video is better per dimension. If it cannot, it is null with a reason; a judgment is never made up.
 """
 
 from __future__ import annotations
@@ -50,14 +50,14 @@ class Verdict:
     """The outcome of one judgment.
 
     Attributes:
-        judgments: A preference per dimension, or None when the episode ended without a readable answer.
-        overall: `judgments.OA`, or None.
-        confidence: What the model said of its own answer, if it said so.
-        rounds: Rounds written.
-        tool_calls: Calls that showed frames.
-        frames_seen: Distinct frame numbers the model saw, ascending.
-        stop_reason: Why the episode ended.
-        reason: Why there are no judgments; None when there are.
+        judgments: A preference per dimension, or None if the episode ended without a readable answer.
+        overall: The preference of `judgments.OA`, or None.
+        confidence: The confidence that the model stated, if it stated one.
+        rounds: The number of rounds written.
+        tool_calls: The number of tool calls that showed frames.
+        frames_seen: The distinct frame numbers that the model saw, ascending.
+        stop_reason: The reason why the episode ended.
+        reason: The reason why there are no judgments; None if there are.
         notes: What a reader of the verdict should know (a truncated clip, random weights).
         trajectory: The full record of the episode.
     """
@@ -108,6 +108,7 @@ class Verdict:
                 "reason": self.reason,
                 "notes": list(self.notes),
                 "well_formed": trajectory.well_formed if trajectory.rounds else None,
+                "repairs": trajectory.repairs,
                 "latency_seconds": trajectory.latency_seconds,
                 "prompt_tokens": trajectory.prompt_tokens,
                 "sampled_tokens": trajectory.sampled_tokens,
@@ -121,11 +122,11 @@ class Judge:
     """Judges pairs of clips.
 
     Args:
-        engine: What writes the rounds.
-        settings: Sizes, limits, window; usually a checkpoint's own.
-        templates: Prompts; the package's by default.
-        reader: Decoder; the machine's default one by default.
-        frame_cache_bytes: Limit on decoded frames kept in memory.
+        engine: The engine that writes the rounds.
+        settings: The sizes, limits and window; usually a checkpoint's own.
+        templates: The prompts; the package's by default.
+        reader: The video reader; the machine's default one by default.
+        frame_cache_bytes: The most bytes of decoded frames that are kept in memory.
     """
 
     def __init__(
@@ -160,11 +161,12 @@ class Judge:
 
         Args:
             model: A checkpoint folder or a hub id.
-            device: `cpu`, `cuda`, `cuda:1`; a GPU when there is one, by default.
-            dtype: `float32` or `bfloat16`; bfloat16 on a GPU, float32 on a CPU, by default.
-            batch_size: How many episodes advance together.
-            templates: A folder of jinja2 templates instead of the checkpoint's.
-            max_pixels: Most pixels of a frame, instead of the checkpoint's.
+            device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one.
+            dtype: The dtype: `float32`, `bfloat16` or `float16`. By default bfloat16 on a GPU, float32 on a
+                CPU.
+            batch_size: The number of episodes that advance together.
+            templates: A folder of jinja2 templates to use instead of the checkpoint's.
+            max_pixels: The most pixels of a frame, instead of the checkpoint's.
             **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
 
         Raises:
@@ -201,7 +203,7 @@ class Judge:
         engine_options: dict[str, Any] | None = None,
         **episode_settings: Any,
     ) -> Judge:
-        """Judges through an OpenAI-compatible server; see `EndpointEngine` for `engine_options`.
+        """Makes a judge that uses an OpenAI-compatible server. `EndpointEngine` lists the `engine_options`.
 
         Raises:
             InputError: The address, a template or a setting cannot be used.
@@ -237,8 +239,8 @@ class Judge:
             prompt: The caption that both videos were made from.
             video_1: The first clip (a file, or a folder of images).
             video_2: The second clip.
-            dataset: Whose names of the dimensions the prompt takes; the checkpoint's by default.
-            seed: For sampling; greedy episodes do not use it.
+            dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
+            seed: The seed of the sampling. Greedy episodes do not use it.
 
         Raises:
             VideoError: A clip cannot be read.
@@ -252,13 +254,13 @@ class Judge:
     ) -> Iterator[Finished]:
         """Judges many pairs, `batch_size` at a time, and yields each as it finishes (not in order).
 
-        Each pair samples with a seed of its own, made of `seed` and its id. An item that cannot start comes
-        out with its error; it never stops the others.
+        Each pair is sampled with a separate seed, derived from `seed` and the pair's id. An item that cannot
+        start is yielded with its error; it never stops the others.
 
         Args:
-            pairs: What to judge.
-            seed: For sampling.
-            tools: What rounds may call; `select_frames` by default.
+            pairs: The pairs to judge.
+            seed: The seed of the sampling.
+            tools: The tools that rounds may call; `select_frames` by default.
         """
         runner = self._runner
         if tools is not None:
@@ -326,7 +328,7 @@ def _override(
     """Applies overrides through validation, so that a bad value is one clear line."""
     from pydantic import ValidationError
 
-    # Whether a broken clip is judged is for the caller to say, never for a checkpoint.
+    # The caller decides whether a broken clip is judged, never a checkpoint.
     stored = {**settings.episode.model_dump(), "tolerate_truncation": False}
     try:
         episode = EpisodeSettings.model_validate({**stored, **episode_settings})

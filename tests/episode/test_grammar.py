@@ -237,7 +237,7 @@ def test_any_json_in_a_tool_call_is_a_call_or_a_reason(value: object) -> None:
     parsed = parse_round(text)
     if isinstance(parsed.ending, ToolRequest) and isinstance(parsed.ending.call, ToolCall):
         assert isinstance(value, dict)
-        assert set(value) == {"name", "arguments"}
+        assert parsed.well_formed == (set(value) == {"name", "arguments"} and value["name"] is not None)
 
 
 @pytest.mark.parametrize("text", ["<" + " " * 300_000, "< / " * 50_000, "<recommend" + "\n" * 300_000 + "x"])

@@ -19,6 +19,8 @@ from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResu
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import Episode, EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
+from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.repairs import RepairKind
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
@@ -105,6 +107,28 @@ def test_a_bad_call_gets_a_text_and_the_episode_goes_on(make_item: MakeItem) -> 
     assert trajectory.tool_calls == 1
     assert trajectory.outcome.stop_reason is StopReason.ANSWERED
     assert not trajectory.well_formed
+
+
+@pytest.mark.parametrize("knows_notes", [True, False])
+def test_a_partly_good_call_shows_what_there_is_and_tells_the_rest(
+    make_item: MakeItem, knows_notes: bool
+) -> None:
+    templates = PromptTemplates.load()
+    if not knows_notes:
+        old = "{% for f in frames %}{{ f.frame_number }}:{{ f.image }}{% endfor %}"
+        templates = PromptTemplates({**templates.sources, "outcome": old})
+    engine = ScriptedEngine([[HEAD + RECOMMEND + '<tool_call>{"target_frames": [3, 99]}</tool_call>', DONE]])
+    trajectory = EpisodeRunner(engine, templates=templates).run_one(make_item())
+    assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    first = trajectory.rounds[0]
+    assert first.tool is not None
+    assert first.tool.frame_numbers == (3,)
+    assert first.tool.note == "unknown frame 99: frames are numbered 1 to 52."
+    assert first.tool.note in text_of(engine.seen[1].context.messages[-1])
+    assert [repair.kind for repair in first.repairs] == [RepairKind.BARE_ARGUMENTS]
+    assert trajectory.repairs == 1
+    assert not trajectory.well_formed
+    assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory
 
 
 def test_the_last_round_is_told_to_answer(make_item: MakeItem) -> None:

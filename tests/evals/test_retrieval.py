@@ -141,9 +141,7 @@ def test_own_shows_what_was_asked_for() -> None:
     "arguments",
     [
         {"target_frames": []},
-        {"target_frames": [0, 3]},
         {"target_frames": [65]},
-        {"target_frames": list(range(1, 10))},
         {"target_frames": "all"},
         {"target_frames": [1.5]},
         {"frames": [1]},

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 import torch
-from evictions import DTYPES, bits, make_plan, plans, random_tensor
+from evictions import DTYPES, bits, random_tensor
 from hypothesis import given
 from hypothesis import strategies as st
 from products import covering
@@ -30,6 +30,19 @@ from vrthinker.kernels.evict.reference import (
 )
 
 INV_FREQ = 1e4 ** (-torch.arange(0, 1, 1 / 4))  # head_dim 8
+
+
+@st.composite
+def plans(draw: st.DrawFn) -> EvictionPlan:
+    """Ragged batches with any spans: none, touching, empty, all of a sequence."""
+    lengths = draw(st.lists(st.integers(0, 40), min_size=1, max_size=4))
+    spans, freed = [], []
+    for length in lengths:
+        cuts = sorted(draw(st.lists(st.integers(0, length), max_size=6)))
+        own = [(cuts[i], cuts[i + 1]) for i in range(0, len(cuts) - 1, 2)]
+        spans.append(own)
+        freed.append([draw(st.integers(0, 50)) if start < end else 0 for start, end in own])
+    return plan_eviction(spans, lengths, freed_positions=freed)
 
 
 def cache(
@@ -693,7 +706,7 @@ def test_gradients() -> None:
 
 
 def test_plans_tell_what_they_do() -> None:
-    plan = make_plan([[(2, 4), (4, 5)], []], [8, 3], freed=[[3, 1], []])
+    plan = plan_eviction([[(2, 4), (4, 5)], []], [8, 3], freed_positions=[[3, 1], []])
     assert plan.new_lengths == (5, 3)
     assert [(r.source, r.target, r.count, r.shift) for r in plan.runs if r.sequence == 0] == [
         (0, 0, 2, 0),

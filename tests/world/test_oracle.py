@@ -27,10 +27,10 @@ from vrthinker.engine.base import (
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
-from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolOutcome
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.tools.select_frames import SelectFrames
-from vrthinker.episode.trajectory import Trajectory
+from vrthinker.episode.trajectory import StopReason, Trajectory
 from vrthinker.errors import EngineError, InputError
 from vrthinker.evals.retrieval import Retrieval, tools_for
 from vrthinker.video.frame_cache import FrameCache
@@ -639,8 +639,9 @@ def test_a_request_that_is_refused_changes_nothing(name: str, engine: OracleEngi
 
 def test_a_guided_judge_says_so_at_once(easy: World) -> None:
     runner = EpisodeRunner(easy.engine(), EpisodeSettings(guided=True))
-    with pytest.raises(EngineError, match="not guided"):
-        runner.run_one(easy.item(easy.truths[0]))
+    trajectory = runner.run_one(easy.item(easy.truths[0]))
+    assert trajectory.outcome.stop_reason is StopReason.ENGINE_ERROR
+    assert "not guided" in (trajectory.outcome.reason or "")
 
 
 def test_no_frames_are_no_input(engine: OracleEngine) -> None:
@@ -672,7 +673,13 @@ def test_a_gap_is_resolved_by_what_is_found_in_it_or_by_looking_everywhere_in_it
 
 
 def test_a_tool_that_shows_nothing_ends_in_an_answer_from_what_is_known(easy: World) -> None:
-    runner = EpisodeRunner(easy.engine(calls=3), EpisodeSettings(retrieved_frames=1))
+    class Refusing(SelectFrames):
+        """Shows nothing, whatever it is asked for."""
+
+        def run(self, arguments: Any, context: ToolContext) -> ToolOutcome:
+            return ToolError(ToolErrorKind.UNKNOWN_FRAME, "no frame today.")
+
+    runner = EpisodeRunner(easy.engine(calls=3), tools=ToolRegistry([Refusing()]))
     pair = next(p for p in easy.truths if sum(len(hinted_gaps(clip)) for clip in p.clips) >= 2)
     trajectory = runner.run_one(easy.item(pair))
     assert trajectory.tool_calls == 0

@@ -33,6 +33,7 @@ from vrthinker.episode.trajectory import (
     MessageRecord,
     Outcome,
     RecommendationRecord,
+    RepairRecord,
     RoundRecord,
     StopReason,
     ToolRecord,
@@ -205,6 +206,7 @@ class Episode:
             self._prompt_frames(numbers),
             self._segments(visible),
             error=outcome.message if isinstance(outcome, ToolError) else None,
+            note=outcome.note if isinstance(outcome, FramesShown) else None,
             last_round=round_number + 1 >= self.settings.max_rounds,
         )
         self._pending = (message,)
@@ -296,6 +298,10 @@ class Episode:
                 ),
                 tool=_tool_record(parsed, self._received.tool_outcome),
                 outcome_messages=tuple(MessageRecord.of(message) for message in outcome_messages),
+                repairs=tuple(
+                    RepairRecord(kind=repair.kind, start=repair.span.start, end=repair.span.end)
+                    for repair in parsed.repairs
+                ),
             )
         )
         self._received = None
@@ -354,9 +360,15 @@ class Episode:
 def _tool_record(parsed: ParsedRound, outcome: ToolOutcome | None) -> ToolRecord | None:
     if not isinstance(parsed.ending, ToolRequest) or outcome is None:
         return None
-    name = clean(parsed.ending.call.name) if isinstance(parsed.ending.call, ToolCall) else None
+    call = parsed.ending.call
+    name = clean(call.name) if isinstance(call, ToolCall) and call.name is not None else None
     if isinstance(outcome, FramesShown):
         return ToolRecord(
-            name=name, frame_numbers=outcome.frame_numbers, view=outcome.view, error_kind=None, error=None
+            name=name,
+            frame_numbers=outcome.frame_numbers,
+            view=outcome.view,
+            error_kind=None,
+            error=None,
+            note=None if outcome.note is None else clean(outcome.note),
         )
     return ToolRecord(name=name, frame_numbers=(), error_kind=outcome.kind, error=clean(outcome.message))

@@ -13,18 +13,20 @@ Invariants: parsing never raises, whatever the text. Every departure from the fo
 with a reason and the span where it was seen. A `FinalAnswer` comes out only if the round holds exactly
 one complete answer element, outside every other element, and no tool call beside it; so nothing
 ambiguous becomes a verdict. A round whose ending is sound but whose form is not (say, no snapshot)
-keeps its ending and lists its failures: use `well_formed` for the format reward and the filters.
+keeps its ending and lists its failures: use `well_formed` for the format reward and the filters. An answer or
+a call that is not in the right form, but can mean one thing only, is read and counted as a repair
+(`repairs.py`); docs/rounds.md shows what is well formed, what is repaired, and what stays unread.
 """
 
 from __future__ import annotations
 
 import enum
-import json
 import re
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
+from vrthinker.episode.repairs import RepairKind, loose_json, loose_pairs
 
 MAX_TOOL_CALL_CHARS = 16_384
 """A tool call longer than this is refused before it reaches the JSON parser."""
@@ -76,6 +78,19 @@ class ParseFailure:
 
 
 @dataclass(frozen=True)
+class Repair:
+    """Something that was not in the right form and was read in the one way that is possible.
+
+    Attributes:
+        kind: What it was.
+        span: The element that it stands in, in characters of the round's text.
+    """
+
+    kind: RepairKind
+    span: Span
+
+
+@dataclass(frozen=True)
 class Element:
     """One tag pair. `span` covers the tags, `content` what is between them."""
 
@@ -102,9 +117,12 @@ class FinalAnswer:
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A syntactically sound call: a name and a JSON object of arguments."""
+    """A syntactically sound call: a name and a JSON object of arguments.
 
-    name: str
+    The name is None where only arguments were written; the registry runs the call if one tool takes them.
+    """
+
+    name: str | None
     arguments: dict[str, Any]
 
 
@@ -126,17 +144,19 @@ class ParsedRound:
         think: The think element, if there is exactly one.
         ending: What the round asks for, or why that cannot be told.
         failures: Every departure from the form, in order of position; empty in a well-formed round.
+        repairs: What was read although it was not in the right form; empty in a well-formed round.
     """
 
     snapshot: Element | None
     think: Element | None
     ending: FinalAnswer | ToolRequest | ParseFailure
     failures: tuple[ParseFailure, ...]
+    repairs: tuple[Repair, ...] = ()
 
     @property
     def well_formed(self) -> bool:
         """Tags, order, answer syntax and tool syntax are all as the form wants."""
-        return not self.failures
+        return not self.failures and not self.repairs
 
 
 _TAG_NAMES = {
@@ -164,6 +184,7 @@ def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:
     elements: list[Element] = []
     failures: list[ParseFailure] = []
     opened: tuple[str, Span] | None = None
+    inside: list[tuple[str, bool, Span]] = []
     outside_from = 0
 
     def outside(until: int) -> None:
@@ -186,11 +207,12 @@ def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:
                 opened = (name, here)
         elif match["close"] and name == opened[0]:
             elements.append(Element(name, Span(opened[1].start, here.end), Span(opened[1].end, here.start)))
-            opened, outside_from = None, here.end
+            failures += _hidden_inside(opened[0], inside)
+            opened, outside_from, inside = None, here.end, []
         else:
-            message = f"<{'/' if match['close'] else ''}{name}> inside <{opened[0]}>"
-            failures.append(ParseFailure(FailureReason.NESTED_TAG, here, message))
+            inside.append((name, bool(match["close"]), here))
     if opened is not None:
+        failures += [_nested(opened[0], *tag) for tag in inside]
         span = Span(opened[1].start, len(text))
         failures.append(ParseFailure(FailureReason.UNCLOSED_TAG, span, f"<{opened[0]}> is never closed"))
     else:
@@ -198,18 +220,59 @@ def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:
     return elements, failures
 
 
+def _nested(outer: str, name: str, closes: bool, span: Span) -> ParseFailure:
+    message = f"<{'/' if closes else ''}{name}> inside <{outer}>"
+    return ParseFailure(FailureReason.NESTED_TAG, span, message)
+
+
+def _hidden_inside(outer: str, tags: list[tuple[str, bool, Span]]) -> list[ParseFailure]:
+    """The tags inside a closed element that are more than a mention.
+
+    A thought may speak of a tag ("I shall write <answer> soon"): in a snapshot or a thought that is closed, a
+    tag without its counterpart in there is text. A whole element in there could be an answer that was meant.
+    """
+    if outer in ("snapshot", "think"):
+        opened: set[str] = set()
+        whole: set[str] = set()
+        for name, closes, _ in tags:
+            if not closes:
+                opened.add(name)
+            elif name in opened:
+                whole.add(name)
+        tags = [tag for tag in tags if tag[0] in whole]
+    return [_nested(outer, *tag) for tag in tags]
+
+
 def _syntax(span: Span, message: str) -> ParseFailure:
     return ParseFailure(FailureReason.ANSWER_SYNTAX, span, message)
 
 
-def parse_answer(text: str, content: Span, span: Span) -> Answer | ParseFailure:
-    """Reads `TA=1, VQ=0, MQ=2, OA=1[, CF=2]`, in any order and spacing, each code exactly once."""
-    values: dict[str, int] = {}
-    for part in text[content.start : content.end].split(","):
+def parse_answer(
+    text: str, content: Span, span: Span, repairs: list[Repair] | None = None
+) -> Answer | ParseFailure:
+    """Reads `TA=1, VQ=0, MQ=2, OA=1[, CF=2]`, in any order and spacing, each code exactly once.
+
+    Args:
+        text: The round's text.
+        content: What lies between the answer's tags.
+        span: The whole element.
+        repairs: Gains what had to be repaired; see `repairs.py` for what can be.
+    """
+    inside = text[content.start : content.end]
+    pairs: list[tuple[str, int]] = []
+    for part in inside.split(","):
         match = _PAIR.fullmatch(part)
         if match is None:
-            return _syntax(span, f"got {part.strip()[:40]!r}, wanted CODE=NUMBER")
-        code, value = match[1].upper(), int(match[2])
+            loose = loose_pairs(inside)
+            if loose is None:
+                return _syntax(span, f"got {part.strip()[:40]!r}, wanted CODE=NUMBER")
+            pairs = loose[0]
+            if repairs is not None:
+                repairs += [Repair(kind, span) for kind in sorted(loose[1])]
+            break
+        pairs.append((match[1].upper(), int(match[2])))
+    values: dict[str, int] = {}
+    for code, value in pairs:
         allowed = (1, 2, 3) if code == "CF" else (0, 1, 2)
         if code != "CF" and code not in Dimension.__members__:
             return _syntax(span, f"got code {code}, allowed: TA, VQ, MQ, OA, CF")
@@ -225,37 +288,59 @@ def parse_answer(text: str, content: Span, span: Span) -> Answer | ParseFailure:
     return Answer(Judgments(**{d.value: Preference(values[d.value]) for d in Dimension}), confidence, span)
 
 
-def parse_tool_call(raw: str, span: Span) -> ToolCall | ParseFailure:
-    """Reads `{"name": …, "arguments": {…}}`. Hostile JSON comes back as a failure, never as an error."""
-    problem = None
-    data: object = None
+def parse_tool_call(raw: str, span: Span, repairs: list[Repair] | None = None) -> ToolCall | ParseFailure:
+    """Reads `{"name": …, "arguments": {…}}`. Hostile JSON comes back as a failure, never as an error.
+
+    Args:
+        raw: What lies between the call's tags.
+        span: The whole element.
+        repairs: Gains what had to be repaired; see `repairs.py` for what can be.
+    """
     if len(raw) > MAX_TOOL_CALL_CHARS:
-        problem = f"got {len(raw)} characters, allowed: up to {MAX_TOOL_CALL_CHARS}"
-    else:
-        try:
-            data = json.loads(raw)
-        except RecursionError:
-            problem = "nested too deeply"
-        except ValueError as error:
-            problem = f"not JSON ({str(error)[:80]})"
-    if problem is None and not isinstance(data, dict):
-        problem = 'not a JSON object with "name" and "arguments"'
-    if problem is None and isinstance(data, dict):
-        name, arguments = data.get("name"), data.get("arguments")
-        if set(data) == {"name", "arguments"} and isinstance(name, str) and isinstance(arguments, dict):
-            return ToolCall(name, arguments)
-        problem = 'wanted exactly "name" (a string) and "arguments" (an object)'
+        return _bad_call(span, f"got {len(raw)} characters, allowed: up to {MAX_TOOL_CALL_CHARS}")
+    try:
+        data, needed = loose_json(raw)
+        kinds = set(needed)
+        name, arguments = _name_and_arguments(data)
+        if isinstance(arguments, str):
+            arguments = loose_json(arguments)[0]
+            kinds.add(RepairKind.ARGUMENTS_AS_TEXT)
+    except RecursionError:
+        return _bad_call(span, "nested too deeply")
+    except ValueError as error:
+        return _bad_call(span, f"not JSON ({str(error)[:80]})")
+    if not isinstance(data, dict):
+        return _bad_call(span, 'not a JSON object with "name" and "arguments"')
+    if not isinstance(arguments, dict) or (name is not None and not isinstance(name, str)):
+        return _bad_call(span, 'wanted exactly "name" (a string) and "arguments" (an object)')
+    if name is None:
+        kinds.add(RepairKind.BARE_ARGUMENTS)
+    if repairs is not None:
+        repairs += [Repair(kind, span) for kind in sorted(kinds)]
+    return ToolCall(name, arguments)
+
+
+def _bad_call(span: Span, problem: str) -> ParseFailure:
     return ParseFailure(FailureReason.TOOL_SYNTAX, span, f"tool call: {problem}")
 
 
+def _name_and_arguments(data: object) -> tuple[object, object]:
+    """A call's parts: a name of None where only arguments were written, (0, None) where it is no call."""
+    if not isinstance(data, dict) or not data:
+        return 0, None
+    if "name" in data:
+        return (data["name"], data["arguments"]) if set(data) == {"name", "arguments"} else (0, None)
+    return None, data["arguments"] if set(data) == {"arguments"} else data
+
+
 def _ending(
-    text: str, found: dict[str, list[Element]], failures: list[ParseFailure]
+    text: str, found: dict[str, list[Element]], failures: list[ParseFailure], repairs: list[Repair]
 ) -> FinalAnswer | ToolRequest | ParseFailure:
-    """Decides what the round asks for; adds the failures that deciding brings to light."""
+    """Decides what the round asks for; adds the failures and repairs that deciding brings to light."""
     recommendation: Answer | None = None
     if found["recommend"]:
         element = found["recommend"][0]
-        read = parse_answer(text, element.content, element.span)
+        read = parse_answer(text, element.content, element.span, repairs)
         if isinstance(read, ParseFailure):
             failures.append(read)
         else:
@@ -276,7 +361,7 @@ def _ending(
         if found["recommend"]:
             message = "a recommended answer goes with a tool call, not with an answer"
             failures.append(ParseFailure(FailureReason.WRONG_ORDER, found["recommend"][0].span, message))
-        answer = parse_answer(text, element.content, element.span)
+        answer = parse_answer(text, element.content, element.span, repairs)
         if isinstance(answer, Answer):
             return FinalAnswer(answer)
         failure = answer
@@ -285,7 +370,7 @@ def _ending(
         if not found["recommend"]:
             message = "a tool call wants a recommended answer before it"
             failures.append(ParseFailure(FailureReason.MISSING_RECOMMENDATION, element.span, message))
-        call = parse_tool_call(text[element.content.start : element.content.end], element.span)
+        call = parse_tool_call(text[element.content.start : element.content.end], element.span, repairs)
         if isinstance(call, ParseFailure):
             failures.append(call)
         return ToolRequest(call, element.span, recommendation)
@@ -314,7 +399,8 @@ def parse_round(text: str) -> ParsedRound:
             failures.append(ParseFailure(FailureReason.WRONG_ORDER, element.span, message))
     # A nested or unclosed tag can hide a second answer: with one of them about, no ending is sure.
     hidden = [f for f in failures if f.reason in (FailureReason.NESTED_TAG, FailureReason.UNCLOSED_TAG)]
-    ending = _ending(text, found, failures)
+    repairs: list[Repair] = []
+    ending = _ending(text, found, failures, repairs)
     if hidden and isinstance(ending, FinalAnswer):
         ending = hidden[0]
     failures.sort(key=lambda failure: (failure.span, failure.reason))
@@ -323,4 +409,5 @@ def parse_round(text: str) -> ParsedRound:
         think=found["think"][0] if len(found["think"]) == 1 else None,
         ending=ending,
         failures=tuple(failures),
+        repairs=tuple(sorted(repairs, key=lambda repair: (repair.span, repair.kind))),
     )

@@ -134,15 +134,30 @@ class PromptTemplates:
         segments: Mapping[int, FrameSegment],
         *,
         error: str | None,
+        note: str | None = None,
         last_round: bool,
     ) -> Message:
-        """The tool outcome o_t as a message. Frames without a segment leave only their label (p = 0)."""
+        """The tool outcome o_t as a message. Frames without a segment leave only their label (p = 0).
+
+        Args:
+            context: What every template may use.
+            frames: The frames that are shown.
+            segments: The frames that the next round sees, by number.
+            error: Why nothing is shown; None where something is.
+            note: What is not shown although it was asked for. A template that does not print `note` (one from
+                before there were notes) has it put in front of its own text.
+            last_round: Whether the next round is the last one.
+        """
         extra = {
             "frames": frames,
             "error": None if error is None else clean(error),
+            "note": None if note is None else clean(note),
             "last_round": last_round,
         }
-        return self._message("outcome", "user", context, extra, segments)
+        message = self._message("outcome", "user", context, extra, segments)
+        if note is not None and not re.search(r"\bnote\b", self.sources["outcome"]):
+            return Message(message.role, (TextSegment(f"{clean(note)}\n"), *message.segments))
+        return message
 
     def _message(
         self,

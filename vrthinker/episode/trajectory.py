@@ -26,6 +26,7 @@ from pydantic import (
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
+from vrthinker.episode.repairs import RepairKind
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
 from vrthinker.errors import EngineError, InputError, MachineError, VideoError, VRThinkerError, first_problem
@@ -74,15 +75,16 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
+_SELDOM = ("view", "note")
+
+
 class _Viewed(_Record):
-    """A record with a `view`, which is written only where it is a region: as before there were views."""
+    """A record with fields that are written only where they say something, so that old readers go on."""
 
     @model_serializer(mode="wrap")
-    def _without_the_usual_view(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        if written.get("view") is None:
-            written.pop("view", None)
-        return written
+        return {name: value for name, value in written.items() if name not in _SELDOM or value is not None}
 
 
 def _written_showings(showings: tuple[ShownFrame, ...]) -> list[list[Any]]:
@@ -180,6 +182,14 @@ class FailureRecord(_Record):
     message: str
 
 
+class RepairRecord(_Record):
+    """Something that was not in the right form and was read in the one way that is possible."""
+
+    kind: RepairKind
+    start: int
+    end: int
+
+
 class RecommendationRecord(_Record):
     """A recommended answer."""
 
@@ -188,13 +198,14 @@ class RecommendationRecord(_Record):
 
 
 class ToolRecord(_Viewed):
-    """What a tool call got back. `error` is null when frames were shown."""
+    """What a tool call got back. `error` is null when frames were shown; `note` tells what was left out."""
 
     name: str | None
     frame_numbers: tuple[int, ...]
     view: Region | None = None
     error_kind: ToolErrorKind | None
     error: str | None
+    note: str | None = None
 
 
 class RoundRecord(_Record):
@@ -217,11 +228,19 @@ class RoundRecord(_Record):
     recommendation: RecommendationRecord | None
     tool: ToolRecord | None
     outcome_messages: tuple[MessageRecord, ...]
+    repairs: tuple[RepairRecord, ...] = ()
 
     @property
     def well_formed(self) -> bool:
-        """No departure from the form."""
-        return not self.failures
+        """No departure from the form, and nothing that had to be repaired."""
+        return not self.failures and not self.repairs
+
+    @model_serializer(mode="wrap")
+    def _without_no_repairs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        if not written.get("repairs"):
+            written.pop("repairs", None)
+        return written
 
 
 class Outcome(_Record):
@@ -282,6 +301,11 @@ class Trajectory(_Record):
         """Tokens that the engine wrote; None where it does not know them."""
         ids = [record.token_ids for record in self.rounds]
         return _sum_or_none([None if round_ids is None else len(round_ids) for round_ids in ids])
+
+    @property
+    def repairs(self) -> int:
+        """How much of its rounds had to be repaired to be read."""
+        return sum(len(record.repairs) for record in self.rounds)
 
     @property
     def well_formed(self) -> bool:

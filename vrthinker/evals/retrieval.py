@@ -49,7 +49,7 @@ class _OtherFrames(SelectFrames, ABC):
         chosen: list[int] = []
         for numbers, share in zip(videos, shares, strict=True):
             chosen += self.pick(numbers, share, context) if share else []
-        return FramesShown(tuple(sorted(chosen)))
+        return FramesShown(tuple(sorted(chosen)), note=outcome.note)
 
     def fresh(self, numbers: Sequence[int], context: ToolContext) -> Sequence[int]:
         """The frames of one video that are shown in preference to the others."""

@@ -50,6 +50,8 @@ class VerdictRecord(BaseModel):
     """What a reader should know, e.g. that a clip broke off."""
     well_formed: bool | None
     """Whether every round kept to the form; null where there was none."""
+    repairs: Count = 0
+    """How much had to be repaired to be read (docs/rounds.md)."""
     latency_seconds: Annotated[float, Field(ge=0)] | None
     prompt_tokens: Count | None
     sampled_tokens: Count | None

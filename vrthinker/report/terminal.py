@@ -181,4 +181,8 @@ def _print_round(console: Console, record: RoundRecord) -> None:
     if record.tool is not None:
         asked = ", ".join(map(str, record.tool.frame_numbers))
         answer = f"shows frames {asked}" if record.tool.error is None else f"refused: {record.tool.error}"
-        console.print(Text(plain(f"  {record.tool.name}: {answer}")))
+        note = f"; {record.tool.note}" if record.tool.note else ""
+        console.print(Text(plain(f"  {record.tool.name or 'a call without a name'}: {answer}{note}")))
+    if record.repairs:
+        kinds = ", ".join(repair.kind.value for repair in record.repairs)
+        console.print(Text(f"  read although not in the right form: {kinds}"))

@@ -46,6 +46,7 @@ class ToolErrorKind(enum.StrEnum):
     NOTHING_ASKED = "nothing_asked"
     UNKNOWN_FRAME = "unknown_frame"
     TOO_MANY_FRAMES = "too_many_frames"
+    """In records of version 0.1.0 only: the frames up to the limit are shown since."""
 
 
 @dataclass(frozen=True)
@@ -63,10 +64,12 @@ class FramesShown:
     Attributes:
         frame_numbers: Distinct, ascending.
         view: The region of each frame that is shown; None for whole frames.
+        note: What was asked for and is not shown, and why, as the model is told; None where all is shown.
     """
 
     frame_numbers: tuple[int, ...]
     view: Region | None = None
+    note: str | None = None
 
 
 ToolOutcome = FramesShown | ToolError

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ValidationError
 from vrthinker.episode.grammar import ParseFailure, ToolCall
 from vrthinker.episode.tools.base import Tool, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 from vrthinker.episode.tools.select_frames import SelectFrames
+from vrthinker.errors import first_problem
 
 
 class ToolRegistry:
@@ -42,6 +43,8 @@ class ToolRegistry:
         """Runs a call. Never raises on what the model wrote; see `ToolErrorKind` for what can be wrong."""
         if isinstance(call, ParseFailure):
             return ToolError(ToolErrorKind.SYNTAX, f"{call.message}.")
+        if call.name is None:
+            return self._execute_bare(call.arguments, context)
         tool = self._tools.get(call.name)
         if tool is None:
             message = f"unknown tool {call.name[:40]!r}: there is {', '.join(self._tools)}."
@@ -49,11 +52,24 @@ class ToolRegistry:
         try:
             arguments = tool.arguments_type.model_validate(call.arguments)
         except ValidationError as error:
-            first = error.errors(include_url=False, include_input=False)[0]
-            where = ".".join(str(part)[:40] for part in first["loc"])
-            message = f"bad arguments for {tool.name}: {where}: {first['msg']}."
+            message = f"bad arguments for {tool.name}: {first_problem(error, '')}."
             return ToolError(ToolErrorKind.BAD_ARGUMENTS, message)
         return tool.run(arguments, context)
+
+    def _execute_bare(self, arguments: dict[str, Any], context: ToolContext) -> ToolOutcome:
+        """Runs arguments without a tool's name, if there is exactly one tool that takes them."""
+        takers: list[tuple[Tool, BaseModel]] = []
+        for tool in self._tools.values():
+            try:
+                takers.append((tool, tool.arguments_type.model_validate(arguments)))
+            except ValidationError:
+                continue
+        if len(takers) != 1:
+            fit = f"{len(takers)} tools take" if takers else "no tool takes"
+            message = f'the call has no "name", and {fit} its arguments: there is {", ".join(self._tools)}.'
+            return ToolError(ToolErrorKind.UNKNOWN_TOOL, message)
+        tool, valid = takers[0]
+        return tool.run(valid, context)
 
 
 def _schema(arguments_type: type[BaseModel]) -> dict[str, Any]:

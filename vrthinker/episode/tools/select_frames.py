@@ -8,6 +8,9 @@ from pydantic import BaseModel, ConfigDict, Field
 
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 
+_NAMED = 8
+"""A message names so many frames at the most."""
+
 
 class SelectFramesArguments(BaseModel):
     """Arguments of `select_frames`."""
@@ -29,16 +32,25 @@ class SelectFrames:
     arguments_type: type[BaseModel] = SelectFramesArguments
 
     def run(self, arguments: Any, context: ToolContext) -> ToolOutcome:
-        """Checks the numbers of a `SelectFramesArguments` against the workspace and the limit."""
-        numbers = sorted(set(arguments.target_frames))
-        if not numbers:
+        """Shows the frames that exist, the first ones up to the limit, and tells of the others."""
+        asked = list(dict.fromkeys(arguments.target_frames))
+        if not asked:
             return ToolError(ToolErrorKind.NOTHING_ASKED, "target_frames is empty: name at least one frame.")
-        unknown = [number for number in numbers if not 1 <= number <= context.n_frames]
-        if unknown:
-            named = ", ".join(str(number)[:20] for number in unknown[:8])
-            message = f"unknown frame {named}: frames are numbered 1 to {context.n_frames}."
-            return ToolError(ToolErrorKind.UNKNOWN_FRAME, message)
-        if len(numbers) > context.max_frames:
-            message = f"{len(numbers)} frames asked for, at most {context.max_frames} are shown in one call."
-            return ToolError(ToolErrorKind.TOO_MANY_FRAMES, message)
-        return FramesShown(tuple(numbers))
+        known = [number for number in asked if 1 <= number <= context.n_frames]
+        problems = []
+        if unknown := [number for number in asked if not 1 <= number <= context.n_frames]:
+            problems.append(f"unknown frame {_named(unknown)}: frames are numbered 1 to {context.n_frames}.")
+        if not known:
+            return ToolError(ToolErrorKind.UNKNOWN_FRAME, problems[0])
+        if left := known[context.max_frames :]:
+            problems.append(
+                f"frame {_named(left)} not shown: at most {context.max_frames} are shown in one call."
+            )
+        shown = tuple(sorted(known[: context.max_frames]))
+        return FramesShown(shown, note=" ".join(problems) or None)
+
+
+def _named(numbers: list[int]) -> str:
+    """The first few of them."""
+    more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
+    return ", ".join(str(number)[:20] for number in numbers[:_NAMED]) + more

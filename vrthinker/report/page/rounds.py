@@ -76,12 +76,14 @@ class Call:
         arguments: As JSON.
         frames: What it showed.
         failure: Why it showed nothing.
+        note: What was asked for and not shown.
     """
 
     name: str | None
     arguments: str
     frames: tuple[FrameRecord, ...]
     failure: str | None
+    note: str | None = None
 
 
 @dataclass(frozen=True)
@@ -245,13 +247,14 @@ def _call(trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, stri
         return None
     name, arguments = None, ""
     if isinstance(call, ToolCall):
-        name, arguments = call.name, json.dumps(call.arguments, ensure_ascii=False)
+        name, arguments = call.name or "a call without a name", json.dumps(call.arguments, ensure_ascii=False)
     if record.tool is None:
         return Call(
             name, arguments, (), f"not carried out: {trajectory.outcome.reason or 'the episode ended'}"
         )
     if record.tool.error is not None:
         return Call(name, arguments, (), record.tool.error)
+    note = record.tool.note
     frames = tuple(strips.frame(number, record.tool.view) for number in record.tool.frame_numbers)
     shown = {
         (segment.frame_number, segment.view)
@@ -260,7 +263,7 @@ def _call(trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, stri
         if isinstance(segment, FrameSegmentRecord)
     }
     if shown.issuperset((frame.frame_number, frame.view) for frame in frames):
-        return Call(name, arguments, frames, None)
+        return Call(name, arguments, frames, None, note)
     if record.outcome_messages:
         return Call(name, arguments, frames, "no round saw these frames: retrieved frames stay for 0 rounds")
     return Call(name, arguments, frames, f"not shown: {trajectory.outcome.reason or 'the episode ended'}")
