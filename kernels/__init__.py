@@ -1,12 +1,12 @@
-"""Native and reference kernels: one folder per op, and the rule that picks which version of it runs.
+"""Native and reference kernels: one folder per op, and the rule that picks the version that runs.
 
-Each op's folder holds `reference.py` (plain torch, the specification), the fast versions beside it,
-`op.py` (checks, dispatch, registration with `torch.library`) and `bench.py`. Which version runs is read
-from the environment variable `VRTHINKER_KERNELS` at every call: `auto` (the fastest that can run where the
-tensor lies), `reference`, `cpu`, `cuda` or `triton`.
+Each op's folder has `reference.py` (plain torch, the specification), the fast versions, `op.py` (checks,
+dispatch, registration with `torch.library`) and `bench.py`. The environment variable `VRTHINKER_KERNELS` is
+read at every call and decides which version runs: `auto` (the fastest that can run on the tensor's device),
+`reference`, `cpu`, `cuda` or `triton`.
 
-Invariant: a version that was named and cannot run is an error, never a silent fallback. Importing this
-module loads no tensor library.
+Invariant: if a named version cannot run, that is an error, and no other version is used silently. Importing
+this module loads no tensor library.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def requested_version() -> Version | None:
     """The version that `VRTHINKER_KERNELS` names, or None for `auto`.
 
     Raises:
-        InputError: The variable holds something else.
+        InputError: The variable has an unknown value.
     """
     value = os.environ.get(ENVIRONMENT_VARIABLE, "") or "auto"
     if value == "auto":
@@ -48,8 +48,8 @@ def choose_version(op: str, obstacles: Mapping[Version, str | None]) -> Version:
 
     Args:
         op: The op's name, for the message.
-        obstacles: Every version that the op has, with what keeps it from running on the tensors at
-            hand, or None where nothing does. The reference runs everywhere.
+        obstacles: Version -> the reason why it cannot run on the given tensors, or None if it can, for every
+            version of the op. The reference runs everywhere.
 
     Returns:
         The version that `VRTHINKER_KERNELS` names, or under `auto` the first of cuda, triton, cpu and
@@ -76,7 +76,7 @@ def choose_version(op: str, obstacles: Mapping[Version, str | None]) -> Version:
 
 
 def benchmarked_ops() -> tuple[str, ...]:
-    """The ops that `vrthinker bench` measures, by name: every folder here that holds a `bench.py`."""
+    """The names of the ops that `vrthinker bench` measures: the folders here that have a `bench.py`."""
     return tuple(
         sorted(
             module.name
@@ -87,13 +87,13 @@ def benchmarked_ops() -> tuple[str, ...]:
 
 
 def native_obstacles(device: torch.device) -> dict[Version, str | None]:
-    """What keeps the reference, the C++ and the CUDA version of an op from running on tensors on `device`.
+    """The reasons why the reference, the C++ or the CUDA version of an op cannot run on a device.
 
     Args:
-        device: Where the op's tensors lie.
+        device: The device of the op's tensors.
 
     Returns:
-        For `choose_version`: None for a version that can run, or why it cannot.
+        Version -> the reason why it cannot run, or None if it can, for `choose_version`.
     """
     try:
         import vrthinker._core as _core
@@ -111,10 +111,10 @@ def native_obstacles(device: torch.device) -> dict[Version, str | None]:
 
 
 def triton_obstacle(device: torch.device) -> str | None:
-    """What keeps a Triton version from running on tensors on `device`; None where nothing does.
+    """The reason why a Triton version cannot run on tensors on `device`; None if it can.
 
-    On a CPU it runs under Triton's interpreter, which `TRITON_INTERPRET=1` turns on before Triton is first
-    imported. The interpreter is for tests: it is slow.
+    On a CPU it runs under Triton's interpreter, which is slow and meant for tests. `TRITON_INTERPRET=1` turns
+    it on before Triton is first imported.
     """
     if importlib.util.find_spec("triton") is None:
         return "triton is not installed: pip install triton"

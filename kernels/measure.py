@@ -1,10 +1,10 @@
-"""What the microbenchmarks share: equality first, then timings side by side in one run.
+"""The shared code of the microbenchmarks: competitors are checked for equal results, then timed in one run.
 
-An op's `bench.py` gives comparisons: one case with fresh random data, and what competes on it. Before
-anything is timed, every competitor's result is compared with the reference's. Then all are timed in turn,
-round after round, so that a slow moment of the machine hits all of them; the row has p20, p50 and p80, the
-peak of additional memory, the bytes that have to move, and the speed as a fraction of torch's `copy_` of as
-many bytes (half read, half written, into memory that was touched before), measured in the same run.
+An op's `bench.py` gives comparisons, each of which is one case with fresh random data and its competitors.
+Before anything is timed, every competitor's result is compared with the reference's. Then they are timed in
+turn, round after round, so that a slow moment of the machine affects all of them. A row has p20, p50 and p80,
+the peak of additional memory, the bytes that have to move, and the speed as a fraction of torch's `copy_` of
+as many bytes (half read, half written, into memory that was touched before), measured in the same run.
 """
 
 from __future__ import annotations
@@ -39,12 +39,13 @@ class Comparison:
     """One case of an op, ready to be timed.
 
     Attributes:
-        op: The op.
-        case: What is measured, in words that name its sizes.
-        bytes_moved: Bytes that have to be read plus those that have to be written, whoever does it.
-        competitors: What to time, by name; each call does the whole job once. `reference` is one of them.
-        facts: Further numbers for the row: shapes, dtypes.
-        check: Compares all competitors' results; raises `RuntimeError` when one differs.
+        op: The name of the op.
+        case: The case in words that name its sizes.
+        bytes_moved: The bytes that any version has to read plus those that it has to write.
+        competitors: Name -> a function to time, each call of which does the whole job once. One is
+            `reference`.
+        facts: Further facts for the row, such as shapes and dtypes.
+        check: A function that compares all competitors' results, and raises `RuntimeError` if one differs.
     """
 
     op: str
@@ -56,17 +57,17 @@ class Comparison:
 
 
 Cases = Callable[[str, int], Iterator[Callable[[], Comparison]]]
-"""An op's `comparisons(device, seed)`: one function per case, which makes its data when it is called."""
+"""An op's `comparisons(device, seed)`: it yields a function per case, which makes its data when called."""
 
 
 def measure(comparison: Comparison, device: str, *, rounds: int, seed: int) -> dict[str, Any]:
     """Checks that all competitors agree, then times them.
 
     Args:
-        comparison: What to time.
-        device: `cpu` or `cuda`.
-        rounds: Timings of each, at least 5.
-        seed: That the data were made with, for the row.
+        comparison: The case to time.
+        device: The device, `cpu` or `cuda`.
+        rounds: The number of timings of each competitor, at least 5.
+        seed: The seed that the data were made with, for the row.
 
     Returns:
         The result row, without provenance.
@@ -100,16 +101,16 @@ def measure(comparison: Comparison, device: str, *, rounds: int, seed: int) -> d
 
 
 def measure_op(op: str, device: str, *, rounds: int, seed: int) -> Iterator[dict[str, Any]]:
-    """Measures every case of an op's benchmark; a line on stderr says which.
+    """Measures every case of an op's benchmark, and names each on stderr.
 
     Args:
-        op: A folder of `vrthinker.kernels` with a `bench.py`.
-        device: `cpu` or `cuda`.
-        rounds: Timings of each competitor.
-        seed: Of the random data.
+        op: The name of a folder of `vrthinker.kernels` with a `bench.py`.
+        device: The device, `cpu` or `cuda`.
+        rounds: The number of timings of each competitor.
+        seed: The seed of the random data.
 
     Yields:
-        A row per case, as `measure` gives it.
+        A row per case (see `measure`).
 
     Raises:
         VRThinkerError: A result differs from the reference's.
@@ -126,7 +127,7 @@ def measure_op(op: str, device: str, *, rounds: int, seed: int) -> Iterator[dict
 
 
 def why_not_compiled(device: str) -> str | None:
-    """What keeps `torch.compile` from taking part; None where nothing does. For a row's facts."""
+    """The reason why `torch.compile` does not take part, for a row's facts; None if it does."""
     if device == "cuda":
         return None if importlib.util.find_spec("triton") is not None else "triton is not installed"
     compiler = os.environ.get("CXX", "g++")
@@ -134,10 +135,10 @@ def why_not_compiled(device: str) -> str | None:
 
 
 def peak_bytes(run: Callable[[], object], device: str) -> int | None:
-    """Memory that one call takes at its peak, on top of what is there before it; None when unknown.
+    """The peak of the memory that one call takes in addition; None if it is unknown.
 
-    On a CPU it is the resident memory. Where the C library can (glibc), free memory that the process
-    still holds goes back to the system first; elsewhere what is used again does not count.
+    On a CPU this is resident memory. With glibc, free memory that the process still holds is returned to the
+    system first. With other C libraries, reused memory is not counted.
     """
     gc.collect()
     if device == "cuda":
@@ -169,10 +170,11 @@ def _resident(key: str) -> int:
 
 
 def _time(runs: Mapping[str, Callable[[], object]], device: str, rounds: int) -> dict[str, dict[str, float]]:
-    """Milliseconds of each, interleaved.
+    """Times the competitors in turn, in milliseconds.
 
-    On a CPU, what takes less than a millisecond is called several times a turn, and the turn's mean counts: a
-    single call would measure how cold the turn before has left the caches and the interpreter.
+    On a CPU, a competitor that takes less than a millisecond is called several times a turn, and the turn's
+    mean counts. A single call would mainly measure how cold the caches and the interpreter are after the
+    previous turn.
     """
     clock = _cuda_seconds if device == "cuda" else _cpu_seconds
     seconds: dict[str, list[float]] = {name: [] for name in runs}
@@ -205,9 +207,9 @@ def _cpu_seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def _cuda_seconds(run: Callable[[], object], calls: int) -> float:
-    """Time on the device, by events: what is queued before has ended, and the queue itself is not counted.
+    """The time on the device, measured by events. Earlier work has ended, and queueing is not counted.
 
-    A short spin before the first event lets the host queue everything up before the device starts.
+    A short spin before the first event lets the host queue all calls before the device starts.
     """
     make: Callable[..., torch.cuda.Event] = torch.cuda.Event
     start, end = make(enable_timing=True), make(enable_timing=True)
@@ -223,7 +225,7 @@ def _cuda_seconds(run: Callable[[], object], calls: int) -> float:
 
 
 def format_row(row: Mapping[str, Any]) -> str:
-    """A row as lines for a person."""
+    """A row as readable lines."""
     lines = [f"{row['benchmark']}: {row['case']} ({row['device']}, {row['threads']} threads)"]
     copy = row["milliseconds"][COPY]["p50"]
     lines.append(f"  {'':28} {'p20':>10} {'p50':>10} {'p80':>10} ms   of copy_   peak memory")

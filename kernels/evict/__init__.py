@@ -1,1 +1,1 @@
-"""`evict`: tokens leave the middle of KV caches and of the sequences beside them. See `op` and `plan`."""
+"""`evict` removes tokens from KV caches and from the sequences beside them. See `op` and `plan`."""

@@ -1,10 +1,10 @@
-"""Microbenchmark of `evict`: round boundaries at the method's real numbers, and what people write instead.
+"""Microbenchmark of `evict`: round boundaries with the method's real sizes, against common ways in torch.
 
-A boundary at p = 1: 4,600 tokens of first input, a round of 400, 8 retrieved frames of 492 tokens with their
-labels between them, a round of 400; the frames leave. At p = 2 a further retrieval and a further round stand
-behind them. In place, what has to move is what lies behind the first hole; out of place, everything that
-stays. Competitors get the same spans: `torch.cat` of slices and `index_select`, layer by layer, the
-reference, and `torch.compile` of it.
+At p = 1, a round boundary has 4,600 tokens of first input, a round of 400, 8 retrieved frames of 492 tokens
+with their labels between them, and a round of 400. The frames are removed. At p = 2, another retrieval and
+another round come after them. In place, only the rows after the first hole have to move; out of place, all
+remaining rows do. The competitors get the same spans: `torch.cat` of slices and `index_select`, layer by
+layer, the reference, and `torch.compile` of it.
 
 Source: method section 2, typical sizes.
 """
@@ -26,12 +26,12 @@ from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 FIRST_INPUT, ROUND, FRAMES, FRAME, LABEL = 4600, 400, 8, 492, 8
 FRAME_POSITIONS = 20
-"""Positions that a frame of 16 x 20 patches takes (M-RoPE)."""
+"""The number of positions that a frame of 16 x 20 patches takes (M-RoPE)."""
 
 
 @dataclass(frozen=True)
 class Shape:
-    """A model's cache."""
+    """The shape of a model's cache."""
 
     name: str
     layers: int
@@ -41,11 +41,11 @@ class Shape:
 
     @property
     def token_bytes(self) -> int:
-        """Keys and values of one token."""
+        """The bytes of the keys and values of one token."""
         return 2 * self.layers * self.kv_heads * self.head_dim * self.dtype.itemsize
 
     def make(self, batch: int, tokens: int, device: str, seed: int) -> tuple[list[torch.Tensor], ...]:
-        """Random keys and values, a list of layers each."""
+        """Makes random keys and values, each as a list of layers."""
         generator = torch.Generator(device).manual_seed(seed)
         shape = (batch, self.kv_heads, tokens, self.head_dim)
 
@@ -60,7 +60,7 @@ NANO = Shape("nano", 4, 2, 32, torch.float32)
 
 
 def boundary(window: int) -> tuple[list[tuple[int, int]], int]:
-    """Spans that leave and the sequence's length, at a boundary under window memory p = `window`."""
+    """The spans to remove and the sequence's length, at a round boundary under window memory p = `window`."""
     spans, at = [], FIRST_INPUT + ROUND
     for _ in range(FRAMES):
         at += LABEL
@@ -72,12 +72,12 @@ def boundary(window: int) -> tuple[list[tuple[int, int]], int]:
 
 
 def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
-    """Every case; see `vrthinker.kernels.measure`. Cases that would not fit into free memory are left out."""
+    """Yields a function per case (see `vrthinker.kernels.measure`), except those that need too much memory."""
     batches = (1, 8, 64) if device == "cuda" else (1, 4)
     for batch in batches:
         for window in (1, 2):
             spans, length = boundary(window)
-            # The cache, a copy to check with, and a competitor's result.
+            # Memory is needed for the cache, a copy to check with, and a competitor's result.
             if 3 * batch * length * QWEN_7B.token_bytes > _free_bytes(device):
                 continue
             name = f"{QWEN_7B.name}, boundary at p = {window}, batch {batch}"
@@ -148,7 +148,7 @@ def _cache_case(
 def _torch_versions(
     layers: Sequence[torch.Tensor], plan: EvictionPlan, spans: Sequence[Sequence[tuple[int, int]]]
 ) -> dict[str, Callable[[], object]]:
-    """What people write, layer by layer, out of place."""
+    """The common ways in torch, layer by layer, out of place."""
     runs = plan.table(in_place=False, renumber=False).tolist()
 
     def reference(layer: torch.Tensor) -> torch.Tensor:
@@ -179,7 +179,7 @@ def _check(
     *,
     in_place: bool,
 ) -> None:
-    """Every version against the reference on these data; the in-place one on a copy of them."""
+    """Compares every version with the reference on these data, the in-place version on a copy of them."""
     layers = [*keys, *values]
     copies = [layer.clone() for layer in layers] if in_place else layers
     new = evict_cache(copies[: len(keys)], copies[len(keys) :], plan, in_place=in_place)

@@ -1,15 +1,16 @@
-"""`evict`, the op: tokens leave the middle of KV caches and of the sequences beside them, in one call.
+"""The op `evict`, which removes tokens from KV caches and from the sequences beside them, in one call.
 
-All layers' keys and values, and whatever else has a token dimension, are compacted together: one launch on a
-GPU. `plan.py` decides on the host what goes where; `reference.py` is the specification of the move.
+All layers' keys and values, and other tensors with a token dimension, are compacted together, with one launch
+on a GPU. `plan.py` decides on the host which rows move where. `reference.py` is the specification of the
+move.
 
-- `gaps` (no `inv_freq`): only bytes move. What later tokens attended to, and their positions, stay.
-- `renumber` (`inv_freq` given): survivors' keys are turned by their shift while they move, so that
-  positions are contiguous again. Inference only; each turn rounds once more (docs/kernels.md: drift).
-- In place only what lies behind a sequence's first hole moves, and nothing is allocated that grows with the
-  cache. Rows past a sequence's new length keep stale bytes. Out of place, they are 0.
+- `gaps` (no `inv_freq`): rows are only moved. Later tokens keep their positions, and what they attended to.
+- `renumber` (`inv_freq` given): the remaining keys are also rotated by their shift, so that positions are
+  contiguous again. This is for inference only, and each rotation rounds once more (docs/kernels.md: drift).
+- In place, only the rows after a sequence's first removed token are moved, and no buffer is needed whose size
+  depends on the cache. Rows past a sequence's new length keep stale bytes. Out of place, they are 0.
 
-`registered.py` makes the ops known to torch and picks the version that runs. Invariant: every argument is
+`registered.py` registers the ops with torch and picks the version that runs. Invariant: every argument is
 checked here, before anything is allocated or written.
 """
 
@@ -67,17 +68,19 @@ def evict_cache(
     """Evicts tokens from a KV cache, all layers in one call.
 
     Args:
-        keys: One tensor per layer in `layout`, or one tensor `[layers, ...]` of all. Any strides; dtypes
-            float32, bfloat16, float16 (any dtype without `inv_freq`). Tokens past a sequence's length are
-            not read.
-        values: Likewise.
-        plan: As `plan_eviction` gives it; its lengths are those of the cache.
-        layout: Order of the dimensions.
-        in_place: Compact the given tensors; else return new ones of `plan.out_tokens` tokens.
-        inv_freq: `[head_dim / 2]`: renumber, turning keys by their shift. None keeps gaps.
+        keys: The keys: one tensor per layer in `layout`, or one tensor `[layers, ...]` of all. Any strides;
+            dtypes float32, bfloat16, float16 (any dtype without `inv_freq`). Tokens past a sequence's length
+            are not read.
+        values: The values, in the form of `keys`.
+        plan: The plan, from `plan_eviction`. Its lengths are those of the cache.
+        layout: The order of the dimensions.
+        in_place: Whether to compact the given tensors. If False, new tensors of `plan.out_tokens` tokens are
+            returned.
+        inv_freq: The inverse frequencies, `[head_dim / 2]`, to renumber: keys are rotated by their shift.
+            None keeps gaps.
 
     Returns:
-        Keys and values in the form they were given: the same tensors in place, or new contiguous ones.
+        Keys and values in the form in which they were given: the same tensors, or new contiguous ones.
 
     Raises:
         InputError: An argument is not as described; nothing was written.
@@ -122,19 +125,20 @@ def evict_sequence(
     token_dims: Sequence[int] | None = None,
     in_place: bool = False,
 ) -> list[torch.Tensor]:
-    """Compacts what lies beside a cache: token ids, embeddings, position ids, labels, masks.
+    """Removes tokens from the sequences beside a cache: token ids, embeddings, position ids, labels, masks.
 
-    Positions are only moved: subtract `plan.position_shifts()` where a cache was renumbered.
+    Positions are only moved. If the cache was renumbered, subtract `plan.position_shifts()` from them.
 
     Args:
-        tensors: Any dtypes and strides, each with a batch and a token dimension.
-        plan: As `plan_eviction` gives it.
-        batch_dims: Per tensor; 0 for all by default (position ids `[3, batch, tokens]` have 1).
-        token_dims: Per tensor; the dimension after the batch by default.
-        in_place: Compact the given tensors; else return new ones, padded with 0.
+        tensors: The tensors, of any dtypes and strides, each with a batch and a token dimension.
+        plan: The plan, from `plan_eviction`.
+        batch_dims: The batch dimension of each tensor; 0 for all by default (position ids `[3, batch,
+            tokens]` have 1).
+        token_dims: The token dimension of each tensor; by default the dimension after the batch.
+        in_place: Whether to compact the given tensors. If False, new tensors are returned, padded with 0.
 
     Returns:
-        The given tensors in place, or new contiguous ones. Gradients flow through new ones.
+        The given tensors, or new contiguous ones. Gradients flow through new ones.
 
     Raises:
         InputError: An argument is not as described; nothing was written.
@@ -161,14 +165,14 @@ def evict_paged(
 ) -> None:
     """Evicts tokens from a paged cache, in place, all layers in one call.
 
-    Afterwards `plan.block_tables` are the sequences' tables, and `plan.freed_blocks` are free. Whole free
-    blocks cost nothing: they are only unlinked.
+    Afterwards the sequences' tables are `plan.block_tables`, and `plan.freed_blocks` are free. Blocks that
+    become completely free cost nothing, because they are only unlinked.
 
     Args:
-        keys: One tensor `[blocks, block_size, kv_heads, head_dim]` per layer, any strides.
-        values: Likewise.
-        plan: As `plan_paged_eviction` gives it (with `renumber=True` where `inv_freq` is given).
-        inv_freq: `[head_dim / 2]`: turn keys by their shift. None keeps gaps.
+        keys: The keys, one tensor `[blocks, block_size, kv_heads, head_dim]` per layer, any strides.
+        values: The values, in the form of `keys`.
+        plan: The plan, from `plan_paged_eviction` (with `renumber=True` if `inv_freq` is given).
+        inv_freq: The inverse frequencies, `[head_dim / 2]`, to rotate keys by their shift. None keeps gaps.
 
     Raises:
         InputError: An argument is not as described; nothing was written.
@@ -337,10 +341,11 @@ def _check_tensors(tensors: Sequence[torch.Tensor], name: Callable[[int], str], 
 
 
 def _overlapping(tensors: Sequence[torch.Tensor], places: Sequence[int]) -> tuple[int, int] | None:
-    """Two tensors of one storage that share an element, if any do.
+    """Two tensors of one storage that share an element, if there are any.
 
-    Tensors may lie between each other's rows, as keys and values of one projection do; that is told apart
-    where their strides are the same. Other strides within one range of memory are believed.
+    The rows of tensors may be interleaved in memory, as keys and values of one projection are. This is
+    recognized if their strides are equal. Tensors of different strides in the same range of memory are
+    assumed not to overlap.
     """
     bounds = []
     for place in places:
@@ -364,7 +369,7 @@ def _overlapping(tensors: Sequence[torch.Tensor], places: Sequence[int]) -> tupl
 
 
 def _meet(distance: int, size: int, a: torch.Tensor, b: torch.Tensor) -> bool:
-    """Whether two tensors of equal strides whose starts lie `distance` bytes apart share an element."""
+    """Whether two tensors of equal strides, whose starts are `distance` bytes apart, share an element."""
     if distance % size:
         return True
     dims = zip(a.stride(), a.shape, b.shape, strict=True)
@@ -374,7 +379,7 @@ def _meet(distance: int, size: int, a: torch.Tensor, b: torch.Tensor) -> bool:
         if dim == len(steps):
             return left == 0
         stride, own, others = steps[dim]
-        # Later strides are smaller: only the two nearest numbers of steps can leave what they make up for.
+        # Later strides are smaller. They can only make up for the rest of the two nearest numbers of steps.
         nearest = left // stride
         return any(
             -others < steps_taken < own and reach(left - steps_taken * stride, dim + 1)

@@ -1,9 +1,9 @@
-"""Eviction from a paged cache: whole free blocks are unlinked on the host, what is left moves up.
+"""Eviction from a paged cache: blocks without tokens are unlinked on the host, and other rows are moved.
 
-A sequence's tokens fill the blocks of its table in order. Blocks that lose all their tokens leave the table;
-what stays is closed up over the partly filled ones, so that attention kernels find full blocks again. Nothing
-moves at all where holes start and end on block boundaries. Invariant: a block that other sequences use too
-is never written; such a plan is refused before anything is (copy on write is the caller's).
+A sequence's tokens fill the blocks of its table in order. Blocks that lose all their tokens are removed from
+the table. The remaining rows move together, so that attention kernels find full blocks again. If all holes
+start and end on block boundaries, nothing is moved. Invariant: a block that other sequences use too is never
+written. A plan that would do so is refused before anything is written (the caller may copy the block first).
 """
 
 from __future__ import annotations
@@ -20,17 +20,17 @@ from vrthinker.kernels.evict.plan import EvictionPlan
 
 @dataclass(frozen=True)
 class PagedPlan:
-    """What becomes of a paged cache.
+    """The plan of an eviction from a paged cache.
 
     Attributes:
-        plan: Which tokens leave.
-        block_size: Tokens of a block.
-        block_tables: Per sequence, its blocks afterwards.
-        freed_blocks: Blocks that no sequence uses any more, ascending: the allocator may hand them out.
-        working_tables: int64 `[batch, blocks]` on the CPU: the tables while tokens move, padded with 0.
-        slots: Per run of the plan, where it lies in its working table (source row).
-        renumber: Whether it was planned for keys that are turned: only then is it sure that no block that
-            would be written for that is another sequence's too.
+        plan: The plan of the tokens to remove.
+        block_size: The number of tokens of a block.
+        block_tables: The blocks of each sequence after the eviction.
+        freed_blocks: The blocks that no sequence uses any more, ascending. The allocator may reuse them.
+        working_tables: The tables while rows move, padded with 0, int64 `[batch, blocks]` on the CPU.
+        slots: For each run of the plan, its source row in its working table.
+        renumber: Whether the plan is for rotated keys. Only then was it checked that blocks that are written
+            only because of the rotation belong to no other sequence.
     """
 
     plan: EvictionPlan
@@ -42,10 +42,10 @@ class PagedPlan:
     renumber: bool = False
 
     def table(self, *, renumber: bool) -> torch.Tensor:
-        """The runs that move or turn, as the op takes them (see `EvictionPlan.table`).
+        """The runs that are moved or rotated, as the op takes them (see `EvictionPlan.table`).
 
         Raises:
-            InputError: `renumber` is wanted of a plan that was made without.
+            InputError: `renumber` is True, but the plan was made without.
         """
         if renumber and not self.renumber:
             raise InputError(
@@ -67,16 +67,16 @@ def plan_paged_eviction(
     """Plans an eviction from a paged cache.
 
     Args:
-        plan: Which tokens leave.
-        block_tables: Per sequence its blocks, at least as many as its length needs; further ones stay behind
-            the last.
-        block_size: Tokens of a block.
-        renumber: Whether keys will be turned: then blocks behind a hole are written even where they need
-            not move.
+        plan: The plan of the tokens to remove.
+        block_tables: The blocks of each sequence, at least as many as its length needs. Further blocks stay
+            at the end of the table.
+        block_size: The number of tokens of a block.
+        renumber: Whether keys will be rotated. In that case blocks after a hole are written even if their
+            rows are not moved.
 
     Raises:
         InputError: A table is too short, a block is negative or twice in a table, or a block that would be
-            written is another sequence's too.
+            written belongs to another sequence too.
     """
     if block_size < 1:
         raise InputError(f"evict: block_size: got {block_size}, wanted 1 or more")
@@ -124,7 +124,7 @@ def _plan_sequence(
     *,
     renumber: bool,
 ) -> tuple[tuple[int, ...], list[int], list[int]]:
-    """A sequence's table afterwards, its table while tokens move, and where its runs lie in that one."""
+    """A sequence's final table, its working table, and the source rows of its runs in the working table."""
     runs = [run for run in plan.runs if run.sequence == sequence]
     kept_places = sorted(
         {
@@ -150,5 +150,5 @@ def _plan_sequence(
 
 
 def _last(first: int, count: int, block_size: int) -> int:
-    """One past the last block that rows [first, first + count) touch."""
+    """The index after the last block that contains any of the rows [first, first + count)."""
     return (first + count - 1) // block_size + 1

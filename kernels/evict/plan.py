@@ -1,10 +1,10 @@
-"""What an eviction does, decided and checked on the host: which runs of tokens stay, and where they go.
+"""The plan of an eviction, decided and checked on the host: which runs of tokens remain, and where they go.
 
 A plan is made once per round boundary and used for every layer's keys and values, for token ids, embeddings,
-positions, labels and masks. Invariant: everything that could be wrong with spans is found here, before any
-tensor is written. It has no tensor on a device, so making one never waits for a GPU.
+positions, labels and masks. Invariant: all errors in spans are found here, before any tensor is written. A
+plan has no tensor on a device, so making one never waits for a GPU.
 
-Source: method section 3 (expiry removes whole frames; what stays keeps its order).
+Source: method section 3 (expiry removes whole frames; other tokens keep their order).
 """
 
 from __future__ import annotations
@@ -23,10 +23,10 @@ Span = tuple[int, int]
 
 @dataclass(frozen=True)
 class Run:
-    """Tokens that stay together: `[source, source + count)` becomes `[target, target + count)`.
+    """Remaining tokens without a hole between them: `[source, source + count)` -> `[target, target + count)`.
 
-    `shift` is by how much their positions fall when positions are renumbered: the sum of what the spans
-    before them free.
+    `shift` is the number by which their positions fall under renumbering: the sum of the positions that the
+    spans before them free.
     """
 
     sequence: int
@@ -38,12 +38,12 @@ class Run:
 
 @dataclass(frozen=True)
 class EvictionPlan:
-    """Which tokens of each sequence leave.
+    """The tokens that remain in each sequence after an eviction.
 
     Attributes:
-        lengths: Tokens of each sequence before.
-        new_lengths: Tokens of each sequence after.
-        runs: All that stays, by sequence and in order; those before the first hole have source = target.
+        lengths: The number of tokens of each sequence before.
+        new_lengths: The number of tokens of each sequence after.
+        runs: All remaining tokens, by sequence and in order. Runs before the first hole have source = target.
     """
 
     lengths: tuple[int, ...]
@@ -52,34 +52,34 @@ class EvictionPlan:
 
     @property
     def batch(self) -> int:
-        """Sequences."""
+        """The number of sequences."""
         return len(self.lengths)
 
     @property
     def out_tokens(self) -> int:
-        """Tokens of the longest sequence after."""
+        """The number of tokens of the longest sequence after the eviction."""
         return max(self.new_lengths, default=0)
 
     @property
     def moved(self) -> tuple[Run, ...]:
-        """The runs behind a hole: what has to move in place."""
+        """The runs after a hole, which have to be moved in place."""
         return tuple(run for run in self.runs if run.source != run.target)
 
     @cached_property
     def shifts(self) -> tuple[int, ...]:
-        """The distinct shifts above 0: one row each of a rotation table."""
+        """The distinct shifts above 0, each of which has a row in the rotation table."""
         return tuple(sorted({run.shift for run in self.runs} - {0}))
 
     def table(self, *, in_place: bool, renumber: bool) -> torch.Tensor:
         """The runs as the op takes them.
 
         Args:
-            in_place: Leave out what neither moves nor turns.
-            renumber: Fill the last column.
+            in_place: Whether to omit runs that are neither moved nor rotated.
+            renumber: Whether to fill the last column.
 
         Returns:
-            int64 `[runs, 5]` on the CPU: sequence, source, target, count, and the row of the run's shift in
-            `shifts` (-1: none).
+            For each run: sequence, source, target, count, and the row of its shift in `shifts` (-1: none),
+            int64 `[runs, 5]` on the CPU.
         """
         row_of = {shift: row for row, shift in enumerate(self.shifts)} if renumber else {}
         rows = [
@@ -89,7 +89,7 @@ class EvictionPlan:
         return torch.tensor(rows, dtype=torch.int64, device="cpu").reshape(len(rows), 5)
 
     def position_shifts(self, out_tokens: int | None = None) -> torch.Tensor:
-        """By how much each kept token's position falls under renumbering: int64 `[batch, out_tokens]`."""
+        """The fall of each kept token's position under renumbering, int64 `[batch, out_tokens]`."""
         shifts = torch.zeros(
             self.batch,
             self.out_tokens if out_tokens is None else out_tokens,
@@ -107,15 +107,15 @@ def plan_eviction(
     *,
     freed_positions: Sequence[Sequence[int]] | None = None,
 ) -> EvictionPlan:
-    """Plans which tokens leave.
+    """Plans an eviction.
 
     Args:
-        spans: Per sequence, half-open ranges of its tokens to drop, in any order. Touching ones are allowed;
-            empty ones do nothing.
-        lengths: Tokens of each sequence.
-        freed_positions: Per span, how many positions it frees, for renumbering. A frame of 16 x 20 patches
-            has 320 tokens and 20 positions (M-RoPE); its temporal, height and width positions all fall by
-            that one number for what comes after. By default a span frees as many positions as it has tokens.
+        spans: The ranges of tokens to remove in each sequence, as (start, end) with an exclusive end, in any
+            order. Adjacent spans are allowed; empty spans do nothing.
+        lengths: The number of tokens of each sequence.
+        freed_positions: The number of positions that each span frees, for renumbering. A frame of 16 x 20
+            patches has 320 tokens and 20 positions (M-RoPE): the temporal, height and width positions of all
+            later tokens fall by 20. By default a span frees as many positions as it has tokens.
 
     Raises:
         InputError: A span is negative, overlaps another or lies outside its sequence, a length or a number
@@ -140,7 +140,7 @@ def plan_eviction(
 def _checked(
     sequence: int, spans: Sequence[Span], freed: Sequence[int], length: int
 ) -> list[tuple[int, int, int]]:
-    """The spans that drop something, in order: (start, end, freed positions)."""
+    """The non-empty spans in order, as (start, end, freed positions)."""
     if length < 0:
         raise InputError(f"evict: lengths[{sequence}]: got {length}, wanted 0 or more")
     checked: list[tuple[int, int, int]] = []
@@ -169,7 +169,7 @@ def _checked(
 
 
 def _plan_sequence(sequence: int, spans: list[tuple[int, int, int]], length: int, runs: list[Run]) -> int:
-    """Appends the runs between spans; the new length."""
+    """Appends the runs between spans, and returns the new length."""
     source = target = shift = 0
     for start, end, positions in [*spans, (length, length, 0)]:
         if start > source:

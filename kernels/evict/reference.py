@@ -1,9 +1,9 @@
-"""The specification of `evict`, in plain torch, one run of tokens after the other.
+"""The specification of `evict` in plain torch, which moves one run of rows after the other.
 
-Gaps: what stays is moved, nothing else; the result is exact. Renumbering: a key that stood at position m and
-now stands at m - s is turned by the angle -s * inv_freq, in fp32, pair (i, i + half) by frequency i, as the
-Qwen models' rotary embedding pairs them. M-RoPE gives each frequency to the temporal, height or width
-position, and a frame that leaves shifts all three by the same integer, so its sections do not matter here.
+With gaps, rows are only moved, so the result is exact. With renumbering, a key whose position falls from m to
+m - s is rotated by the angle -s * inv_freq, in fp32. Frequency i rotates the pair (i, i + half), as in the
+Qwen models' rotary embedding. M-RoPE gives each frequency to the temporal, height or width position. A
+removed frame shifts all three by the same integer, so it does not matter here which frequency has which.
 
 Source: method section 3 (`evict`, `renumber`).
 """
@@ -16,15 +16,15 @@ import torch
 
 
 def rotation_table(shifts: Sequence[int], inv_freq: torch.Tensor) -> torch.Tensor:
-    """Cosine and sine for each shift and frequency.
+    """The cosine and sine for each shift and frequency.
 
     Args:
-        shifts: By how much positions fall.
-        inv_freq: `[half]`, inverse frequencies, on any device.
+        shifts: The numbers by which positions fall.
+        inv_freq: The inverse frequencies, `[half]`, on any device.
 
     Returns:
-        float32 `[shifts, half, 2]` on the CPU. Angles are computed in double: a large shift times a
-        frequency would lose them in fp32.
+        The table, float32 `[shifts, half, 2]` on the CPU. Angles are computed in double precision: in fp32 a
+        large shift times a frequency would be too inexact.
     """
     falls = torch.tensor(shifts, dtype=torch.float64, device="cpu")
     angles = -falls[:, None] * inv_freq.detach().cpu().double()[None]
@@ -32,14 +32,14 @@ def rotation_table(shifts: Sequence[int], inv_freq: torch.Tensor) -> torch.Tenso
 
 
 def rotate(rows: torch.Tensor, table: torch.Tensor) -> torch.Tensor:
-    """Turns keys.
+    """Rotates keys.
 
     Args:
-        rows: `[..., 2 * half]`.
-        table: float32 `[half, 2]`: cosine and sine.
+        rows: The keys, `[..., 2 * half]`.
+        table: The cosines and sines, float32 `[half, 2]`.
 
     Returns:
-        The turned keys in their own dtype; computed in fp32, rounded once.
+        The rotated keys in their own dtype, computed in fp32 and rounded once.
     """
     low, high = rows.float().chunk(2, dim=-1)
     cosine, sine = table.to(rows.device).unbind(dim=-1)
@@ -58,13 +58,14 @@ def evict_reference(
     """Gathers the runs into a new tensor.
 
     Args:
-        tensor: Any shape with a batch and a token dimension.
-        runs: int64 `[runs, 5]`: sequence, source, target, count, row of `rotations` (-1: none). Plain numbers
-            let `torch.compile` see one graph.
-        batch_dim: Which dimension is the batch.
-        token_dim: Which dimension is the tokens.
-        out_tokens: Size of the result's token dimension; what no run fills is 0.
-        rotations: As `rotation_table` gives them; the last dimension is turned. None: nothing is.
+        tensor: A tensor of any shape with a batch and a token dimension.
+        runs: For each run: sequence, source, target, count and row of `rotations` (-1: none), int64 `[runs,
+            5]`. With plain numbers `torch.compile` sees one graph.
+        batch_dim: The index of the batch dimension.
+        token_dim: The index of the token dimension.
+        out_tokens: The size of the result's token dimension. Tokens that no run fills are 0.
+        rotations: The cosines and sines (`rotation_table`) that the last dimension is rotated by. None
+            rotates nothing.
 
     Returns:
         The result, contiguous.
@@ -89,7 +90,7 @@ def evict_reference_(
     token_dim: int,
     rotations: torch.Tensor | None = None,
 ) -> None:
-    """The same in place: rows that no run moves to are left as they are."""
+    """Does the same in place. Rows that no run is moved to keep their content."""
     rows = tensor.movedim((batch_dim, token_dim), (0, 1))
     for sequence, source, target, count, rotation in runs.tolist():
         kept = rows[sequence, source : source + count].clone()
@@ -105,13 +106,13 @@ def evict_paged_reference_(
     *,
     rotations: torch.Tensor | None = None,
 ) -> None:
-    """The same in a paged cache: row r of a sequence is slot r % block_size of its block r // block_size.
+    """Does the same in a paged cache: a sequence's row r is slot r % block_size of its block r // block_size.
 
     Args:
-        blocks: `[blocks, block_size, ...]`, changed in place.
-        runs: As above, over the rows of each sequence.
-        block_tables: int64 `[batch, blocks of a sequence]`.
-        rotations: As above.
+        blocks: The cache, `[blocks, block_size, ...]`, changed in place.
+        runs: The runs over the rows of each sequence (see `evict_reference`).
+        block_tables: The blocks of each sequence, int64 `[batch, blocks of a sequence]`.
+        rotations: The cosines and sines that keys are rotated by, or None.
     """
     block_size = blocks.shape[1]
     for sequence, source, target, count, rotation in runs.tolist():
@@ -136,15 +137,15 @@ def evict_backward_reference(
     tokens: int,
     rotations: torch.Tensor | None = None,
 ) -> torch.Tensor:
-    """The gradient of `evict_reference`: what a token became gives it back, turned the other way.
+    """The gradient of `evict_reference`: the gradient of each moved row, rotated back.
 
     Args:
-        gradient: Of the result.
-        runs: As above.
-        batch_dim: Which dimension is the batch.
-        token_dim: Which dimension is the tokens.
-        tokens: Tokens before the eviction; those that left get 0.
-        rotations: As above.
+        gradient: The gradient of the result.
+        runs: The runs (see `evict_reference`).
+        batch_dim: The index of the batch dimension.
+        token_dim: The index of the token dimension.
+        tokens: The number of tokens before the eviction. Removed tokens get 0.
+        rotations: The cosines and sines that keys were rotated by, or None.
     """
     rows = gradient.movedim((batch_dim, token_dim), (0, 1))
     out = rows.new_zeros((rows.shape[0], tokens, *rows.shape[2:]))

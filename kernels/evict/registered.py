@@ -1,7 +1,7 @@
-"""`evict` as `torch.library` knows it: dispatch to a version, fakes, the gradient.
+"""The registration of `evict` with `torch.library`: dispatch to a version, fakes, the gradient.
 
-`op.py` has checked the arguments. Registered are `vrthinker::evict` (with `vrthinker::evict_backward`),
-`vrthinker::evict_` and `vrthinker::evict_paged_`.
+`op.py` has checked the arguments. The registered ops are `vrthinker::evict` (with
+`vrthinker::evict_backward`), `vrthinker::evict_` and `vrthinker::evict_paged_`.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ def _obstacles(device: torch.device, *, in_place: bool) -> dict[Version, str | N
 
 
 def _plain(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
-    """As DLPack takes them: no gradient, and one-byte types as bytes (only their bytes move)."""
+    """The tensors as DLPack takes them: detached, and one-byte types as bytes (they are only moved)."""
     return [
         t.detach().view(torch.uint8) if t.dtype.itemsize == 1 and t.dtype != torch.uint8 else t.detach()
         for t in tensors
@@ -36,9 +36,9 @@ def _plain(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
 
 
 def _with_dense_heads(tensors: Sequence[torch.Tensor], n_rotated: int) -> list[torch.Tensor]:
-    """Tensors whose rotated last dimension is contiguous, as the native versions need it.
+    """Tensors whose rotated last dimension is contiguous, as the native versions require.
 
-    To be changed in place, `op.py` lets no others in.
+    To change tensors in place, `op.py` accepts no others.
     """
     return [
         t.contiguous() if place < n_rotated and t.shape[-1] > 1 and t.stride(-1) != 1 else t
@@ -76,7 +76,7 @@ def _run_native(
     if version == "cpu":
         try:
             _core.evict_cpu(**arguments, num_threads=torch.get_num_threads())
-        except ValueError as error:  # what only the binding sees, as dimensions that it cannot walk
+        except ValueError as error:  # only the binding notices, for instance, dimensions that it cannot walk
             raise InputError(str(error)) from None
         return
     device = sources[0].device
@@ -87,8 +87,8 @@ def _run_native(
         ]
     except ValueError as error:
         raise InputError(str(error)) from None
-    # Pinned, so that the copy waits for nothing; torch keeps the pinned memory until it is done. All are
-    # there before the first launch writes anything.
+    # The memory is pinned, so that the copy does not wait; torch keeps it until the copy is done. All copies
+    # are made before the first launch writes anything.
     on_device = [
         torch.frombuffer(packed, dtype=torch.uint8).pin_memory().to(device, non_blocking=True)
         for packed in launches
@@ -98,14 +98,14 @@ def _run_native(
 
 
 def _launches(arguments: dict[str, Any], n_rotated: int) -> list[dict[str, Any]]:
-    """One launch, or two: a launch moves vectors of one size, and keys are turned by whole elements."""
+    """One launch or two: a launch moves vectors of one size, and rotated keys need whole elements."""
     sources: list[torch.Tensor] = arguments["sources"]
     if not n_rotated or all(t.element_size() >= sources[0].element_size() for t in sources[n_rotated:]):
         return [arguments]
     per_tensor = ("sources", "targets", "batch_dims", "token_dims")
     turned = {name: arguments[name][:n_rotated] for name in per_tensor}
     moved: dict[str, Any] = {name: arguments[name][n_rotated:] for name in per_tensor}
-    # Without a rotation a run that only turned is a run that stays.
+    # Without a rotation, a run that was only rotated does not change.
     moved["runs"] = _without_rotation(arguments["runs"], in_place=not arguments["targets"])
     return [{**arguments, **turned}, {**arguments, **moved, "rotations": None, "n_rotated": 0}]
 
@@ -244,8 +244,8 @@ def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]
 _evict_op.register_autograd(_backward, setup_context=_setup_context)
 
 
-# In place through a plain Library: `custom_op` adds a tenth of a millisecond to a call with 56 tensors, a
-# tenth of what a small boundary takes. What it would do besides, the bodies do: versions are counted up.
+# The in-place ops use a plain Library: `custom_op` adds a tenth of a millisecond to a call with 56 tensors, a
+# tenth of what a small boundary takes. The bodies do what it would do besides: they count versions up.
 _library: Any = torch.library.Library("vrthinker", "FRAGMENT")  # type: ignore[no-untyped-call]
 for _schema in (
     "evict_(Tensor(a!)[] tensors, int[] batch_dims, int[] token_dims, Tensor runs, Tensor? rotations, "
@@ -299,7 +299,7 @@ def _evict_paged_op(
 
 
 def _nothing_to_return(*_arguments: object) -> None:
-    """In place: there is no output to describe."""
+    """The fake of an in-place op, which has no output."""
 
 
 for _name_in_place, _body in (("evict_", _evict_in_place_op), ("evict_paged_", _evict_paged_op)):

@@ -1,10 +1,10 @@
-"""`evict` out of place in Triton: one launch for all tensors of one shape.
+"""The out-of-place `evict` in Triton, with one launch for all tensors of one shape.
 
-In place is C++ and CUDA only: Triton cannot order one thread's loads before another's stores, and its
-interpreter, which runs one block after the other, would hide the race.
+The in-place version exists only in C++ and CUDA: Triton cannot order one thread's loads before another's
+stores, and its interpreter, which runs one block after the other, would hide the race.
 
-A tensor is seen as `[batch, outer_1, outer_2, tokens, row]` with contiguous rows; one that fits no such view
-is copied first. Which source row each target row comes from is a table made on the host.
+A tensor is viewed as `[batch, outer_1, outer_2, tokens, row]` with contiguous rows. If it has no such view,
+it is copied first. A table made on the host has the source row of each target row.
 """
 
 from __future__ import annotations
@@ -50,7 +50,7 @@ def _gather_rows(
 ):
     source = tl.load(sources + tl.program_id(1)).to(tl.pointer_type(DTYPE))
     target = tl.load(targets + tl.program_id(1)).to(tl.pointer_type(DTYPE))
-    # Lanes and tiles of rows share the axis that may be longer than 65,535.
+    # Lanes and tiles of rows share an axis of the grid, the only one that may be longer than 65,535.
     tile = tl.program_id(0).to(tl.int64)
     lane = tile // row_tiles
     second = lane % outer_2
@@ -126,7 +126,7 @@ AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     (_gather_rows, _SIGNATURE, {"DTYPE": dtype, "ROTATE": rotate, "ROWS": _TILE_ROWS, "COLUMNS": 64})
     for dtype, rotate in ((tl.bfloat16, True), (tl.float16, True), (tl.float32, True), (tl.int16, False))
 ]
-"""What is compiled ahead of time in the tests: kernel, argument types, constants."""
+"""Kernels that tests compile ahead of time, with argument types and constants."""
 
 _TRITON_TYPES = {
     torch.float32: tl.float32,
@@ -145,7 +145,7 @@ def evict_triton(
     rotations: torch.Tensor | None,
     n_rotated: int,
 ) -> None:
-    """Fills fresh contiguous targets; see `evict_reference` for the arguments."""
+    """Fills new contiguous targets. `evict_reference` explains the arguments."""
     groups: dict[tuple[Any, ...], list[int]] = {}
     views = []
     for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -154,7 +154,7 @@ def evict_triton(
         split = _split(target, *dims)
         view, other = _as_lanes(source, *dims, split), _as_lanes(target, *dims, split)
         views.append((view, other))
-        # A dtype that is only moved is moved as integers of its size.
+        # Values that are only moved are moved as integers of their size.
         dtype = _TRITON_TYPES[source.dtype] if rotated else _BITS[source.element_size()]
         key = (view.shape, view.stride(), other.shape, other.stride(), dtype, rotated)
         groups.setdefault(key, []).append(place)
@@ -207,10 +207,10 @@ def _launch(
 
 
 def _split(target: torch.Tensor, batch_dim: int, token_dim: int) -> tuple[int, int, int]:
-    """(outer_1, outer_2, row) of a contiguous tensor: the longest rows that it has.
+    """The (outer_1, outer_2, row) of a contiguous tensor, with rows as long as possible.
 
     Raises:
-        InputError: It takes more than two outer dimensions.
+        InputError: The tensor needs more than two outer dimensions.
     """
     moved = target.movedim((batch_dim, token_dim), (0, 1))
     rest = list(moved.shape[2:])
@@ -232,7 +232,7 @@ def _split(target: torch.Tensor, batch_dim: int, token_dim: int) -> tuple[int, i
 def _as_lanes(
     tensor: torch.Tensor, batch_dim: int, token_dim: int, split: tuple[int, int, int]
 ) -> torch.Tensor:
-    """The view `[batch, outer_1, outer_2, tokens, row]`, of a copy where the tensor itself has none."""
+    """The view `[batch, outer_1, outer_2, tokens, row]`, of a copy if the tensor has no such view."""
     for source in (tensor, tensor.contiguous()):
         moved = source.movedim((batch_dim, token_dim), (0, 1))
         try:

@@ -1,1 +1,1 @@
-"""Rewards of grouped episodes to advantages. The public name is `op.group_advantage`."""
+"""Converts rewards of grouped episodes to advantages. The public name is `op.group_advantage`."""

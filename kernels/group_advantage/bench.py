@@ -1,8 +1,8 @@
-"""Microbenchmark of `group_advantage`: rewards of grouped episodes to advantages, versions side by side.
+"""Microbenchmark of `group_advantage`: its versions and other implementations, side by side.
 
-Competitors: the reference (and `torch.compile` of it), a Python loop over groups as trainers write it, and
-vectorised torch that does the same ragged, masked job with as few operations as it takes. Group and episode
-numbers of every element are part of what each has to find out from the offsets.
+The competitors are the reference (and `torch.compile` of it), a Python loop over groups as trainers write it,
+and vectorised torch that does the same ragged, masked job with as few operations as possible. Each competitor
+has to find the group and the episode of every element from the offsets.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from vrthinker.kernels.group_advantage.reference import group_advantage_referenc
 from vrthinker.kernels.measure import Comparison, why_not_compiled
 
 RTOL, ATOL = 1e-5, 1e-6
-"""The torch versions sum in fp32 and divide once more."""
+"""Tolerances for the torch versions, which sum in fp32 and have one more division."""
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is measured."""
+    """One case to measure."""
 
     episodes: int
     ragged: bool = False
@@ -34,7 +34,7 @@ class Case:
 
     @property
     def name(self) -> str:
-        """In words."""
+        """The case in words."""
         groups = "ragged groups, a tenth invalid" if self.ragged else "groups of 8"
         tokens = "" if self.mean_tokens is None else f", broadcast to about {self.mean_tokens} tokens each"
         return f"{self.episodes} episodes, {groups}, {self.method}{tokens}"
@@ -59,7 +59,7 @@ class _Data:
 
 
 def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
-    """The cases; see `vrthinker.kernels.measure`."""
+    """Yields a function per case (see `vrthinker.kernels.measure`)."""
     for case in CASES:
         yield partial(comparison, case, device, seed)
 
@@ -68,9 +68,9 @@ def comparison(case: Case, device: str, seed: int, *, compiled: bool = True) -> 
     """One case with fresh random data.
 
     Args:
-        case: What to measure.
-        device: `cpu` or `cuda`.
-        seed: Of the data.
+        case: The case to measure.
+        device: The device, `cpu` or `cuda`.
+        seed: The seed of the data.
         compiled: Whether `torch.compile` of the reference takes part (it takes seconds to compile).
     """
     data = _make(case, device, seed)
@@ -130,7 +130,7 @@ def _make(case: Case, device: str, seed: int) -> _Data:
     valid = None
     offsets = torch.arange(0, case.episodes + 1, 8)
     if case.ragged:
-        # Each group has 6 to 10 episodes; the last takes what is left.
+        # Each group has 6 to 10 episodes; the last group has the rest.
         sizes = torch.randint(6, 11, (case.episodes // 6,), generator=generator).cumsum(0)
         sizes = sizes[sizes < case.episodes - 6]
         offsets = torch.cat([torch.tensor([0]), sizes, torch.tensor([case.episodes])])
@@ -151,7 +151,7 @@ def _make(case: Case, device: str, seed: int) -> _Data:
 
 
 def _loop(data: _Data) -> torch.Tensor:
-    """Group by group, as a dict of lists per prompt comes out."""
+    """Computes group by group, as trainers do that keep a dict of lists per prompt."""
     advantages = torch.zeros_like(data.rewards)
     bounds = data.group_offsets.tolist()
     for start, end in pairwise(bounds):
@@ -167,7 +167,7 @@ def _loop(data: _Data) -> torch.Tensor:
 
 
 def _vectorised(data: _Data, method: str) -> torch.Tensor:
-    """All groups at once: sums by `index_add_`, one pass for the mean and one for the deviation."""
+    """Computes all groups at once, with `index_add_`: one pass for the mean, one for the deviation."""
     sizes = data.group_offsets.diff()
     groups = sizes.shape[0]
     group = torch.repeat_interleave(sizes, output_size=data.rewards.shape[0])

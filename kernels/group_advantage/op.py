@@ -1,11 +1,12 @@
-"""`group_advantage`, the op: checks its arguments, picks a version, is known to `torch.library`.
+"""The op `group_advantage`. It checks its arguments, picks a version, and is registered with `torch.library`.
 
-Registered as `vrthinker::group_advantage` through a plain `torch.library.Library`: a call through
-`torch.library.custom_op` costs 10 us more, which is as much as the op itself at 512 episodes. It has no
-gradient: advantages are constants of the loss.
+The op is registered as `vrthinker::group_advantage` through a plain `torch.library.Library`. A call through
+`torch.library.custom_op` would cost 10 us more, which is as much as the op itself takes for 512 episodes. The
+op has no gradient, because advantages are constants of the loss.
 
-Invariant: no host synchronisation on a GPU. So what values hold is found out where they lie: on a CPU before
-anything is written, with an error; on a GPU by the kernel, which counts bad values in `status`.
+Invariant: on a GPU, the host never waits for the device. For that reason values are checked on the tensors'
+device: on a CPU before anything is written, with an error; on a GPU by the kernel, which counts bad values in
+`status`.
 """
 
 from __future__ import annotations
@@ -22,16 +23,17 @@ from vrthinker.kernels import Version, choose_version, native_obstacles, triton_
 from vrthinker.kernels.group_advantage.reference import MAX_REWARD, METHODS, group_advantage_reference
 
 MIN_EPS = 1e-30
-"""With a smaller eps a group of almost equal rewards could overflow."""
+"""The smallest eps: below it, a group of almost equal rewards could overflow."""
 
 
 class GroupAdvantages(NamedTuple):
-    """What `group_advantage` returns.
+    """The result of `group_advantage`.
 
     Attributes:
-        advantages: `[episodes]`, or `[n_tokens]` where token offsets were given; in the rewards' type.
-        zero_variance: bool `[groups]`: no signal, all advantages are exactly 0.
-        status: int32 `[1]`: how many values were bad. Always 0 on a CPU, where a bad value raises.
+        advantages: The advantages in the rewards' dtype, `[episodes]`, or `[n_tokens]` if token offsets were
+            given.
+        zero_variance: True for groups without a signal, whose advantages are exactly 0, bool `[groups]`.
+        status: The number of bad values, int32 `[1]`. Always 0 on a CPU, where a bad value raises.
     """
 
     advantages: torch.Tensor
@@ -61,30 +63,34 @@ def group_advantage(
     - `batch_std`: (s_i - mean) / (std over all valid rewards of the batch + eps)
 
     Groups with fewer than two valid episodes, or whose rewards are all equal, get exactly 0. The C++ and the
-    CUDA version give the same bits; the others may differ in the last one.
+    CUDA version give the same bits. Those of the other versions may differ in the last bit.
 
     Args:
-        rewards: float32 or float64 `[episodes]`, any stride, on a CPU or a CUDA device; within -1e38 to 1e38.
-        group_offsets: int64 `[groups + 1]`, ascending from 0 to `episodes`: group g is the episodes
-            `[group_offsets[g], group_offsets[g + 1])`.
-        valid: bool `[episodes]`; False where the reward is null (it may be NaN): the episode leaves its
-            group's statistics and gets 0. None: all are valid.
-        method: One of the four above.
-        ddof: 1 for the sample standard deviation, 0 for the population's.
-        eps: Added to the standard deviation, at least 1e-30.
-        token_offsets: int64 `[episodes + 1]`, ascending within 0 to `n_tokens`: every token of the half-open
-            range of an episode gets the episode's advantage, all other tokens 0.
-        n_tokens: Length of the result; given with `token_offsets`, and only then (reading it from the
-            device would wait for it).
-        check: On a GPU, waits for the result and raises where a value was bad. Not inside a compiled graph.
+        rewards: The rewards, float32 or float64 `[episodes]`, any stride, on a CPU or a CUDA device, within
+            -1e38 to 1e38.
+        group_offsets: The first episode of each group, int64 `[groups + 1]`, ascending from 0 to `episodes`:
+            group g has the episodes `[group_offsets[g], group_offsets[g + 1])`.
+        valid: False for an episode whose reward is null (and may be NaN), bool `[episodes]`. Such an episode
+            is not part of its group's statistics and gets 0. None means that all are valid.
+        method: The method, one of the four above.
+        ddof: The kind of standard deviation: 1 for the sample's, 0 for the population's.
+        eps: The number that is added to the standard deviation, at least 1e-30.
+        token_offsets: The first token of each episode, int64 `[episodes + 1]`, ascending within 0 to
+            `n_tokens`. Every token of an episode gets the episode's advantage, all other tokens 0.
+        n_tokens: The length of the result, required with `token_offsets` and only then. (Reading it from the
+            device would wait for it.)
+        check: Whether to wait for the result on a GPU and to raise if a value was bad. Not allowed inside a
+            compiled graph.
 
     Returns:
-        Advantages, the groups without a signal, and the status. On a GPU a bad reward makes its group's
-        advantages NaN (under `batch_std` those of every group with a signal), a bad offset those of its
-        ranges at least, and `status` counts them. Nothing is read or written out of bounds.
+        The advantages, the groups without a signal, and the status. On a GPU a bad reward makes its group's
+        advantages NaN (under `batch_std` those of every group with a signal), a bad offset at least those of
+        its ranges, and `status` counts them. Nothing is read or written out of bounds.
 
     Raises:
-        InputError: An argument is not as described; on a CPU, a bad value; on a GPU a bad value where
+        InputError: An argument is not as described, a value is bad (on a CPU, or with `check`), or
+            `VRTHINKER_KERNELS` names a version that cannot run.
+
             `check` is set; or `VRTHINKER_KERNELS` names a version that cannot run.
 
     Source:
@@ -117,7 +123,7 @@ def _check(
     token_offsets: torch.Tensor | None,
     n_tokens: int | None,
 ) -> None:
-    """Everything that can be known without reading a tensor's values."""
+    """Checks everything that can be checked without reading a tensor's values."""
     if method not in METHODS:
         raise _refusal("method", repr(method), ", ".join(METHODS))
     if ddof not in (0, 1):
@@ -169,7 +175,7 @@ def _refuse_bad_values(
     token_offsets: torch.Tensor | None,
     n_tokens: int,
 ) -> None:
-    """On a CPU, for the versions that do not look by themselves (the C++ version does, in these words)."""
+    """Checks values on a CPU, for versions that do not check them (the C++ version does, in these words)."""
     episodes = rewards.shape[0]
     _refuse_bad_offsets("group_offsets", group_offsets, f"from 0 to {episodes}, the episodes", episodes, True)
     if token_offsets is not None:
@@ -212,7 +218,7 @@ def _empty_result(
 
 @functools.cache
 def _obstacles(device: torch.device, _interpreted: str | None) -> dict[Version, str | None]:
-    """Looked up once: asking whether Triton is installed takes longer than the op."""
+    """The obstacles, cached: checking whether Triton is installed takes longer than the op."""
     return {**native_obstacles(device), "triton": triton_obstacle(device)}
 
 
@@ -226,7 +232,7 @@ def _group_advantage(
     token_offsets: torch.Tensor | None,
     n_tokens: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    rewards = rewards.detach() if rewards.requires_grad else rewards  # DLPack exports no other
+    rewards = rewards.detach() if rewards.requires_grad else rewards  # as DLPack requires
     device = rewards.device
     version = choose_version("group_advantage", _obstacles(device, os.environ.get("TRITON_INTERPRET")))
     if device.type == "cpu" and version != "cpu":

@@ -1,18 +1,20 @@
-"""The specification of `group_advantage`: rewards of grouped episodes to advantages, in plain torch.
+"""The specification of `group_advantage`, in plain torch: converts rewards of grouped episodes to advantages.
 
 Invariants:
-- An invalid episode (its reward is null) leaves its group's statistics and gets 0; its reward may be NaN.
+- An invalid episode (its reward is null) is not part of its group's statistics and gets 0. Its reward may be
+  NaN.
 - A group without signal (fewer than two valid episodes, or all their rewards equal) gets exactly 0 and is
-  marked. So groups of one and empty groups are defined.
-- A bad value (a valid reward that is NaN, infinite or beyond 1e38 in size; an offset out of place) is counted
-  in the status and never trained on silently: its group becomes NaN, under `batch_std` every group that has a
-  signal, and with a bad offset everything.
+  marked. Groups of one episode and empty groups are such groups.
+- Bad values (a valid reward that is NaN, infinite or beyond 1e38 in size; an offset out of place) are counted
+  in the status and never trained on silently. A bad reward makes its group NaN, or under `batch_std` every
+  group that has a signal. A bad offset makes everything NaN.
 
-Statistics are double and two-pass; only the result is rounded to the rewards' type. Other versions may sum in
-another order, so they agree to the rounding of the result, nearly always to the bit.
+Statistics are computed in double precision in two passes, and only the result is rounded to the rewards'
+dtype. Other versions may sum in another order. They agree up to the rounding of the result, and nearly always
+bit for bit.
 
 Source: method, section 5, stage 3: A_i = (s_i - mean) / (std + 1e-6) within the group. The sample standard
-deviation (ddof 1) is TRL's and verl's; `dr_grpo` is Dr. GRPO's (no std), `rloo` leaves one out, `batch_std`
+deviation (ddof 1) is TRL's and verl's. `dr_grpo` is Dr. GRPO's (no std), `rloo` is leave-one-out, `batch_std`
 is REINFORCE++'s (the group's mean, the batch's std).
 """
 
@@ -35,11 +37,11 @@ def group_advantage_reference(
     token_offsets: torch.Tensor | None = None,
     n_tokens: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Normalises rewards within their groups; see `op.group_advantage` for what the arguments mean.
+    """Normalises rewards within their groups. `op.group_advantage` explains the arguments.
 
     Returns:
-        Advantages (`[episodes]`, or `[n_tokens]` where `token_offsets` are given, in the rewards' type),
-        which groups have no signal (bool `[groups]`), and the count of bad values (int32 `[1]`).
+        The advantages in the rewards' dtype (`[episodes]`, or `[n_tokens]` if `token_offsets` are given),
+        whether each group has no signal (bool `[groups]`), and the number of bad values (int32 `[1]`).
     """
     episodes, groups = rewards.shape[0], group_offsets.shape[0] - 1
     exact = rewards.to(torch.float64)
@@ -87,7 +89,7 @@ def group_advantage_reference(
     advantages = torch.where(poisoned[group], torch.nan, advantages)
     advantages = torch.where(is_valid, advantages, 0.0).to(rewards.dtype)
     if token_offsets is not None:
-        # Position p belongs to the last episode that begins at or before it; a 0 stands at both ends.
+        # Position p belongs to the last episode that begins at or before it; there is a 0 at both ends.
         padded = torch.nn.functional.pad(advantages, (1, 1))
         positions = torch.arange(n_tokens, device=rewards.device)
         advantages = padded[torch.searchsorted(token_offsets.contiguous(), positions, right=True)]
@@ -97,7 +99,7 @@ def group_advantage_reference(
 
 
 def _bad_group_offsets(offsets: torch.Tensor, episodes: int) -> torch.Tensor:
-    """How many offsets are out of place: they ascend from 0 to `episodes`."""
+    """The number of bad offsets. Offsets must ascend from 0 to `episodes`."""
     bad = (offsets < 0) | (offsets > episodes)
     bad[1:] |= offsets[1:] < offsets[:-1]
     bad[0] |= offsets[0] != 0
@@ -106,7 +108,7 @@ def _bad_group_offsets(offsets: torch.Tensor, episodes: int) -> torch.Tensor:
 
 
 def _bad_token_offsets(offsets: torch.Tensor, n_tokens: int) -> torch.Tensor:
-    """How many offsets are out of place: they ascend within [0, n_tokens] and need not reach its ends."""
+    """The number of bad offsets. Offsets must ascend within [0, n_tokens], but need not reach its ends."""
     bad = (offsets < 0) | (offsets > n_tokens)
     bad[1:] |= offsets[1:] < offsets[:-1]
     return bad.sum()

@@ -1,8 +1,8 @@
-"""The Triton version of `group_advantage`, for builds without CUDA: the CUDA kernel's plan.
+"""The Triton version of `group_advantage`, for builds without CUDA. It works like the CUDA kernel.
 
-Program 0 counts bad values; the others take one group each and write its episodes, or their tokens. It sums
-in Triton's own order, so results may differ from the reference's in the last bit. Every program of
-`batch_std` reads the whole batch.
+Program 0 counts bad values. The others take one group each and write its episodes, or their tokens. Sums have
+Triton's order, so results may differ from the reference's in the last bit. Under `batch_std` every program
+reads the whole batch.
 
 Invariant: whatever the offsets say, nothing is read or written out of bounds (see group_advantage_kernel.h).
 """
@@ -24,7 +24,7 @@ _MAX_REWARD = tl.constexpr(MAX_REWARD)
 
 @triton.jit
 def _load_rewards(rewards, reward_stride, valid, valid_stride, at, inside, HAS_VALID: tl.constexpr):
-    """Rewards in double (0 where they don't count), which count, and which are bad."""
+    """The rewards in double (0 if they do not count), whether each counts, and whether each is bad."""
     exact = tl.load(rewards + at * reward_stride, mask=inside, other=0.0).to(tl.float64)
     counts = inside
     if HAS_VALID:
@@ -37,7 +37,7 @@ def _load_rewards(rewards, reward_stride, valid, valid_stride, at, inside, HAS_V
 def _tally(
     rewards, reward_stride, valid, valid_stride, begin, end, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr
 ):
-    """Sum, lowest, highest, count and count of bad rewards of the episodes [begin, end)."""
+    """The sum, minimum, maximum, count and bad count of the rewards of the episodes [begin, end)."""
     total = tl.zeros((BLOCK,), tl.float64)
     lowest = tl.full((BLOCK,), float("inf"), tl.float64)
     highest = tl.full((BLOCK,), float("-inf"), tl.float64)
@@ -61,7 +61,7 @@ def _scale(
     rewards, reward_stride, valid, valid_stride, begin, end, mean, count, eps: tl.constexpr,
     DDOF: tl.constexpr, HAS_VALID: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Standard deviation of the episodes [begin, end), plus eps."""
+    """The standard deviation of the rewards of the episodes [begin, end), plus eps."""
     squares = tl.zeros((BLOCK,), tl.float64)
     for first in range(begin, end, BLOCK):
         at = first + tl.arange(0, BLOCK)
@@ -76,7 +76,7 @@ def _scale(
 
 @triton.jit
 def _bad_offset(offsets, stride, k, last, limit, inside, COVERS: tl.constexpr):
-    """Whether offset k is out of place: they ascend within [0, limit], and reach both ends if COVERS."""
+    """Whether offset k is bad. Offsets must ascend within [0, limit], and reach both ends if COVERS."""
     value = tl.load(offsets + k * stride, mask=inside, other=0)
     previous = tl.load(offsets + (k - 1) * stride, mask=inside & (k > 0), other=0)
     bad = (value < previous) | (value < 0) | (value > limit)
@@ -104,7 +104,7 @@ def group_advantage_kernel(
     METHOD: tl.constexpr, DDOF: tl.constexpr, EPS: tl.constexpr, HAS_VALID: tl.constexpr,
     TO_TOKENS: tl.constexpr, BLOCK: tl.constexpr,
 ):  # fmt: skip
-    """Grid: 1 + groups + 2; the last two are the episodes that bad offsets leave uncovered at either end."""
+    """Runs on a grid of 1 + groups + 2. The last two take episodes that bad offsets omit at either end."""
     part = tl.program_id(0).to(tl.int64) - 1
     episodes = episodes.to(tl.int64)
     groups = groups.to(tl.int64)
@@ -222,7 +222,7 @@ def group_advantage_triton(
 ) -> None:
     """Fills `advantages`, `zero_variance` and `status`; `op.group_advantage` has checked the arguments."""
     groups = group_offsets.shape[0] - 1
-    # An absent tensor is never read; a pointer has to be passed all the same.
+    # An absent tensor is never read, but a pointer has to be passed.
     valid_bytes = rewards if valid is None else valid.view(torch.uint8)
     tokens = group_offsets if token_offsets is None else token_offsets
     # Triton launches on torch's current device.
@@ -252,7 +252,7 @@ def group_advantage_triton(
 
 
 def _entry(real: str, method: int, *, given: bool) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """A kernel to compile ahead of time: with or without validity and tokens."""
+    """A kernel to compile ahead of time, with or without validity and tokens."""
     constants = {
         "METHOD": method,
         "DDOF": 1,
@@ -277,4 +277,4 @@ AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     for method in range(len(METHODS))
     for given in ((False, True) if method == 0 else (True,))
 ]
-"""What is compiled ahead of time in the tests: kernel, argument types, constants."""
+"""Kernels that tests compile ahead of time, with argument types and constants."""

@@ -1,9 +1,8 @@
 """Microbenchmark of `grpo_loss`: forward and backward of a batch of episodes, versions side by side.
 
-The competitors do one optimiser step's share of the work: the loss with its metrics, and the gradient of the
-policy's logprobs. `reference` is unfused torch with autograd; `torch.compile` is the same code compiled. The
-library's fused loss (Liger's) starts from logits and has no form that takes logprobs, so nothing of it does
-this job.
+The competitors do what one optimiser step needs: the loss with its metrics, and the gradient of the policy's
+logprobs. `reference` is unfused torch with autograd; `torch.compile` is the same code compiled. Liger's fused
+loss is not among them, because it starts from logits and does not accept logprobs.
 """
 
 from __future__ import annotations
@@ -24,18 +23,18 @@ Result = tuple[torch.Tensor, ...]
 """The loss, the gradient of the policy's logprobs, then the metrics."""
 
 Compute = Callable[..., tuple[torch.Tensor, Sequence[torch.Tensor]]]
-"""From the op's arguments to the loss and the metrics."""
+"""A function from the op's arguments to the loss and the metrics."""
 
 RTOL, ATOL = 2e-5, 1e-8
-"""Exponentials a few units in the last place apart, sums in other orders. Gradients here are about 1e-6."""
+"""Tolerances: exponentials differ by a few ulps, and sums have other orders. Gradients are about 1e-6."""
 
 
 def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
     """The cases: the method's 64 groups of 8 episodes, with and without the KL term.
 
     Args:
-        device: `cpu` or `cuda`.
-        seed: Of the random data.
+        device: The device, `cpu` or `cuda`.
+        seed: The seed of the random data.
 
     Yields:
         One function per case, which makes its data.
@@ -50,10 +49,10 @@ def comparison(
     """One case, ready to be timed.
 
     Args:
-        device: `cpu` or `cuda`.
-        seed: Of the random data.
-        episodes: How many.
-        mean_length: Tokens of an episode on average; they are 1 to twice as many.
+        device: The device, `cpu` or `cuda`.
+        seed: The seed of the random data.
+        episodes: The number of episodes.
+        mean_length: The mean number of tokens of an episode. Lengths range from 1 to twice the mean.
         with_kl: Whether there are reference logprobs.
         compiled: Whether `torch.compile` of the reference takes part (it takes seconds to compile).
     """
@@ -95,7 +94,7 @@ def comparison(
                         f"{float((found - value).abs().max()):.3g}, seed {seed}"
                     )
 
-    # Read: logprobs, mask, offsets, advantages. Written: token losses and gradients.
+    # Logprobs, mask, offsets and advantages are read; token losses and gradients are written.
     read = sum(t.nbytes for t in inputs if t is not None)
     kl = "with KL" if with_kl else "without KL"
     return Comparison(
@@ -115,7 +114,7 @@ def comparison(
 
 
 def _versions(device: str) -> list[Version]:
-    """The fast versions that run here; Triton's interpreter is no competitor."""
+    """The fast versions that run here, without Triton's interpreter."""
     place = torch.device(device)
     obstacles: dict[Version, str | None] = {**native_obstacles(place), "triton": triton_obstacle(place)}
     if device == "cpu":

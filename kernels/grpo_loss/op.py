@@ -1,8 +1,8 @@
-"""`grpo_loss`, the op: checks its arguments, picks a version, is known to `torch.library` with its gradient.
+"""The op `grpo_loss`. It checks its arguments, picks a version, and is registered with `torch.library`.
 
-Invariant: one pass over the logprobs gives the loss, every token's loss, the gradient and the metrics; the
+Invariant: one pass over the logprobs gives the loss, every token's loss, the gradient and the metrics. The
 backward pass multiplies the stored gradient by one number. On a GPU nothing waits for the device: the CUDA
-version is two launches (counts per episode, then the pass), the Triton version three. `reference.py` is the
+version has two launches (counts per episode, then the pass), the Triton version three. `reference.py` is the
 specification.
 """
 
@@ -29,15 +29,17 @@ LOGPROB_DTYPES = (torch.float32, torch.bfloat16, torch.float16)
 
 @dataclass(frozen=True)
 class GrpoLoss:
-    """What `grpo_loss` returns.
+    """The result of `grpo_loss`.
 
     Attributes:
-        loss: float32 scalar, with a gradient to the policy's logprobs.
-        token_loss: float32 `[tokens]`, unweighted, without gradient; 0 where not learned.
-        metrics: float32 scalars over the learned tokens, without gradient. `ratio/mean` and `ratio/max`: of
-            exp(policy - old). `clip/low`, `clip/high` and `clip/total`: shares of tokens whose gradient the
-            clipping takes away (ratio below the range with a negative advantage, above it with a positive
-            one). `kl/ref`: mean of k3, only with `ref_logprobs`. Of no tokens: ratios 1, the rest 0.
+        loss: The loss, a float32 scalar with a gradient to the policy's logprobs.
+        token_loss: The unweighted loss of each token, float32 `[tokens]`, without gradient; 0 for tokens that
+            are not learned.
+        metrics: Metrics over the learned tokens, float32 scalars without gradient. `ratio/mean` and
+            `ratio/max` are the mean and maximum of exp(policy - old). `clip/low`, `clip/high` and
+            `clip/total` are the shares of tokens that get no gradient because of clipping (the ratio is below
+            the range and the advantage negative, or above it and the advantage positive). `kl/ref` is the
+            mean of k3, only with `ref_logprobs`. Without learned tokens, ratios are 1 and the others 0.
     """
 
     loss: torch.Tensor
@@ -63,32 +65,37 @@ def grpo_loss(
 ) -> GrpoLoss:
     """The clipped policy loss of packed episodes, with a KL term to a reference policy.
 
-    All tensors lie on one device (CPU or CUDA), with any strides; everything is computed in float32. Tokens
-    outside `loss_mask` may hold anything. What is not finite in a learned token makes the loss NaN or
-    infinite, and raises nothing.
+    All tensors are on one device (CPU or CUDA), with any strides. Everything is computed in float32. Tokens
+    outside `loss_mask` may hold anything. If a value of a learned token is not finite, the loss is NaN or
+    infinite, and nothing is raised.
 
     Args:
-        policy_logprobs: `[tokens]`, float32, bfloat16 or float16. The only argument that gets a gradient.
-        old_logprobs: `[tokens]`, likewise: of the policy that the ratio is taken against.
-        ref_logprobs: `[tokens]`, likewise, of the reference policy; None: no KL term.
-        advantages: float32, `[tokens]`, or `[episodes]` (one for all tokens of an episode). Where there are
-            as many episodes as tokens, they are read per token.
-        loss_mask: bool `[tokens]`: the learned tokens.
-        episode_offsets: int64 `[episodes + 1]`: episode e holds tokens offsets[e] to offsets[e + 1],
-            ascending from 0 to `tokens`. Checked on a CPU only, since a check would wait for the GPU; there
-            wrong offsets give wrong numbers, but never an access out of bounds.
-        clip_low: The ratio is clipped below 1 - clip_low; 0 to 1.
-        clip_high: And above 1 + clip_high; 0 or more.
-        kl_weight: Of k3 in a token's loss, 0 or more. At 0 the KL is measured and stays out of the loss.
-        aggregation: `token_mean`: the mean over learned tokens. `episode_mean`: the mean over episodes of
-            their means (episodes without a learned token are left out). `fixed_length`: the sum divided by
-            episodes * fixed_length.
-        fixed_length: For `fixed_length`, and only there: tokens, 1 or more.
-        normalizer: Replaces the number of learned tokens (`token_mean`), of episodes with a learned token
-            (`episode_mean`) or of episodes (`fixed_length`) that the sum is divided by. With the number of
-            the whole batch, the losses of its parts (micro-batches, ranks) add up to the batch's loss. Where
-            gradients are averaged over ranks and not added, pass it divided by the number of ranks.
-        num_threads: For the C++ version; `torch.get_num_threads()` when None. Changes no bit.
+        policy_logprobs: The policy's logprobs, `[tokens]`, float32, bfloat16 or float16. Only this argument
+            gets a gradient.
+        old_logprobs: The logprobs of the policy that the ratio is taken against, in the same form.
+        ref_logprobs: The logprobs of the reference policy, in the same form; None for no KL term.
+        advantages: The advantages, float32 `[tokens]`, or `[episodes]` (one for all tokens of an episode). If
+            there are as many episodes as tokens, they are read per token.
+        loss_mask: True for the learned tokens, bool `[tokens]`.
+        episode_offsets: The first token of each episode, int64 `[episodes + 1]`, ascending from 0 to
+            `tokens`: episode e has tokens offsets[e] to offsets[e + 1]. They are checked on a CPU only,
+                because a check would
+            wait for a GPU. There, wrong offsets give wrong numbers, but no access out of bounds.
+        clip_low: The lower clip width: the ratio is clipped below 1 - clip_low; 0 to 1.
+        clip_high: The upper clip width: the ratio is clipped above 1 + clip_high; 0 or more.
+        kl_weight: The weight of k3 in a token's loss, 0 or more. At 0 the KL is measured, but not in the
+            loss.
+        aggregation: The aggregation. `token_mean` is the mean over learned tokens. `episode_mean` is the mean
+            over episodes of their means (without episodes that have no learned token). `fixed_length` is the
+            sum divided by episodes * fixed_length.
+        fixed_length: The number of tokens for the aggregation `fixed_length`, and only for it; 1 or more.
+        normalizer: A number that replaces the number of learned tokens (`token_mean`), of episodes with a
+            learned token (`episode_mean`) or of episodes (`fixed_length`) that the sum is divided by. With
+            the number of the whole batch, the losses of its parts (micro-batches, ranks) add up to the
+            batch's loss. If gradients are averaged over ranks instead of added, pass it divided by the number
+            of ranks.
+        num_threads: The number of threads of the C++ version; `torch.get_num_threads()` if None. It does not
+            change any bit of the result.
 
     Returns:
         The loss, the tokens' losses and the metrics.
@@ -97,7 +104,7 @@ def grpo_loss(
         InputError: An argument is not as described, or `VRTHINKER_KERNELS` names a version that cannot run.
 
     Source: the paper's GRPO stage, section 3 (clip 0.2, KL weight 0.01, mean over an episode's sampled
-    tokens); equations and aggregations: `reference.py`.
+    tokens). Equations and aggregations are in `reference.py`.
     """
     _check_tensors(policy_logprobs, old_logprobs, ref_logprobs, advantages, loss_mask, episode_offsets)
     _check_numbers(clip_low, clip_high, kl_weight, aggregation, fixed_length, normalizer, num_threads)
@@ -204,7 +211,7 @@ def _check_numbers(
 
 
 def _check_offsets(offsets: torch.Tensor, tokens: int) -> None:
-    """On a CPU only: elsewhere it would wait for the device."""
+    """Checks offsets on a CPU only, because on a GPU it would wait for the device."""
     first, last = int(offsets[0]), int(offsets[-1])
     if first != 0 or last != tokens:
         raise InputError(
@@ -236,10 +243,10 @@ def _grpo_loss_op(
     normalizer: float,
     num_threads: int,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Loss, token losses, gradient without its scale, scale, metrics."""
+    """Returns the loss, token losses, the gradient without its scale, the scale and the metrics."""
     device = policy.device
     version = choose_version("grpo_loss", {**native_obstacles(device), "triton": triton_obstacle(device)})
-    # DLPack takes no tensor that requires grad.
+    # DLPack does not accept tensors that require a gradient.
     policy, old, advantages = policy.detach(), old.detach(), advantages.detach()
     ref = None if ref is None else ref.detach()
     inputs: tuple[Any, ...] = (policy, old, ref, advantages, mask, offsets)
@@ -302,7 +309,7 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: tuple[torch.Tensor
 
 def _backward(ctx: Any, grad_loss: torch.Tensor, *_grads: object) -> tuple[torch.Tensor | None, ...]:
     gradient, scale = ctx.saved_tensors
-    # The number of inputs that get none is the op's, less the policy's logprobs.
+    # The op's 12 other inputs get no gradient.
     return ((gradient * (grad_loss * scale)).to(ctx.policy_dtype), *(None,) * 12)
 
 

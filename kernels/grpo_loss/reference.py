@@ -14,10 +14,10 @@ The loss of the batch is `scale * sum(weight * loss)` over the learned tokens:
 | `episode_mean` | 1 / learned tokens of the token's episode | episodes with a learned token |
 | `fixed_length` | 1 | episodes * fixed_length |
 
-An episode without a learned token has no mean: `episode_mean` leaves it out of the number of episodes.
-`fixed_length` counts every episode, since its divisor is to depend on nothing that was sampled.
-`normalizer` replaces the first factor of 1 / scale, the number of tokens or of episodes. A batch without
-learned tokens has loss 0. Tokens that are not learned count nowhere, whatever they hold (NaN, infinity).
+An episode without a learned token has no mean, and `episode_mean` does not count it. `fixed_length` counts
+every episode, because its divisor must not depend on anything that was sampled. `normalizer` replaces the
+first factor of 1 / scale, the number of tokens or of episodes. A batch without learned tokens has loss 0.
+Tokens that are not learned are never used, whatever they hold (NaN, infinity).
 
 Source: Shao et al., DeepSeekMath (arXiv 2402.03300), eq. 3 and 4; `fixed_length`: Liu et al., Understanding
 R1-Zero-Like Training (arXiv 2503.20783); two clip bounds: Yu et al., DAPO (arXiv 2503.14476).
@@ -32,7 +32,7 @@ import torch
 Aggregation = Literal["token_mean", "episode_mean", "fixed_length"]
 
 METRICS = ("ratio/mean", "ratio/max", "clip/low", "clip/high", "clip/total", "kl/ref")
-"""What the metrics vector holds, in this order."""
+"""The names of the entries of the metrics vector, in order."""
 
 
 def grpo_loss_reference(
@@ -50,12 +50,12 @@ def grpo_loss_reference(
     fixed_length: int | None = None,
     normalizer: float | None = None,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The loss, differentiable by autograd. Arguments as `op.grpo_loss` takes them, unchecked.
+    """The loss, differentiable by autograd. The arguments are those of `op.grpo_loss`, unchecked.
 
     Returns:
-        The loss (float32 scalar), the tokens' losses (float32 `[tokens]`, 0 where not learned, without
-        gradient), and the metrics (float32 `[6]`, in the order of `METRICS`, without gradient; `kl/ref` is
-        0 without `ref_logprobs`).
+        The loss (float32 scalar), the tokens' losses (float32 `[tokens]`, 0 for tokens that are not learned,
+        without gradient), and the metrics (float32 `[6]`, in the order of `METRICS`, without gradient;
+        `kl/ref` is 0 without `ref_logprobs`).
     """
     policy, old, advantage = _learned(policy_logprobs, old_logprobs, advantages, loss_mask, episode_offsets)
     ratio = torch.exp(policy - old)
@@ -78,7 +78,7 @@ def grpo_loss_reference(
         sums = torch.stack([torch.where(loss_mask, ratio, 0).sum(), low.sum(), high.sum(), k3.sum()])
         mean, low_share, high_share, kl = (sums / tokens.clamp(min=1)).unbind()
         largest = torch.cat([torch.where(loss_mask, ratio, 0), ratio.new_zeros(1)]).max()
-        # Of no tokens: nothing moved, nothing was clipped.
+        # Without tokens, the ratios are 1 and nothing is clipped.
         mean, largest = (torch.where(tokens == 0, 1.0, value) for value in (mean, largest))
         metrics = torch.stack([mean, largest, low_share, high_share, low_share + high_share, kl])
     return loss, token_loss.detach(), metrics
@@ -98,14 +98,14 @@ def grpo_gradient_reference(
 ) -> torch.Tensor:
     """The gradient of every token's own loss with respect to its policy logprob, in closed form.
 
-    Inside the clip range (bounds included) it is `-ratio * A`. Outside, the smaller branch decides: all of it
-    where the unclipped one is smaller, nothing where the clipped one is, and half of it where the two
-    products are equal in float32 (autograd's convention for `torch.minimum`). To it comes
-    `kl_weight * (1 - exp(ref - policy))`. It is what autograd gives for `grpo_loss_reference`, but for a
-    clipped token whose ratio overflows: 0 here, 0 * infinity = NaN there.
+    Inside the clip range (bounds included) the gradient is `-ratio * A`. Outside, it depends on the smaller
+    of the two products: it is `-ratio * A` if that is the unclipped one, 0 if that is the clipped one, and
+    half of `-ratio * A` if they are equal in float32 (autograd's convention for `torch.minimum`). The KL term
+    adds `kl_weight * (1 - exp(ref - policy))`. This equals autograd's gradient of `grpo_loss_reference`,
+    except for a clipped token whose ratio overflows: the gradient is 0 here, and 0 * infinity = NaN there.
 
     Returns:
-        float32 `[tokens]`, 0 where not learned.
+        The gradient, float32 `[tokens]`, 0 for tokens that are not learned.
     """
     policy, old, advantage = _learned(policy_logprobs, old_logprobs, advantages, loss_mask, episode_offsets)
     ratio = torch.exp(policy - old)
@@ -128,7 +128,7 @@ def weights_and_scale(
     fixed_length: int | None,
     normalizer: float | None,
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Every token's weight (float32 `[tokens]`, 0 where not learned) and the scale (float32 scalar)."""
+    """Every token's weight (float32 `[tokens]`, 0 for unlearned tokens) and the scale (float32 scalar)."""
     episodes = episode_offsets.numel() - 1
     weight = loss_mask.float()
     if aggregation == "token_mean":
@@ -148,7 +148,7 @@ def weights_and_scale(
 
 
 def _episode_of_token(episode_offsets: torch.Tensor, tokens: int) -> torch.Tensor:
-    """int64 `[tokens]`: how many episodes have ended at or before a token."""
+    """The number of episodes that end at or before each token, int64 `[tokens]`."""
     positions = torch.arange(tokens, device=episode_offsets.device)
     ended = torch.bucketize(positions, episode_offsets[1:].contiguous(), right=True)
     return ended.clamp(max=max(episode_offsets.numel() - 2, 0))
@@ -161,7 +161,7 @@ def _learned(
     loss_mask: torch.Tensor,
     episode_offsets: torch.Tensor,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """The policy's and old logprobs and the advantages per token in float32, 0 where not learned."""
+    """The policy's and old logprobs and the advantages per token in float32, 0 for unlearned tokens."""
     if advantages.numel() != loss_mask.numel():
         advantages = advantages[_episode_of_token(episode_offsets, loss_mask.numel())]
     policy, old = policy_logprobs.float(), old_logprobs.float()

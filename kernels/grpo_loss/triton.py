@@ -1,10 +1,11 @@
 """`grpo_loss` in Triton: three launches, none of which waits for the host.
 
-Learned tokens per episode; one pass over the logprobs that leaves a row of sums per tile; one program that
-adds the rows up in their order, so equal inputs give equal bits. Imported only where it runs.
+The first counts the learned tokens per episode. The second passes over the logprobs and writes a row of sums
+per tile. The third is one program that adds the rows in order, so that equal inputs give equal bits. This
+module is imported only where it runs.
 
-Exponentials are Triton's: on a GPU a few units in the last place off, where C++ and CUDA are within one or
-two.
+Exponentials are Triton's. On a GPU they are off by a few units in the last place; those of C++ and CUDA by
+one or two.
 """
 
 # Triton's decorator and its device functions have no types.
@@ -20,7 +21,7 @@ import triton.language as tl
 
 _TILE = 1024
 _SUMS = 8
-"""Loss, ratio, KL, learned tokens, clipped low, clipped high, largest ratio; one is not used."""
+"""A row's sums: loss, ratio, KL, learned tokens, clipped low, clipped high, largest ratio; one is unused."""
 
 _AGGREGATIONS = {"token_mean": 0, "episode_mean": 1, "fixed_length": 2}
 EPISODE_MEAN = tl.constexpr(1)
@@ -29,9 +30,9 @@ TOKEN_MEAN = tl.constexpr(0)
 
 @triton.jit(do_not_specialize=["tokens"])
 def count_kernel(mask, mask_stride, offsets, offset_stride, learned, tokens, TILE: tl.constexpr):
-    """Learned tokens of one episode."""
+    """Counts the learned tokens of one episode."""
     episode = tl.program_id(0).to(tl.int64)
-    # Clamped: offsets are data that nobody has checked.
+    # The offsets are clamped, because nothing has checked them.
     begin = tl.minimum(tl.maximum(tl.load(offsets + episode * offset_stride), 0), tokens)
     end = tl.minimum(tl.maximum(tl.load(offsets + (episode + 1) * offset_stride), 0), tokens)
     count = tl.zeros([TILE], tl.int32)
@@ -72,7 +73,7 @@ def loss_kernel(
     TILE: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """One tile of tokens: losses, gradients, a row of sums."""
+    """Computes the losses, the gradients and a row of sums of one tile of tokens."""
     tile = tl.program_id(0).to(tl.int64)
     at = tile * TILE + tl.arange(0, TILE)
     inside = at < tokens
@@ -80,7 +81,7 @@ def loss_kernel(
     weight = tl.where(used, 1.0, 0.0)
     advantage_at = at
     if PER_EPISODE or AGGREGATION == EPISODE_MEAN:
-        # How many episodes have ended at or before each token, by bisection.
+        # The number of episodes that end at or before each token is found by bisection.
         low = tl.zeros([TILE], tl.int64)
         high = tl.zeros([TILE], tl.int64) + (episodes - 1)
         for _ in range(search_steps):
@@ -94,7 +95,7 @@ def loss_kernel(
         if AGGREGATION == EPISODE_MEAN:
             count = tl.load(learned + low, mask=used, other=1)
             weight = weight / tl.maximum(count, 1).to(tl.float32)
-    # What is not learned is never read.
+    # Tokens that are not learned are never read.
     p = tl.load(policy + at * policy_stride, mask=used, other=0).to(tl.float32)
     o = tl.load(old + at * old_stride, mask=used, other=0).to(tl.float32)
     advantage = tl.load(advantages + advantage_at * advantage_stride, mask=used, other=0)
@@ -127,7 +128,7 @@ def loss_kernel(
     tl.store(row + 3, tl.sum(used.to(tl.float32), 0))
     tl.store(row + 4, tl.sum((used & below & (advantage < 0)).to(tl.float32), 0))
     tl.store(row + 5, tl.sum((used & above & (advantage > 0)).to(tl.float32), 0))
-    # A maximum may pass over NaN; the sum does not.
+    # A maximum may ignore NaN; the sum does not.
     tl.store(row + 6, tl.max(ratio, 0))
 
 
@@ -146,7 +147,7 @@ def finish_kernel(
     TILE: tl.constexpr,
     SUMS: tl.constexpr,
 ):
-    """Adds up the rows and the episodes that count; writes the scalars."""
+    """Adds the rows, counts the episodes with learned tokens, and writes the scalars."""
     lane = tl.arange(0, TILE)
     total_loss = tl.zeros([TILE], tl.float64)
     total_ratio = tl.zeros([TILE], tl.float64)
@@ -215,7 +216,7 @@ def grpo_loss_triton(
     fixed_length: int,
     normalizer: float,
 ) -> None:
-    """Fills the five outputs from checked inputs; see `op.py` for what they are."""
+    """Fills the five outputs from checked inputs. `op.py` explains them."""
     tokens, episodes = policy.shape[0], offsets.shape[0] - 1
     tiles = triton.cdiv(tokens, _TILE)
     how = _AGGREGATIONS[aggregation]
@@ -276,7 +277,7 @@ def grpo_loss_triton(
 
 
 def _entry(kernel: Any, choice: dict[str, Any]) -> tuple[Any, dict[str, str], dict[str, Any]]:
-    """A kernel to compile ahead of time; policy, old and reference logprobs in three dtypes."""
+    """A kernel to compile ahead of time, with policy, old and reference logprobs in three dtypes."""
     pointers = {
         "policy": "*bf16",
         "ref": "*fp16",
@@ -306,4 +307,4 @@ AOT: list[tuple[Any, dict[str, str], dict[str, Any]]] = [
     for kernel in (count_kernel, loss_kernel, finish_kernel)
     for way, per_episode, has_ref in ((0, False, False), (1, True, True), (2, True, False))
 ]
-"""What is compiled ahead of time in the tests: kernel, argument types, constants."""
+"""Kernels that tests compile ahead of time, with argument types and constants."""

@@ -1,8 +1,8 @@
-"""What `vrthinker bench patchify` compares, on fresh random frames.
+"""The comparisons of `vrthinker bench patchify`, on fresh random frames.
 
-Every result is the reference's bit for bit, the Hugging Face processor's too. Each call allocates its
-output, as the engine's calls do; so beside the yardstick (a copy into memory that was touched before)
-stands a copy into fresh memory, which page faults slow down likewise.
+Every result is bit-equal to the reference's, also the Hugging Face processor's. Each call allocates its
+output, as the engine's calls do. For this reason, besides the usual copy into memory that was touched before,
+a copy into fresh memory is timed, which page faults slow down in the same way.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ FRESH_COPY = "copy_ into fresh memory"
 
 @dataclass(frozen=True)
 class Case:
-    """One size to measure: a model's patch layout, and how many frames of which size."""
+    """One case to measure: a model's patch layout, and the number and size of the frames."""
 
     name: str
     frames: int
@@ -57,13 +57,13 @@ CASES = (
 
 
 def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
-    """One function per case, which makes the case's frames from `seed` on `device` when it is called."""
+    """Yields a function per case, which makes the case's frames from `seed` on `device` when it is called."""
     for case in CASES:
         yield partial(compare, case, device, seed)
 
 
 def compare(case: Case, device: str, seed: int) -> Comparison:
-    """A case with its frames: the reference, the op, and on a CPU the Hugging Face processor's code."""
+    """A case with its competitors: the reference, the op, and on a CPU the Hugging Face processor's code."""
     generator = torch.Generator().manual_seed(seed)
     shape = (case.frames, case.height, case.width, 3)
     frames = torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator).to(device)

@@ -1,8 +1,9 @@
-"""`patchify`, the op: checks its arguments, picks a version, is known to `torch.library`.
+"""The op `patchify`. It checks its arguments, picks a version, and is registered with `torch.library`.
 
-Registered as `vrthinker::patchify` with a fake implementation, so `torch.compile(fullgraph=True)` and
-`opcheck` see it. It has no gradient: bytes have none. Every argument is checked before anything is
-allocated or written; a message names the op, what was got and what is wanted.
+The op is registered as `vrthinker::patchify` with a fake implementation, so that
+`torch.compile(fullgraph=True)` and `opcheck` work. It has no gradient, because its input is bytes. Every
+argument is checked before anything is allocated or written. A message names the op, what was got and what is
+wanted.
 """
 
 from __future__ import annotations
@@ -31,23 +32,23 @@ def patchify(
 ) -> torch.Tensor:
     """Normalises resized frames and lays them out as the rows that a Qwen vision tower takes.
 
-    Equal, bit for bit in float32, to `pixel_values` of the Hugging Face Qwen2-VL image processor (PIL
+    In float32 the result is bit-equal to `pixel_values` of the Hugging Face Qwen2-VL image processor (PIL
     backend, `do_resize=False`). `reference.py` is the specification.
 
     Args:
-        frames: uint8 `[n, height, width, 3]`, RGB, any strides, on a CPU or a CUDA device; height and
-            width are multiples of `patch_size * merge_size`. n may be 0.
-        patch_size: Side of a patch in pixels (Qwen2.5-VL 14, Qwen3-VL 16).
-        merge_size: Side, in patches, of the block that becomes one token (2).
-        temporal_patch_size: How many copies of the frame a patch holds (2).
-        mean: Per channel, of values scaled to 0..1.
-        std: Per channel, likewise; above 0.
-        out_dtype: float32 or bfloat16.
-        num_threads: For the C++ version; `torch.get_num_threads()` when None.
+        frames: The frames, uint8 `[n, height, width, 3]`, RGB, any strides, on a CPU or a CUDA device. Height
+            and width are multiples of `patch_size * merge_size`. n may be 0.
+        patch_size: The side of a patch in pixels (Qwen2.5-VL 14, Qwen3-VL 16).
+        merge_size: The side, in patches, of the block that becomes one token (2).
+        temporal_patch_size: The number of copies of the frame in a patch (2).
+        mean: The mean of each channel, for values scaled to 0..1.
+        std: The standard deviation of each channel, for values scaled to 0..1; above 0.
+        out_dtype: The dtype of the result, float32 or bfloat16.
+        num_threads: The number of threads of the C++ version; `torch.get_num_threads()` if None.
 
     Returns:
-        `[n * (height / patch_size) * (width / patch_size), 3 * temporal_patch_size * patch_size**2]`,
-        contiguous, on the frames' device.
+        The patches, `[n * (height / patch_size) * (width / patch_size), 3 * temporal_patch_size *
+        patch_size**2]`, contiguous, on the frames' device.
 
     Raises:
         InputError: An argument is not as described, or `VRTHINKER_KERNELS` names a version that

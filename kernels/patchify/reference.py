@@ -1,10 +1,10 @@
 """The specification of `patchify`: what the Hugging Face Qwen2-VL image processor does after resizing.
 
 Qwen2.5-VL (patch 14) and Qwen3-VL (patch 16) both take frames as rows of flattened patches. The rows of a
-frame come in merge blocks, so that the `merge_size`^2 patches that become one token stand together; a
-still frame fills its `temporal_patch_size` slots with copies of itself. The arithmetic is the processor's,
-step by step, so that float32 results are equal bit for bit: v * (1/255) in double, rounded to float32,
-minus the mean and divided by the deviation in float32. bfloat16 is that value rounded to nearest even.
+frame come in merge blocks, so that the `merge_size`^2 patches that become one token are adjacent. A still
+frame is repeated to fill its `temporal_patch_size` slots. The arithmetic follows the processor's step by
+step, so that float32 results are bit-equal: v * (1/255) in double, rounded to float32, minus the mean and
+divided by the deviation in float32. A bfloat16 result is that value rounded to nearest even.
 """
 
 from __future__ import annotations
@@ -27,18 +27,18 @@ def patchify_reference(
     """Normalises frames and lays them out as patches.
 
     Args:
-        frames: uint8 `[n, height, width, 3]`, any strides; height and width are multiples of
+        frames: The frames, uint8 `[n, height, width, 3]`, any strides. Height and width are multiples of
             `patch_size * merge_size`.
-        patch_size: Side of a patch, in pixels.
-        merge_size: Side, in patches, of the block that becomes one token.
-        temporal_patch_size: How many copies of the frame a patch holds.
-        mean: Per channel, of values scaled to 0..1.
-        std: Per channel, likewise.
-        out_dtype: float32 or bfloat16.
+        patch_size: The side of a patch in pixels.
+        merge_size: The side, in patches, of the block that becomes one token.
+        temporal_patch_size: The number of copies of the frame in a patch.
+        mean: The mean of each channel, for values scaled to 0..1.
+        std: The standard deviation of each channel, for values scaled to 0..1.
+        out_dtype: The dtype of the result, float32 or bfloat16.
 
     Returns:
-        `[n * (height / patch_size) * (width / patch_size), 3 * temporal_patch_size * patch_size**2]` on
-        the frames' device. Columns run over (channel, copy, y, x).
+        The patches, `[n * (height / patch_size) * (width / patch_size), 3 * temporal_patch_size *
+        patch_size**2]`, on the frames' device. Columns run over (channel, copy, y, x).
     """
     n, height, width, channels = frames.shape
     rescaled = (frames.to(torch.float64) * (1.0 / 255.0)).to(torch.float32)

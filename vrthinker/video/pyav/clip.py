@@ -201,7 +201,7 @@ def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
 
 
 def orientation_of(frame: Any) -> Orientation:
-    """Reads the display matrix of a decoded frame. Turns by other than multiples of 90 degrees are ignored."""
+    """Reads the display matrix of a decoded frame. Turns that are not multiples of 90 degrees are ignored."""
     data = frame.side_data.get(SideDataType.DISPLAYMATRIX)
     if data is None:
         return Orientation()
