@@ -72,7 +72,7 @@ def boundary(window: int) -> tuple[list[tuple[int, int]], int]:
 
 
 def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
-    """Yields a function per case (see `vrthinker.kernels.measure`), except those that need too much memory."""
+    """Yields a function per case (see `vrthinker.kernels.measure`), except those too large for memory."""
     batches = (1, 8, 64) if device == "cuda" else (1, 4)
     for batch in batches:
         for window in (1, 2):
