@@ -1,1 +1,1 @@
-"""The thinking-with-image procedure: rounds, tool calls, verdicts. No tensor library in here."""
+"""The thinking-with-images procedure: rounds, tool calls, verdicts. It uses no tensor library."""

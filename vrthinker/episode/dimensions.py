@@ -1,7 +1,7 @@
-"""What is judged and in which words: dimensions, preferences, judgments, per-dataset names.
+"""The dimensions of a judgment, preferences, judgments, and the names of the dimensions per dataset.
 
-The four codes are fixed (method section 1). Their names and explanations differ by dataset and only
-reach the model through the prompt.
+The four codes are fixed (method section 1). Their names and explanations differ by dataset. The model knows
+them only from the prompt.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from vrthinker.errors import InputError
 
 
 class Dimension(enum.StrEnum):
-    """What a judgment is about. Order is the order of the answer line."""
+    """The dimensions of a judgment, in the order of the answer line."""
 
     TA = "TA"
     """Alignment with the text."""
@@ -29,19 +29,19 @@ class Dimension(enum.StrEnum):
 
 
 class Preference(enum.IntEnum):
-    """Which video is better."""
+    """The preference for one of the two videos, or a tie."""
 
     TIE = 0
     VIDEO_1 = 1
     VIDEO_2 = 2
 
     def swapped(self) -> Preference:
-        """The same preference after the two videos change places."""
+        """The same preference if the two videos change places."""
         return Preference((0, 2, 1)[self])
 
 
 class Confidence(enum.IntEnum):
-    """How sure the model says it is (`CF`)."""
+    """The model's statement of its confidence (`CF`)."""
 
     HIGH = 1
     MIDDLE = 2
@@ -49,7 +49,7 @@ class Confidence(enum.IntEnum):
 
 
 class Judgments(BaseModel):
-    """One preference per dimension: what an answer says."""
+    """The content of an answer: one preference per dimension."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
@@ -63,7 +63,7 @@ class Judgments(BaseModel):
         return {dimension.value: int(getattr(self, dimension.value)) for dimension in Dimension}
 
     def swapped(self) -> Judgments:
-        """The same judgments after the two videos change places."""
+        """The same judgments if the two videos change places."""
         return Judgments(**{d.value: getattr(self, d.value).swapped() for d in Dimension})
 
 
@@ -145,15 +145,15 @@ DATASETS: Mapping[str, tuple[DimensionText, ...]] = {
         ),
     ),
 }
-"""Dataset -> the four dimensions as its annotators knew them (method section 1). GenAI-Bench has
-only an overall label; its other three dimensions take VideoGen-Reward's wording, so that the model
-still thinks them through."""
+"""Dataset -> the four dimensions as its annotators knew them (method section 1). GenAI-Bench has only an
+overall label. Its other three dimensions have VideoGen-Reward's wording, so that the model still considers
+them."""
 
 DEFAULT_DATASET = "videogen-reward"
 
 
 def dimension_texts(dataset: str | None) -> tuple[DimensionText, ...]:
-    """The four dimensions' names and explanations for a dataset (None: the default one).
+    """The four dimensions' names and explanations for a dataset (None: the default dataset).
 
     Raises:
         InputError: The dataset is unknown.

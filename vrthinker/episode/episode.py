@@ -1,7 +1,7 @@
-"""One episode as a state machine: what to ask the engine next, what to make of what it wrote.
+"""One episode as a state machine, which decides what to ask the engine next and reads what the engine wrote.
 
-It holds no engine and runs no loop (`runner.py` does), so that many episodes can advance together and a
-trainer can fork groups. Invariant: the only source of what is live or expired is the visibility record.
+It has no engine and no loop (those are in `runner.py`), so that many episodes can advance together and a
+trainer can fork groups. Invariant: what is live or expired comes only from the visibility record.
 """
 
 from __future__ import annotations
@@ -46,11 +46,11 @@ from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, 
 
 @dataclass(frozen=True)
 class EpisodeItem:
-    """What to judge: an id, a caption, and how to open its workspace (called once, maybe in a thread).
+    """An item to judge: an id, a caption, and a function that opens its workspace (once, maybe in a thread).
 
-    `first_frames` are shown first instead of `EpisodeSettings.initial_frames` evenly spaced ones. With
-    `group_seeds`, one episode is sampled per seed, and they share the first input: it is decoded, encoded and
-    prefilled once. `seed` does nothing then.
+    `first_frames` are shown first, instead of `EpisodeSettings.initial_frames` evenly spaced frames. With
+    `group_seeds`, one episode is sampled per seed, and `seed` is not used. The episodes share the first
+    input, which is decoded, encoded and prefilled once.
     """
 
     id: str
@@ -63,20 +63,21 @@ class EpisodeItem:
 
     @property
     def n_episodes(self) -> int:
-        """How many episodes it becomes."""
+        """The number of its episodes."""
         return 1 if self.group_seeds is None else len(self.group_seeds)
 
     def members(self) -> list[EpisodeItem]:
-        """The items of the single episodes, with their seeds."""
+        """The items of the single episodes, each with its seed."""
         if self.group_seeds is None:
             return [self]
         return [replace(self, seed=seed, group_seeds=None) for seed in self.group_seeds]
 
 
 def episode_seed(seed: int, item_id: str) -> int:
-    """The seed of one item of many: equal for equal ids, so that order and batch do not matter.
+    """The seed of one item of many. It depends on the item's id, so that order and batch do not matter.
 
-    With one seed for all, every episode would draw the same random numbers, and errors would go together.
+    With one seed for all items, every episode would draw the same random numbers, and their errors would be
+    correlated.
     """
     digest = hashlib.sha256(f"{seed}:{item_id}".encode("utf-8", "surrogatepass")).digest()
     return int.from_bytes(digest[:6], "big")
@@ -84,7 +85,7 @@ def episode_seed(seed: int, item_id: str) -> int:
 
 @dataclass
 class _Received:
-    """A round that was read and is not filed yet."""
+    """A round that was read and is not recorded yet."""
 
     result: RoundResult
     text: str
@@ -94,7 +95,7 @@ class _Received:
 
 @dataclass
 class Episode:
-    """An episode under way. Call `first_input`, then `enter_round` and `receive` in turn."""
+    """An episode in progress. Call `first_input`, then `enter_round` and `receive` in turn."""
 
     item: EpisodeItem
     workspace: Workspace
@@ -124,11 +125,11 @@ class Episode:
 
     @property
     def visibility(self) -> VisibilityRecord:
-        """What was live, round by round."""
+        """The record of what was live in each round."""
         return self._visibility
 
     def first_input(self, *, decode: bool = True) -> tuple[Message, ...]:
-        """X: the messages that open the session. Decodes the first frames, unless told not to.
+        """The first input X: the messages that open the session. The first frames are decoded if `decode`.
 
         Raises:
             VideoError: A first frame does not decode.
@@ -148,7 +149,7 @@ class Episode:
         return self._first
 
     def enter_round(self) -> tuple[RoundVisibility, tuple[Message, ...], RoundLimits]:
-        """Opens the next round: what it sees, the messages it adds, how it is sampled."""
+        """Opens the next round. Returns what it sees, the messages that it adds, and its sampling limits."""
         entry = self._visibility.enter()
         form = None
         if self.settings.guided:
@@ -167,7 +168,7 @@ class Episode:
         """Reads a round. Afterwards either `outcome` is set, or `show_outcome` must be called.
 
         Returns:
-            The frames to decode before the next round; None where there are none.
+            The frames to decode before the next round; None if there are none.
         """
         if not all(map(math.isfinite, result.logprobs or ())):
             error = result.error or "the engine returned logprobs that are not finite"
@@ -213,7 +214,7 @@ class Episode:
         self._record(self._pending)
 
     def fail(self, stop_reason: StopReason, reason: str) -> None:
-        """Ends the episode without a verdict. Keeps the round under way, if its text was received."""
+        """Ends the episode without a verdict. The current round is recorded if its text was received."""
         if self._received is not None:
             self._record(())
         self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=clean(reason))
@@ -250,7 +251,7 @@ class Episode:
         return None
 
     def _last_confidence(self) -> int | None:
-        """A final answer without CF keeps the confidence of the last recommended answer."""
+        """The confidence of the last recommended answer, which a final answer without CF keeps."""
         for record in reversed(self._rounds):
             if record.recommendation is not None and record.recommendation.confidence is not None:
                 return record.recommendation.confidence
@@ -273,7 +274,7 @@ class Episode:
         )
 
     def _record(self, outcome_messages: tuple[Message, ...]) -> None:
-        """Files the round that was just received."""
+        """Records the round that was just received."""
         assert self._received is not None
         entry, result, parsed = self._visibility.rounds[-1], self._received.result, self._received.parsed
         recommendation = parsed.ending.recommendation if isinstance(parsed.ending, ToolRequest) else None

@@ -1,9 +1,9 @@
 """Guided rounds: the grammar as a constraint on sampling.
 
-For models that do not hold the form by themselves (a base model before cold start, the random
-checkpoint of the demo). The model still writes its snapshot and thoughts freely and still chooses every
-judgment, whether to look again, and at which frames; only the scaffolding is forced. Guided sampling is
-a different policy from free sampling: never train on it.
+Guided rounds are for models that do not keep to the grammar by themselves (a base model before cold start, a
+random checkpoint). Such a model still writes its snapshot and thoughts freely, and chooses every judgment,
+whether to look again, and at which frames. Only the rest is forced. Guided sampling is a different policy
+from free sampling: never train on it.
 """
 
 from __future__ import annotations
@@ -12,17 +12,18 @@ from vrthinker.engine.base import Choice, Form, Free
 from vrthinker.episode.dimensions import Dimension
 
 _FORCED_TOKENS = 160
-"""Room kept for the forced parts of a round, generous enough for a small vocabulary."""
+"""Number of tokens reserved for the forced parts of a round, enough even for a small vocabulary."""
 
 
 def round_form(*, n_frames: int, frames_per_call: int, last_round: bool, max_tokens: int) -> Form:
-    """The form of one round; in the last one the only ending is a final answer.
+    """The form of one round. The last round can only end with a final answer.
 
     Args:
-        n_frames: N, so that only frames that exist can be asked for.
-        frames_per_call: How many frame numbers a tool call names (duplicates may make it show fewer).
+        n_frames: N, the number of frames in the workspace: only existing frames can be requested.
+        frames_per_call: The number of frame numbers in a tool call. (Duplicates may make it show fewer
+            frames.)
         last_round: Whether the round must end with a final answer.
-        max_tokens: The round's token limit; snapshot and think share what the forced parts leave.
+        max_tokens: The round's token limit. Snapshot and think share what remains after the forced parts.
     """
     room = max(2, max_tokens - _FORCED_TOKENS - 4 * frames_per_call)
     opening: Form = (

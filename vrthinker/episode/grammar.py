@@ -1,4 +1,4 @@
-"""The grammar of a round: text in, a typed parse with spans and reasons out.
+"""The grammar of a round: parses a text into typed elements with spans, and reasons for failures.
 
 A round is, in this order (method section 2)::
 
@@ -7,15 +7,15 @@ A round is, in this order (method section 2)::
     or
     <snapshot>…</snapshot> <think>…</think> <answer>TA=1, VQ=1, MQ=0, OA=1</answer>
 
-Tags are read without regard to case and inner spaces; `<final answer>` is `<answer>`.
+Tags are read without regard to case and inner spaces. `<final answer>` is read as `<answer>`.
 
-Invariants: parsing never raises, whatever the text. Every departure from the form is a `ParseFailure`
-with a reason and the span where it was seen. A `FinalAnswer` comes out only if the round holds exactly
-one complete answer element, outside every other element, and no tool call beside it; so nothing
-ambiguous becomes a verdict. A round whose ending is sound but whose form is not (say, no snapshot)
-keeps its ending and lists its failures: use `well_formed` for the format reward and the filters. An answer or
-a call that is not in the right form, but can mean one thing only, is read and counted as a repair
-(`repairs.py`); docs/rounds.md shows what is well formed, what is repaired, and what stays unread.
+Invariants: parsing never raises, whatever the text. Every departure from the form is a `ParseFailure` with a
+reason and the span where it was found. A parse has a `FinalAnswer` only if the round has exactly one complete
+answer element, outside every other element, and no tool call beside it, so that nothing ambiguous becomes a
+verdict. If only the ending is in the right form (for instance because the snapshot is missing), the ending is
+kept and the failures are listed: use `well_formed` for the format reward and the filters. An answer or a call
+that is not in the right form, but has only one possible meaning, is read and counted as a repair
+(`repairs.py`). docs/rounds.md shows what is well formed, what is repaired, and what stays unread.
 """
 
 from __future__ import annotations
@@ -29,29 +29,29 @@ from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Prefe
 from vrthinker.episode.repairs import RepairKind, loose_json, loose_pairs
 
 MAX_TOOL_CALL_CHARS = 16_384
-"""A tool call longer than this is refused before it reaches the JSON parser."""
+"""The most characters of a tool call. A longer call is refused before it reaches the JSON parser."""
 
 
 class Span(NamedTuple):
-    """Half-open character range in the round's text."""
+    """A range of characters in the round's text; the end is exclusive."""
 
     start: int
     end: int
 
 
 class FailureReason(enum.StrEnum):
-    """Why a round departs from the form."""
+    """The reasons why a round departs from the form."""
 
     MISSING_SNAPSHOT = "missing_snapshot"
     MISSING_THINK = "missing_think"
     MISSING_RECOMMENDATION = "missing_recommendation"
-    """A tool call without a recommended answer before it."""
+    """There is a tool call without a recommended answer before it."""
     MISSING_CONFIDENCE = "missing_confidence"
-    """A recommended answer without CF."""
+    """There is a recommended answer without CF."""
     NO_ENDING = "no_ending"
-    """Neither an answer nor a tool call."""
+    """There is neither an answer nor a tool call."""
     TWO_ENDINGS = "two_endings"
-    """More than one answer or tool call, or both: which one is meant is not decidable."""
+    """There is more than one answer or tool call, or both, and it cannot be decided which is meant."""
     UNCLOSED_TAG = "unclosed_tag"
     STRAY_CLOSING_TAG = "stray_closing_tag"
     NESTED_TAG = "nested_tag"
@@ -67,9 +67,9 @@ class ParseFailure:
     """One departure from the form.
 
     Attributes:
-        reason: What kind.
-        span: Where, in characters of the round's text.
-        message: One line for a person.
+        reason: The kind of departure.
+        span: The place, in characters of the round's text.
+        message: A description in one line.
     """
 
     reason: FailureReason
@@ -79,11 +79,11 @@ class ParseFailure:
 
 @dataclass(frozen=True)
 class Repair:
-    """Something that was not in the right form and was read in the one way that is possible.
+    """Something that was not in the right form and was read in the only possible way.
 
     Attributes:
-        kind: What it was.
-        span: The element that it stands in, in characters of the round's text.
+        kind: The kind of departure.
+        span: The element that it is in, in characters of the round's text.
     """
 
     kind: RepairKind
@@ -92,7 +92,7 @@ class Repair:
 
 @dataclass(frozen=True)
 class Element:
-    """One tag pair. `span` covers the tags, `content` what is between them."""
+    """One pair of tags. `span` includes the tags, `content` is what is between them."""
 
     tag: str
     span: Span
@@ -101,7 +101,7 @@ class Element:
 
 @dataclass(frozen=True)
 class Answer:
-    """A recommended or final answer's judgments, with the confidence if it has one."""
+    """A recommended or final answer's judgments, and its confidence, if it has one."""
 
     judgments: Judgments
     confidence: Confidence | None
@@ -110,16 +110,17 @@ class Answer:
 
 @dataclass(frozen=True)
 class FinalAnswer:
-    """The round ends the episode."""
+    """The ending of a round that ends the episode."""
 
     answer: Answer
 
 
 @dataclass(frozen=True)
 class ToolCall:
-    """A syntactically sound call: a name and a JSON object of arguments.
+    """A call with correct syntax: a name and a JSON object of arguments.
 
-    The name is None where only arguments were written; the registry runs the call if one tool takes them.
+    The name is None if only arguments were written. The registry runs such a call if exactly one tool takes
+    them.
     """
 
     name: str | None
@@ -128,7 +129,7 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolRequest:
-    """The round asks for a tool. A call that is not sound is carried as a failure, for the tool to answer."""
+    """The ending of a round that calls a tool. A call with incorrect syntax is a failure."""
 
     call: ToolCall | ParseFailure
     span: Span
@@ -137,14 +138,15 @@ class ToolRequest:
 
 @dataclass(frozen=True)
 class ParsedRound:
-    """What a round's text says.
+    """The parse of a round's text.
 
     Attributes:
         snapshot: The snapshot element, if there is exactly one.
         think: The think element, if there is exactly one.
-        ending: What the round asks for, or why that cannot be told.
-        failures: Every departure from the form, in order of position; empty in a well-formed round.
-        repairs: What was read although it was not in the right form; empty in a well-formed round.
+        ending: What the round ends with, or the reason why that cannot be decided.
+        failures: The departures from the form, in order of position; empty in a well-formed round.
+        repairs: The parts that were read although they were not in the right form; empty in a well-formed
+            round.
     """
 
     snapshot: Element | None
@@ -155,7 +157,7 @@ class ParsedRound:
 
     @property
     def well_formed(self) -> bool:
-        """Tags, order, answer syntax and tool syntax are all as the form wants."""
+        """Whether tags, order, answer syntax and tool syntax are all in the right form."""
         return not self.failures and not self.repairs
 
 
@@ -168,9 +170,10 @@ _TAG_NAMES = {
     "tool_call": "tool_call",
 }
 _TAG = re.compile(
-    # Possessive (`+` after the quantifier): long runs of blanks must not be tried in every split.
+    # The quantifiers are possessive (a `+` after them), so that long runs of blanks are not tried in every
+    # split.
     r"<\s*+(?P<close>/?+)\s*+"
-    # ASCII letters only: without (?a:...), ignoring case lets the long s or the Kelvin sign stand for them.
+    # Only ASCII letters match: without (?a:...), ignoring case would accept the long s and the Kelvin sign.
     r"(?P<name>(?a:snapshot|think|answer|tool_call)|(?a:recommend)\s*+(?a:answer)|(?a:final)\s*+(?a:answer))"
     r"\s*+>",
     re.IGNORECASE,
@@ -180,7 +183,7 @@ _PAIR = re.compile(r"\s*+([A-Za-z]{2})\s*+=\s*+([0-9])\s*+")
 
 
 def _scan(text: str) -> tuple[list[Element], list[ParseFailure]]:
-    """Splits a text into non-nested elements; everything that is not one is a failure."""
+    """Splits a text into non-nested elements. Everything else is a failure."""
     elements: list[Element] = []
     failures: list[ParseFailure] = []
     opened: tuple[str, Span] | None = None
@@ -226,10 +229,11 @@ def _nested(outer: str, name: str, closes: bool, span: Span) -> ParseFailure:
 
 
 def _hidden_inside(outer: str, tags: list[tuple[str, bool, Span]]) -> list[ParseFailure]:
-    """The tags inside a closed element that are more than a mention.
+    """The failures for tags inside a closed element, except mere mentions of a tag.
 
-    A thought may speak of a tag ("I shall write <answer> soon"): in a snapshot or a thought that is closed, a
-    tag without its counterpart in there is text. A whole element in there could be an answer that was meant.
+    A thought may mention a tag ("I shall write <answer> soon"): in a closed snapshot or thought, a tag
+    without its counterpart is text. A whole element in there could be an answer that was meant, and is a
+    failure.
     """
     if outer in ("snapshot", "think"):
         opened: set[str] = set()
@@ -254,9 +258,9 @@ def parse_answer(
 
     Args:
         text: The round's text.
-        content: What lies between the answer's tags.
-        span: The whole element.
-        repairs: Gains what had to be repaired; see `repairs.py` for what can be.
+        content: The span of the text between the answer's tags.
+        span: The span of the whole element.
+        repairs: A list that repairs are added to (see `repairs.py`).
     """
     inside = text[content.start : content.end]
     pairs: list[tuple[str, int]] = []
@@ -289,12 +293,12 @@ def parse_answer(
 
 
 def parse_tool_call(raw: str, span: Span, repairs: list[Repair] | None = None) -> ToolCall | ParseFailure:
-    """Reads `{"name": …, "arguments": {…}}`. Hostile JSON comes back as a failure, never as an error.
+    """Reads `{"name": …, "arguments": {…}}`. Hostile JSON is returned as a failure and never raises.
 
     Args:
-        raw: What lies between the call's tags.
-        span: The whole element.
-        repairs: Gains what had to be repaired; see `repairs.py` for what can be.
+        raw: The text between the call's tags.
+        span: The span of the whole element.
+        repairs: A list that repairs are added to (see `repairs.py`).
     """
     if len(raw) > MAX_TOOL_CALL_CHARS:
         return _bad_call(span, f"got {len(raw)} characters, allowed: up to {MAX_TOOL_CALL_CHARS}")
@@ -325,7 +329,7 @@ def _bad_call(span: Span, problem: str) -> ParseFailure:
 
 
 def _name_and_arguments(data: object) -> tuple[object, object]:
-    """A call's parts: a name of None where only arguments were written, (0, None) where it is no call."""
+    """A call's name and arguments: None as the name if it has only arguments; (0, None) for no call."""
     if not isinstance(data, dict) or not data:
         return 0, None
     if "name" in data:
@@ -336,7 +340,7 @@ def _name_and_arguments(data: object) -> tuple[object, object]:
 def _ending(
     text: str, found: dict[str, list[Element]], failures: list[ParseFailure], repairs: list[Repair]
 ) -> FinalAnswer | ToolRequest | ParseFailure:
-    """Decides what the round asks for; adds the failures and repairs that deciding brings to light."""
+    """Decides what the round ends with, and adds the failures and repairs that are found on the way."""
     recommendation: Answer | None = None
     if found["recommend"]:
         element = found["recommend"][0]
@@ -379,7 +383,7 @@ def _ending(
 
 
 def parse_round(text: str) -> ParsedRound:
-    """Parses one round's text. Never raises; see the module's docstring for what it promises."""
+    """Parses one round's text. It never raises; the module's docstring states the invariants."""
     elements, failures = _scan(text)
     found: dict[str, list[Element]] = {name: [] for name in _ORDER}
     for element in elements:
@@ -397,7 +401,7 @@ def parse_round(text: str) -> ParsedRound:
         if rank < before:
             message = f"<{element.tag}> comes too late"
             failures.append(ParseFailure(FailureReason.WRONG_ORDER, element.span, message))
-    # A nested or unclosed tag can hide a second answer: with one of them about, no ending is sure.
+    # A nested or unclosed tag can hide a second answer, so that no ending is certain.
     hidden = [f for f in failures if f.reason in (FailureReason.NESTED_TAG, FailureReason.UNCLOSED_TAG)]
     repairs: list[Repair] = []
     ending = _ending(text, found, failures, repairs)

@@ -1,12 +1,13 @@
 """Prompts: jinja2 templates rendered into messages of text and frame segments.
 
-Three templates make every prompt: `system.jinja`, `first_input.jinja`, `outcome.jinja`. The package
-ships defaults; a checkpoint's folder or a user may bring others, so that a checkpoint trained with
-another wording runs with that wording.
+Every prompt is made from three templates: `system.jinja`, `first_input.jinja` and `outcome.jinja`. The
+package has defaults. A checkpoint's folder or a user may give others, so that a checkpoint trained with
+another wording is used with that wording.
 
-Templates are untrusted (they come with checkpoints): `template_language.py` says what they may do. Captions
-are untrusted too, so where a frame goes is marked by NUL-delimited marks, which no caption can hold
-because NULs are removed from it, and engines encode all text without reading special tokens in it.
+Templates are untrusted, because they come with checkpoints: `template_language.py` says what they may do.
+Captions are untrusted too. The place of a frame is marked by NUL characters around its number. No caption can
+contain such a mark, because NULs are removed from it, and engines encode all text without reading special
+tokens in it.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ _MARK = re.compile("\0(\\d{1,9})\0")
 
 @dataclass(frozen=True)
 class PromptFrame:
-    """A frame as templates see it: print `image` where the frame goes."""
+    """A frame as templates see it: they print `image` at the place of the frame."""
 
     frame_number: int
     video: int
@@ -39,13 +40,13 @@ class PromptFrame:
 
     @property
     def image(self) -> str:
-        """The mark that becomes the frame."""
+        """The mark that is replaced by the frame."""
         return f"\0{self.frame_number}\0"
 
 
 @dataclass(frozen=True)
 class PromptContext:
-    """What every template may use."""
+    """The values that every template may use."""
 
     n_frames: int
     n_frames_1: int
@@ -60,7 +61,7 @@ class PromptTemplates:
     """The three templates, compiled once.
 
     Raises:
-        InputError: A template is missing, not valid jinja2, or uses what prompts may not
+        InputError: A template is missing, is not valid jinja2, or uses something that is not allowed
             (`template_language.py`).
     """
 
@@ -74,7 +75,7 @@ class PromptTemplates:
 
     @classmethod
     def load(cls, folder: Path | None = None) -> PromptTemplates:
-        """Reads templates from a folder; the package's default stands in for each that is missing there."""
+        """Reads templates from a folder. For each missing one, the package's default is used."""
         sources = {}
         for name in TEMPLATE_NAMES:
             path = (folder or DEFAULT_TEMPLATES) / f"{name}.jinja"
@@ -93,14 +94,14 @@ class PromptTemplates:
 
     @property
     def digest(self) -> str:
-        """SHA-256 of the wording, for records that must not mix wordings."""
+        """The SHA-256 of the templates, for records that must not mix wordings."""
         import hashlib
 
         joined = "\0".join(self.sources[name] for name in TEMPLATE_NAMES)
         return hashlib.sha256(joined.encode()).hexdigest()
 
     def save(self, folder: Path) -> None:
-        """Writes the templates where `load` reads them."""
+        """Writes the templates to a folder, from which `load` can read them."""
         folder.mkdir(parents=True, exist_ok=True)
         for name, source in self.sources.items():
             (folder / f"{name}.jinja").write_text(source, "utf-8")
@@ -114,7 +115,7 @@ class PromptTemplates:
         *,
         last_round: bool,
     ) -> tuple[Message, ...]:
-        """X = [V, T] (method section 2): the system message and the task with the first frames.
+        """The first input X = [V, T] (method section 2): the system message and the task with frames.
 
         Raises:
             InputError: The caption is too long, or a template fails to render.
@@ -137,15 +138,15 @@ class PromptTemplates:
         note: str | None = None,
         last_round: bool,
     ) -> Message:
-        """The tool outcome o_t as a message. Frames without a segment leave only their label (p = 0).
+        """The tool outcome o_t as a message. Of frames without a segment only the label appears (p = 0).
 
         Args:
-            context: What every template may use.
+            context: The values that every template may use.
             frames: The frames that are shown.
             segments: The frames that the next round sees, by number.
-            error: Why nothing is shown; None where something is.
-            note: What is not shown although it was asked for. A template that does not print `note` (one from
-                before there were notes) has it put in front of its own text.
+            error: The reason why no frame is shown; None if frames are shown.
+            note: The note about requested frames that are not shown. If the template does not print `note`
+                (because it is older than notes), the note is put in front of the template's text.
             last_round: Whether the next round is the last one.
         """
         extra = {
@@ -167,7 +168,7 @@ class PromptTemplates:
         extra: Mapping[str, Any],
         segments: Mapping[int, FrameSegment],
     ) -> Message:
-        # Plain data only: a template may call what it is given by attribute.
+        # Templates get plain data only, because they may access the attributes of their values.
         values = {
             **vars(context),
             "dimensions": [dimension.model_dump() for dimension in context.dimensions],
@@ -184,7 +185,7 @@ DEFAULT_TEMPLATES = Path(__file__).parent / "templates"
 
 
 def clean(text: str) -> str:
-    """Removes NULs (they delimit frame marks) and makes lone surrogates printable."""
+    """Removes NULs, which delimit frame marks, and makes lone surrogates printable."""
     return text.replace("\0", "").encode("utf-8", "replace").decode("utf-8")
 
 

@@ -1,13 +1,13 @@
-"""Readings of answers and tool calls that are not in the right form but can mean one thing only.
+"""Readings of answers and tool calls that are not in the right form, but have only one possible meaning.
 
-Models write answers over several lines, with semicolons or full-width commas, and calls as the bare
-arguments, in a code fence, or with a comma too many. Where exactly one reading is possible, the round is read
-that way and each departure is counted as a *repair*: it is shown in the record and on the page, and a round
-with repairs runs but is not well formed, so it earns no format reward. Whatever could mean two things stays
-unread.
-`docs/rounds.md` has the table of examples, which is also the test.
+Models write answers over several lines, with semicolons or full-width commas, and calls as bare arguments, in
+a code fence, or with a trailing comma. If exactly one reading is possible, the round is read that way, and
+each departure is counted as a *repair*, which the record and the page show. An episode goes on after a round
+with repairs, but such a round is not well formed, so it earns no format reward. Anything ambiguous stays
+unread. `docs/rounds.md` has a table of examples, which a test checks.
 
-Invariant: nothing here raises, whatever the text, and no reading adds something that the text does not say.
+Invariant: no text causes another error than those that the functions document, and no reading adds anything
+that the text does not say.
 """
 
 from __future__ import annotations
@@ -19,28 +19,28 @@ from typing import Any
 
 
 class RepairKind(enum.StrEnum):
-    """What was not in the right form and was read all the same."""
+    """The kinds of departures from the form that are read nevertheless."""
 
     SEPARATOR = "separator"
-    """Judgments are separated by semicolons or line ends, or a separator stands at an end."""
+    """Judgments are separated by semicolons or line ends, or there is a separator at an end."""
     ASSIGNMENT = "assignment"
-    """A colon stands for the equals sign."""
+    """There is a colon instead of the equals sign."""
     WIDE_CHARACTERS = "wide_characters"
-    """Full-width punctuation or digits stand for ASCII ones."""
+    """There are full-width punctuation or digits instead of ASCII ones."""
     WORDED_VALUE = "worded_value"
     """A value is spelled out: `Video 1`, `tie`."""
     TRAILING_PERIOD = "trailing_period"
     """A full stop ends the answer."""
     BARE_ARGUMENTS = "bare_arguments"
-    """A call has arguments and no name; it is read if exactly one tool takes them."""
+    """A call has arguments, but no name. It is read if exactly one tool takes them."""
     ARGUMENTS_AS_TEXT = "arguments_as_text"
     """A call's arguments are a string that holds JSON."""
     CODE_FENCE = "code_fence"
-    """A call stands in a Markdown code fence."""
+    """A call is inside a Markdown code fence."""
     SINGLE_QUOTES = "single_quotes"
-    """A call has single quotes where JSON has double ones."""
+    """A call has single quotes instead of JSON's double quotes."""
     TRAILING_COMMA = "trailing_comma"
-    """A comma stands before a closing bracket."""
+    """There is a comma before a closing bracket."""
 
 
 _WIDE = str.maketrans(
@@ -53,13 +53,13 @@ _FENCE = re.compile(r"```(?:json|JSON)?+\s*+(.*?)\s*+```", re.DOTALL)
 
 
 def loose_pairs(content: str) -> tuple[list[tuple[str, int]], frozenset[RepairKind]] | None:
-    """Reads an answer's judgments, with what had to be repaired.
+    """Reads an answer's judgments, and the repairs that this needs.
 
     Args:
         content: The text between an answer's tags.
 
     Returns:
-        (code, value) pairs in order, and the repairs; None where the text has no such reading.
+        The (code, value) pairs in order, and the repairs; None if the text cannot be read as judgments.
     """
     repairs = set()
     text = content.translate(_WIDE)
@@ -91,7 +91,7 @@ def loose_pairs(content: str) -> tuple[list[tuple[str, int]], frozenset[RepairKi
 
 
 def loose_json(raw: str) -> tuple[object, frozenset[RepairKind]]:
-    """Reads JSON, with what had to be repaired.
+    """Reads JSON, and the repairs that this needs.
 
     Args:
         raw: The text between a call's tags, of bounded length.
@@ -100,8 +100,8 @@ def loose_json(raw: str) -> tuple[object, frozenset[RepairKind]]:
         The value and the repairs.
 
     Raises:
-        ValueError: The text has no such reading, or one of its objects names a key twice.
-        RecursionError: It is nested too deeply.
+        ValueError: The text cannot be read as JSON, or one of its objects has a key twice.
+        RecursionError: The text is nested too deeply.
     """
     try:
         return _strict(raw), frozenset()
@@ -133,7 +133,7 @@ def _strict(text: str) -> object:
 
 
 def _without_trailing_commas(text: str) -> str:
-    """The text without commas that stand right before a closing bracket, outside strings."""
+    """The text without commas just before a closing bracket, outside strings."""
     kept: list[str] = []
     in_string = escaped = False
     for character in text:

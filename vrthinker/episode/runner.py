@@ -1,11 +1,11 @@
-"""The one loop: engine x workspaces -> trajectories.
+"""The loop that runs episodes on an engine and yields trajectories.
 
-Episodes advance independently: as soon as one's round is read and its frames are decoded, its next
-round is submitted, while others are still being written. Clips open and frames decode on threads, so
-that an engine with work in hand does not wait for pixels. A failure ends its own episode, never the
-run, whatever was raised and by whom: it comes out as a trajectory without judgments, or as the error that
-kept the item from starting. What nobody foresaw is logged with its traceback besides. Only an error of the
-iterable of items, and a request to stop, end the run.
+Episodes advance independently: as soon as an episode's round is read and its frames are decoded, its next
+round is submitted, while others are still being written. Clips are opened and frames decoded in threads, so
+that the engine does not wait for pixels while it has work. A failure of any kind ends only its own episode.
+It is returned as a trajectory without judgments, or as the error that kept the item from starting. Unexpected
+errors are also logged with their traceback. Only an error of the iterable of items, or a request to stop,
+ends the run.
 """
 
 from __future__ import annotations
@@ -32,9 +32,9 @@ _LOOK_UP_SECONDS = 0.01
 
 @dataclass(frozen=True)
 class Finished:
-    """One episode's end: a trajectory, or the error that kept it from starting.
+    """The result of one episode: a trajectory, or the error that kept it from starting.
 
-    `item` is the episode's own: of a group, each member's with its seed.
+    `item` is the item of the single episode. In a group, it has the member's seed.
     """
 
     item: EpisodeItem
@@ -46,13 +46,13 @@ class EpisodeRunner:
     """Runs episodes on an engine.
 
     Args:
-        engine: What writes the rounds.
-        settings: Limits, window, sampling.
-        templates: Prompts; the package's by default.
+        engine: The engine that writes the rounds.
+        settings: The limits, the window and the sampling.
+        templates: The prompts; the package's by default.
         tools: The tool registry; `select_frames` by default.
-        concurrency: Most episodes under way at once; the engine's `max_sessions` by default.
-        decode_ahead: Decode frames before the engine is shown them. False for an engine that reads no pixels:
-            nothing is decoded then, and a damaged frame is not noticed.
+        concurrency: The most episodes in progress at once; the engine's `max_sessions` by default.
+        decode_ahead: Whether frames are decoded before the engine is shown them. If False, for an engine that
+            reads no pixels, nothing is decoded, and a damaged frame is not noticed.
     """
 
     def __init__(
@@ -74,9 +74,9 @@ class EpisodeRunner:
         self._busy = False
 
     def run(self, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
-        """Yields items as they finish (not in order). Takes items lazily, as room frees up.
+        """Yields items as they finish (not in order). Items are taken when there is room for them.
 
-        Closing the generator early closes the sessions under way.
+        Closing the generator early closes its sessions.
         """
         if self._busy:
             raise EngineError(
@@ -109,13 +109,13 @@ class EpisodeRunner:
 
 
 class _Loop:
-    """State of one `run`: which episodes open, decode, or are being written."""
+    """The state of one `run`: the episodes that are being opened, decoded or written."""
 
     def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem]) -> None:
         self.runner, self.items = runner, items
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="vrthinker-decode")
         self.opening: dict[Future[tuple[list[Episode], tuple[Message, ...]]], EpisodeItem] = {}
-        self.waiting: EpisodeItem | None = None  # a group that does not fit in yet
+        self.waiting: EpisodeItem | None = None  # a group that there is no room for yet
         self.decoding: dict[Future[None], tuple[Session, Episode]] = {}
         self.writing: dict[int, tuple[Session, Episode]] = {}
         self.sessions: dict[int, Session] = {}
@@ -131,7 +131,8 @@ class _Loop:
             yield from self._take_items()
             yield from self._advance_decodes(block=not self.writing)
             if self.writing:
-                # While something decodes, look up now and then: it should join the batch when it is ready.
+                # While frames are decoded, the loop checks now and then whether an episode can join the
+                # batch.
                 timeout = _LOOK_UP_SECONDS if self.opening or self.decoding else None
                 yield from self._collect(timeout)
             elif not self.under_way and self.exhausted and self.waiting is None:
@@ -142,7 +143,7 @@ class _Loop:
             results = self.runner.engine.collect(timeout)
             if not results and timeout is None:
                 raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
-        except BaseException as error:  # whatever it was, it ends the episodes that wait for the engine
+        except BaseException as error:  # any error ends the episodes that wait for the engine
             reason = _reason_of(error, f"{len(self.writing)} rounds under way")
             for session, episode in list(self.writing.values()):
                 del self.writing[session.id]
@@ -196,7 +197,7 @@ class _Loop:
         return episodes, first_input
 
     def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
-        """Moves what has been decoded on to the engine; with `block`, waits until something has."""
+        """Submits episodes whose frames are decoded. With `block`, waits until there is one."""
         waiting: list[Future[Any]] = [*self.opening, *self.decoding]
         done, _ = wait(waiting, timeout=None if block else 0, return_when=FIRST_COMPLETED)
         for opened in [future for future in self.opening if future in done]:
@@ -221,7 +222,7 @@ class _Loop:
             memory = self.runner.settings.memory
             sessions.append(engine.open(first_input, seed=members[0].seed, memory=memory))
             if len(members) > 1:
-                # The first input is computed here, once; the other members get copies.
+                # The first input is computed once, here. The other members get copies.
                 sessions += engine.fork(sessions[0], [member.seed for member in members[1:]])
         except BaseException as error:
             reason = _reason_of(error, f"item {item.id!r}")
@@ -268,7 +269,7 @@ class _Loop:
     def _failed(
         self, session: Session, episode: Episode, error: VRThinkerError, *, decoding: bool = False
     ) -> Finished:
-        """Ends an episode without a verdict. What a reader said while decoding is a matter of the video."""
+        """Ends an episode without a verdict. With `decoding`, the video is to blame."""
         stop = stop_reason_of(error)
         if decoding and stop not in (StopReason.MACHINE_ERROR, StopReason.INTERNAL_ERROR):
             stop = StopReason.VIDEO_ERROR
@@ -295,7 +296,7 @@ class _Loop:
 
 
 def _reason_of(error: BaseException, during: str) -> VRThinkerError:
-    """The error with its one line; what nobody foresaw is logged with its traceback."""
+    """The error as one line. An unexpected error is logged with its traceback."""
     reason = as_reason(error)
     if isinstance(reason, UnexpectedError):
         _logger.error("%s: %s", during, reason, exc_info=error)

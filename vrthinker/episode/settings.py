@@ -1,8 +1,8 @@
-"""Settings of an episode, and what a checkpoint's folder says about how it wants to be asked.
+"""Settings of an episode, and the settings that a checkpoint's folder contains.
 
-A checkpoint carries its own wording and sizes: `vrthinker.json` (a `JudgeSettings`) and, beside it, a
-folder `vrthinker_prompts/` of jinja2 templates. Either may be missing; then the package's defaults
-hold, which are the paper's settings.
+A checkpoint has its own prompts and sizes: `vrthinker.json` (a `JudgeSettings`) and, beside it, a folder
+`vrthinker_prompts/` of jinja2 templates. If either is missing, the package's defaults are used, which are the
+paper's settings.
 """
 
 from __future__ import annotations
@@ -27,27 +27,28 @@ SYNTHETIC_COMMENT = "vrthinker synthetic world"
 
 
 class EpisodeSettings(BaseModel):
-    """How one judgment runs (method sections 2, 3 and 6). Defaults are the paper's; *ours* is marked."""
+    """The settings of one judgment (method sections 2, 3 and 6). Defaults are the paper's, or "ours"."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     initial_frames: int = Field(8, ge=2, le=256)
-    """N_in, frames of the first input, half of them from each video."""
+    """N_in, the number of frames of the first input, half of them from each video."""
     retrieved_frames: int = Field(8, ge=1, le=256)
     """N_ex, the most frames that one tool call may show."""
     window: int | None = Field(1, ge=0)
-    """p, how many rounds a retrieved frame stays visible; null keeps it to the end."""
+    """p, the number of rounds for which a retrieved frame stays visible; null keeps it to the end."""
     memory: MemoryMode = "rerender"
-    """How expired frames leave the context: `rerender` (the paper's), `evict`, or `renumber` (inference
-    only). A policy is used in the mode in which it was trained; docs/memory.md says what differs."""
+    """How expired frames are removed from the context: `rerender` (the paper's), `evict`, or `renumber`
+    (inference only). A policy is used in the mode in which it was trained; docs/memory.md says how the modes
+    differ."""
     max_rounds: int = Field(6, ge=1, le=64)
-    """Ours: the last round is told to answer."""
+    """Ours: the most rounds. The last round is told to answer."""
     max_round_tokens: int = Field(512, ge=1, le=32768)
     """Ours: the most tokens that one round may write."""
     temperature: float = Field(0.0, ge=0.0, le=10.0)
-    """0 is greedy, as in the paper's evaluation."""
+    """The sampling temperature; 0 is greedy, as in the paper's evaluation."""
     top_p: float = Field(1.0, gt=0.0, le=1.0)
-    """Nucleus mass; 1 keeps every token."""
+    """The nucleus mass; 1 keeps every token."""
 
     @field_validator("temperature")
     @classmethod
@@ -57,34 +58,34 @@ class EpisodeSettings(BaseModel):
         return value
 
     guided: bool = False
-    """Ours: constrain each round to the grammar (for models that do not hold the form by themselves)."""
+    """Ours: force each round into the grammar, for models that do not keep to it by themselves."""
     max_fps: float | None = Field(None, gt=0.0)
-    """Number at most so many frames a second of each clip; null numbers all of them."""
+    """The most frames per second of each clip that are numbered; null numbers all of them."""
     tolerate_truncation: bool = False
-    """Judge a clip that breaks half-way on the frames before the break."""
+    """If a clip breaks half-way, judge the frames before the break."""
 
 
 class JudgeSettings(BaseModel):
-    """What a checkpoint's `vrthinker.json` holds."""
+    """The content of a checkpoint's `vrthinker.json`."""
 
     model_config = ConfigDict(frozen=True, extra="forbid")
 
     schema_version: Literal[1] = 1
     resize: ResizeSettings = ResizeSettings()
-    """Frame sizes; patch and merge size must be the model's."""
+    """The frame sizes. Patch size and merge size must be the model's."""
     episode: EpisodeSettings = EpisodeSettings()
-    """Settings that the checkpoint was trained with."""
+    """The settings that the checkpoint was trained with."""
     dataset: DatasetName = DEFAULT_DATASET
-    """Whose names and explanations of the dimensions the prompt takes when a pair names none."""
+    """The dataset whose names and explanations of the dimensions the prompt uses if a pair has no dataset."""
     note: str | None = None
-    """One line about the checkpoint that every verdict's reader should see."""
+    """A line about the checkpoint that is added to every verdict."""
     clips: Literal["any", "synthetic"] = "any"
-    """What it was trained to judge. `synthetic`: the package's synthetic world; a verdict about other clips
-    carries a note that says so."""
+    """The clips that it was trained to judge. With `synthetic` (the package's synthetic world), a verdict
+    about other clips has a note that says so."""
 
 
 def load_judge_settings(folder: Path) -> JudgeSettings | None:
-    """Reads a checkpoint folder's `vrthinker.json`; None where there is none.
+    """Reads a checkpoint folder's `vrthinker.json`; None if there is none.
 
     Raises:
         InputError: The file is too large, not JSON, or has an unknown or ill-typed key.

@@ -1,15 +1,15 @@
-"""The part of jinja2 that prompt templates may use: enough for wording, too little to do harm.
+"""The part of jinja2 that prompt templates may use: enough for prompts, too little to do harm.
 
-Templates come with checkpoints, so they are untrusted. jinja2's sandbox keeps them from Python's insides
-but not from running for hours or filling the memory, and it lets them call any public method of what they
-are given. So templates are checked against a list of allowed constructs before they are compiled, and they
-are given plain data only (strings, numbers, lists, dicts).
+Templates come with checkpoints, so they are untrusted. jinja2's sandbox blocks Python's internals, but it
+does not stop a template from running for hours or filling the memory, and it lets a template call any public
+method of the values that it is given. For that reason templates are checked against a list of allowed
+constructs before they are compiled, and they are given plain data only (strings, numbers, lists, dicts).
 
-Allowed: text, `{{ … }}`, `{% if %}`, `{% for %}` over the lists that prompts have (not nested), tests for
+Allowed are text, `{{ … }}`, `{% if %}`, `{% for %}` over the lists that prompts have (not nested), tests for
 none and defined, comparisons, and/or/not, + and - of numbers, keys and attributes, and the filters below,
-whose arguments are checked too. Nothing can be called, set or included. Invariant: the steps of a render are
-bounded by the template's size times the length of one list; filters work within a budget of characters;
-what is written is bounded.
+whose arguments are checked too. Nothing can be called, set or included. Invariant: the number of steps of a
+render is at most the template's size times the length of one list; filters have a budget of characters; the
+length of the output is limited.
 """
 
 from __future__ import annotations
@@ -53,11 +53,11 @@ class PromptTemplate:
     """One compiled template.
 
     Args:
-        name: For messages.
+        name: The template's name, for messages.
         source: The template's text.
 
     Raises:
-        InputError: It is not valid jinja2, or uses what is not allowed.
+        InputError: The template is not valid jinja2, or uses something that is not allowed.
     """
 
     def __init__(self, name: str, source: str) -> None:
@@ -69,7 +69,7 @@ class PromptTemplate:
             self._template: Template = environment.from_string(source)
         except TemplateSyntaxError as error:
             raise self._error(f"line {error.lineno}: {error.message}") from None
-        except Exception as error:  # untrusted: Python's own compiler has limits too
+        except Exception as error:  # the template is untrusted, and Python's compiler has limits too
             raise self._error(f"cannot be compiled ({type(error).__name__}: {error})") from None
 
     def render(self, values: Mapping[str, Any]) -> str:
@@ -89,7 +89,7 @@ class PromptTemplate:
                     raise self._error(f"got over {MAX_RENDERED_CHARS} characters; write less")
         except InputError:
             raise
-        except Exception as error:  # untrusted: whatever it provokes is one line
+        except Exception as error:  # the template is untrusted and may provoke any error
             raise self._error(f"{type(error).__name__}: {error}") from None
         return "".join(parts)
 
@@ -99,11 +99,11 @@ class PromptTemplate:
 
 
 _budget: ContextVar[list[int]] = ContextVar("budget")
-"""Characters that filters may still work on in the render under way (renders run on several threads)."""
+"""The number of characters that filters may still process in the current render (in any thread)."""
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    # Unoptimised: the optimiser would run filters on literals while the template is compiled.
+    # The optimiser is off, because it would run filters on literals while the template is compiled.
     environment = _NumbersOnly(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -113,7 +113,7 @@ def _environment() -> ImmutableSandboxedEnvironment:
         finalize=_plain,
     )
     environment.globals.clear()
-    # jinja2's own tojson escapes for HTML; a prompt wants plain JSON.
+    # jinja2's own tojson escapes for HTML, but a prompt needs plain JSON.
     filters = {name: environment.filters[name] for name in FILTERS} | {"tojson": _to_json}
     environment.filters = {name: _counted(function) for name, function in filters.items()}
     environment.tests = {name: environment.tests[name] for name in TESTS}
@@ -134,14 +134,14 @@ def _counted(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def _plain(value: Any) -> Any:
     if isinstance(value, Undefined):
-        str(value)  # raises, and says which name
+        str(value)  # raises an error that says which name is undefined
     if not isinstance(value, str | int | float):
         raise TemplateError(f"a {type(value).__name__} cannot be printed; texts and numbers can")
     return value
 
 
 class _NumbersOnly(ImmutableSandboxedEnvironment):
-    """A sandbox where + and - are for numbers: adding texts could fill the memory."""
+    """A sandbox in which + and - accept only numbers, because adding texts could fill the memory."""
 
     intercepted_binops = frozenset(("+", "-"))
 

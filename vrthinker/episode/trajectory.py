@@ -1,9 +1,9 @@
-"""Trajectories: one episode's rounds as a versioned record, one JSON line each.
+"""Trajectories: versioned records of episodes, one JSON line each.
 
-A trajectory holds what a report, a reward and a training forward need, and no pixels: texts, the
-sampled ids with their logprobs (never re-tokenised), which frames were live in each round (copied from
-the visibility record), tool outcomes, and the verdict. Frames are references: file, frame index, time.
-A record that is written and read back is equal to the first.
+A trajectory has what a report, a reward and a training forward need, but no pixels: the texts, the sampled
+ids with their logprobs (never re-tokenised), the frames that were live in each round (copied from the
+visibility record), the tool outcomes, and the verdict. Frames are references: file, frame index, time. A
+record that is written and read again equals the original.
 """
 
 from __future__ import annotations
@@ -36,32 +36,32 @@ MAX_LINE_BYTES = 64 << 20
 
 
 class StopReason(enum.StrEnum):
-    """Why an episode ended. Only `ANSWERED` comes with judgments."""
+    """The reasons why an episode ended. Only `ANSWERED` comes with judgments."""
 
     ANSWERED = "answered"
     """A round gave a final answer."""
     ROUND_LIMIT = "round_limit"
-    """The last allowed round asked for frames instead of answering."""
+    """The last allowed round requested frames instead of answering."""
     TOKEN_LIMIT = "token_limit"
     """A round reached its token limit before its ending."""
     UNPARSEABLE = "unparseable"
     """A round has neither a readable answer nor a tool call, or more than one."""
     CONTEXT_LIMIT = "context_limit"
-    """The context would have outgrown the model."""
+    """The context reached the model's limit."""
     VIDEO_ERROR = "video_error"
-    """A frame that was asked for does not decode."""
+    """A requested frame does not decode."""
     ENGINE_ERROR = "engine_error"
     """The engine failed."""
     MACHINE_ERROR = "machine_error"
     """The machine ran out of something, such as memory."""
     INTERNAL_ERROR = "internal_error"
-    """Something failed that nobody foresaw; the log has the traceback."""
+    """An unexpected error occurred; the log has the traceback."""
     BAD_INPUT = "bad_input"
     """The item could not start: its caption, dataset or prompt template cannot be used."""
 
 
 def stop_reason_of(error: VRThinkerError) -> StopReason:
-    """The reason that an error gives for the end of its episode."""
+    """The stop reason of an episode that ended with an error."""
     kinds: tuple[tuple[type[VRThinkerError], StopReason], ...] = (
         (VideoError, StopReason.VIDEO_ERROR),
         (InputError, StopReason.BAD_INPUT),
@@ -79,7 +79,7 @@ _SELDOM = ("view", "note")
 
 
 class _Viewed(_Record):
-    """A record with fields that are written only where they say something, so that old readers go on."""
+    """A record with fields that are written only if they have a value, so that old readers still work."""
 
     @model_serializer(mode="wrap")
     def _without_the_usual(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
@@ -92,7 +92,7 @@ def _written_showings(showings: tuple[ShownFrame, ...]) -> list[list[Any]]:
 
 
 Showings = Annotated[tuple[ShownFrame, ...], PlainSerializer(_written_showings)]
-"""Written as [outcome, frame_number] for whole frames, with the region as third where one was shown."""
+"""Showings, written as [outcome, frame_number], or as [outcome, frame_number, region] for a region."""
 
 
 class VideoRecord(_Record):
@@ -110,7 +110,7 @@ class VideoRecord(_Record):
 
 
 class FrameRecord(_Viewed):
-    """Where a frame number of the workspace comes from, and how large it, or a region of it, was shown."""
+    """The origin of a frame number of the workspace, and the size at which it or a region of it was shown."""
 
     frame_number: int
     video: Literal[1, 2]
@@ -122,7 +122,7 @@ class FrameRecord(_Viewed):
 
     @property
     def label(self) -> str:
-        """The frame's number, with the region where only that was shown."""
+        """The frame's number, with the region if only a region was shown."""
         if self.view is None:
             return str(self.frame_number)
         top, left, bottom, right = self.view
@@ -130,7 +130,7 @@ class FrameRecord(_Viewed):
 
     @property
     def picture_id(self) -> str:
-        """A name for its picture, fit for a CSS class: equal pictures have equal names."""
+        """A name of its picture that can be a CSS class. Equal pictures have equal names."""
         return "-".join(map(str, (self.frame_number, *(self.view or ()))))
 
 
@@ -141,7 +141,7 @@ class TextRecord(_Record):
 
 
 class FrameSegmentRecord(_Viewed):
-    """A frame segment of a message; `frame_number` and `view` point into `Trajectory.frames`."""
+    """A frame segment of a message; `frame_number` and `view` refer to `Trajectory.frames`."""
 
     outcome: int
     frame_number: int
@@ -149,12 +149,12 @@ class FrameSegmentRecord(_Viewed):
 
     @property
     def shown(self) -> ShownFrame:
-        """The showing that stands there."""
+        """The showing of the segment."""
         return ShownFrame(self.outcome, self.frame_number, self.view)
 
 
 class MessageRecord(_Record):
-    """A turn the model did not write."""
+    """A turn that the model did not write."""
 
     role: Role
     segments: tuple[TextRecord | FrameSegmentRecord, ...]
@@ -183,7 +183,7 @@ class FailureRecord(_Record):
 
 
 class RepairRecord(_Record):
-    """Something that was not in the right form and was read in the one way that is possible."""
+    """Something that was not in the right form and was read in the only possible way."""
 
     kind: RepairKind
     start: int
@@ -198,7 +198,7 @@ class RecommendationRecord(_Record):
 
 
 class ToolRecord(_Viewed):
-    """What a tool call got back. `error` is null when frames were shown; `note` tells what was left out."""
+    """The outcome of a tool call. `error` is null if frames were shown; `note` names those that were not."""
 
     name: str | None
     frame_numbers: tuple[int, ...]
@@ -209,10 +209,10 @@ class ToolRecord(_Viewed):
 
 
 class RoundRecord(_Record):
-    """One round: what was visible, what was written, what came back.
+    """One round: what was visible, what was written, and the outcome.
 
-    `live` and `expired` are showings, copied from the visibility record.
-    `outcome_messages` are the messages that the next round's context gains.
+    `live` and `expired` are showings, copied from the visibility record. `outcome_messages` are the messages
+    that are added to the next round's context.
     """
 
     round_number: int
@@ -232,7 +232,7 @@ class RoundRecord(_Record):
 
     @property
     def well_formed(self) -> bool:
-        """No departure from the form, and nothing that had to be repaired."""
+        """Whether the round has no departure from the form, and no repairs."""
         return not self.failures and not self.repairs
 
     @model_serializer(mode="wrap")
@@ -244,7 +244,7 @@ class RoundRecord(_Record):
 
 
 class Outcome(_Record):
-    """How the episode ended. Judgments are null exactly when `reason` says why."""
+    """How the episode ended. If judgments are null, `reason` says why, and only then."""
 
     judgments: Judgments | None
     confidence: Confidence | None
@@ -283,33 +283,33 @@ class Trajectory(_Record):
 
     @property
     def tool_calls(self) -> int:
-        """Tool calls that showed frames."""
+        """The number of tool calls that showed frames."""
         return sum(1 for r in self.rounds if r.tool is not None and r.tool.error_kind is None)
 
     @property
     def frames_seen(self) -> tuple[int, ...]:
-        """Distinct frame numbers that were live in some round, ascending."""
+        """The distinct frame numbers that were live in some round, ascending."""
         return tuple(sorted({shown.frame_number for r in self.rounds for shown in r.live}))
 
     @property
     def prompt_tokens(self) -> int | None:
-        """Context tokens of all rounds; None where an engine did not count them."""
+        """The number of context tokens of all rounds; None if the engine did not count them."""
         return _sum_or_none([record.prompt_tokens for record in self.rounds])
 
     @property
     def sampled_tokens(self) -> int | None:
-        """Tokens that the engine wrote; None where it does not know them."""
+        """The number of tokens that the engine wrote; None if it does not know them."""
         ids = [record.token_ids for record in self.rounds]
         return _sum_or_none([None if round_ids is None else len(round_ids) for round_ids in ids])
 
     @property
     def repairs(self) -> int:
-        """How much of its rounds had to be repaired to be read."""
+        """The number of repairs in all rounds."""
         return sum(len(record.repairs) for record in self.rounds)
 
     @property
     def well_formed(self) -> bool:
-        """Every round has the right form (the format reward's condition, method section 4)."""
+        """Whether every round has the right form (the condition of the format reward, method section 4)."""
         return bool(self.rounds) and all(r.well_formed for r in self.rounds)
 
 
@@ -319,7 +319,7 @@ def _sum_or_none(counts: Sequence[int | None]) -> int | None:
 
 
 def dump_line(trajectory: Trajectory) -> str:
-    """A trajectory as one JSON line, newline included."""
+    """A trajectory as one JSON line, with its newline."""
     return trajectory.model_dump_json() + "\n"
 
 

@@ -1,1 +1,1 @@
-"""What people look at: tables on a terminal (pages and plots come here too)."""
+"""Reports for people: tables on a terminal, pages and plots."""

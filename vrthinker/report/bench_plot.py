@@ -1,4 +1,4 @@
-"""Rows of `vrthinker bench` as one picture: a panel per case, a bar per competitor."""
+"""The rows of `vrthinker bench` as one picture, with a panel per case and a bar per competitor."""
 
 from __future__ import annotations
 
@@ -11,11 +11,11 @@ from vrthinker.errors import InputError
 
 FORMATS = (".png", ".svg", ".pdf")
 _LOG_FROM = 30
-"""Panels whose slowest competitor takes so many times as long as the fastest have a logarithmic axis."""
+"""Ratio of the slowest to the fastest competitor from which a panel has a logarithmic axis."""
 
 
 def check_plot(path: Path) -> None:
-    """Says before the measuring what would keep `write_plot` from drawing.
+    """Checks, before anything is measured, that `write_plot` can draw.
 
     Raises:
         InputError: matplotlib is missing, or the file's ending names no format that is drawn.
@@ -30,8 +30,8 @@ def write_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:
     """Draws the median milliseconds of every competitor, with whiskers from p20 to p80.
 
     Args:
-        rows: Of `vrthinker.kernels.measure.measure`, at least one.
-        path: The picture; its ending is one of `FORMATS`.
+        rows: The rows of `vrthinker.kernels.measure.measure`, at least one.
+        path: The picture to write; its ending is one of `FORMATS`.
     """
     from matplotlib.figure import Figure
 

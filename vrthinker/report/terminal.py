@@ -1,6 +1,6 @@
 """Verdicts, episodes and progress on a terminal. Results go to stdout, everything else to stderr.
 
-Text that a model or a caption wrote is printed as text: no rich markup in it is read, control
+Text by a model or from a caption is printed as plain text: rich markup in it is not read, and control
 characters do not reach the terminal.
 """
 
@@ -30,12 +30,12 @@ _LISTED_FAILURES = 20
 
 
 def plain(text: str) -> str:
-    """Text without control characters (escape sequences would run on the terminal)."""
+    """The text without control characters, because escape sequences would control the terminal."""
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
 def print_verdict(trajectory: Trajectory, notes: Sequence[str]) -> None:
-    """Prints what an episode came to as a small table, with the notes that its reader should see."""
+    """Prints the verdict of an episode as a small table, with notes for its reader."""
     _print_table(Console(highlight=False), trajectory, notes)
 
 
@@ -58,12 +58,12 @@ def print_episode(trajectory: Trajectory, notes: Sequence[str]) -> None:
 
 
 def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]) -> None:
-    """Prints the judgments beside what is known to be true, and why it is.
+    """Prints the judgments beside the truth, and what was planted.
 
     Args:
-        judged: What the judge said; None where it gave no verdict.
-        truth: What is right.
-        facts: One line for each thing that was planted.
+        judged: The judge's judgments; None if it gave no verdict.
+        truth: The true judgments.
+        facts: A line for each planted event.
     """
     console = Console(highlight=False)
     table = Table(show_edge=False, pad_edge=False)
@@ -82,11 +82,11 @@ def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]
 
 
 class FileProgress(Progress):
-    """How far a pairs file is judged; the failures and counts at the end.
+    """The progress of judging a pairs file, with failures and counts at the end.
 
     Args:
-        total: Pairs in the file.
-        done: Pairs that were recorded before this run.
+        total: The number of pairs in the file.
+        done: The number of pairs that were recorded before this run.
     """
 
     def __init__(self, total: int, *, done: int) -> None:
@@ -103,13 +103,13 @@ class FileProgress(Progress):
         self.show("judging", self._count, self._total, line=line, every=max(1, self._total // 20))
 
     def wait(self, waiting: int) -> None:
-        """Says once that other processes hold what is left."""
+        """Writes once that other processes hold the remaining pairs."""
         if not self._waiting:
             self.say(f"waiting for {waiting} pairs that other processes are judging")
             self._waiting = True
 
     def summarise(self, records: list[VerdictRecord], out: Path, *, as_json: bool) -> int:
-        """Prints counts and failures; returns the exit code (1 if a pair has no verdict)."""
+        """Prints counts and failures, and returns the exit code (1 if a pair has no verdict)."""
         failed = [record for record in records if record.judgment is None]
         if as_json:
             import json
@@ -121,7 +121,7 @@ class FileProgress(Progress):
             }
             sys.stdout.write(json.dumps(summary, indent=2) + "\n")
             return 1 if failed else 0
-        console = Console(highlight=False, soft_wrap=True)  # a path in two lines cannot be copied
+        console = Console(highlight=False, soft_wrap=True)  # a path on two lines could not be copied
         overall = Counter(r.judgment["OA"] for r in records if r.judgment is not None)
         console.print(Text(f"{len(records) - len(failed)} verdicts in {out}"))
         if overall:
@@ -138,7 +138,7 @@ class FileProgress(Progress):
 
 
 def _wrapped(text: str, width: int) -> list[str]:
-    """A few lines of a round's text."""
+    """The first lines of a round's text."""
     return textwrap.wrap(plain(text).replace("\n", " "), max(20, width), max_lines=5, placeholder=" …")
 
 

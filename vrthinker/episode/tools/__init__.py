@@ -1,1 +1,1 @@
-"""The operations a round may call: one file an operation, the registry, and what they share."""
+"""The tools that a round may call, with one file per tool, their registry, and their common types."""

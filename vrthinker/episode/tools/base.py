@@ -1,8 +1,9 @@
-"""What every operation shares: what it may know, and what a call gets back.
+"""The common types of tools: what a tool may know, and the outcome of a call.
 
-A tool is a pydantic type for its arguments (the JSON schema in the prompt is generated from it, so the
-two cannot differ) and a function from arguments to an outcome. A bad call is the model's mistake, so
-it is data: a text outcome that says what was wrong, and the episode goes on (method section 2).
+A tool consists of a pydantic type for its arguments and a function from arguments to an outcome. The JSON
+schema in the prompt is generated from the type, so that the two cannot differ. A bad call is the model's
+mistake, not an error: its outcome is a text that says what was wrong, and the episode goes on (method section
+2).
 """
 
 from __future__ import annotations
@@ -18,15 +19,15 @@ from vrthinker.visibility import Region
 
 @dataclass(frozen=True)
 class ToolContext:
-    """What a tool may know of the episode.
+    """What a tool may know about the episode.
 
     Attributes:
-        n_frames: N, frames in the workspace (numbered 1..N).
-        max_frames: N_ex, how many frames one call may show.
-        n_frames_1: N1, of which the first ones are video 1's.
-        shown: Frame numbers that were shown in this episode before.
+        n_frames: N, the number of frames in the workspace (numbered 1..N).
+        max_frames: N_ex, the most frames that one call may show.
+        n_frames_1: N1, the number of frames of video 1, which come first.
+        shown: The frame numbers that were shown earlier in this episode.
         seed: The episode's seed.
-        call_number: 1-based count of the episode's calls, this one included.
+        call_number: The 1-based number of this call in the episode.
     """
 
     n_frames: int
@@ -38,7 +39,7 @@ class ToolContext:
 
 
 class ToolErrorKind(enum.StrEnum):
-    """Why a call showed nothing."""
+    """The reasons why a call shows nothing."""
 
     SYNTAX = "syntax"
     UNKNOWN_TOOL = "unknown_tool"
@@ -46,12 +47,12 @@ class ToolErrorKind(enum.StrEnum):
     NOTHING_ASKED = "nothing_asked"
     UNKNOWN_FRAME = "unknown_frame"
     TOO_MANY_FRAMES = "too_many_frames"
-    """In records of version 0.1.0 only: the frames up to the limit are shown since."""
+    """Only in records of version 0.1.0. Since then the frames up to the limit are shown."""
 
 
 @dataclass(frozen=True)
 class ToolError:
-    """A call that showed nothing; `message` is what the model is told."""
+    """The outcome of a call that shows nothing. The model is told `message`."""
 
     kind: ToolErrorKind
     message: str
@@ -59,12 +60,12 @@ class ToolError:
 
 @dataclass(frozen=True)
 class FramesShown:
-    """A call that shows frames.
+    """The outcome of a call that shows frames.
 
     Attributes:
-        frame_numbers: Distinct, ascending.
+        frame_numbers: The distinct frame numbers, ascending.
         view: The region of each frame that is shown; None for whole frames.
-        note: What was asked for and is not shown, and why, as the model is told; None where all is shown.
+        note: What the model is told about requested frames that are not shown; None if all are shown.
     """
 
     frame_numbers: tuple[int, ...]
@@ -76,7 +77,7 @@ ToolOutcome = FramesShown | ToolError
 
 
 class Tool(Protocol):
-    """One tool. `arguments_type` is the single source of its schema."""
+    """A tool. Its schema is generated from `arguments_type`."""
 
     name: str
     description: str

@@ -22,11 +22,11 @@ class ToolRegistry:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Registered names."""
+        """The names of the tools."""
         return tuple(self._tools)
 
     def schemas(self) -> list[dict[str, Any]]:
-        """The tools as JSON-schema function descriptions, the form Qwen's and OpenAI's prompts use."""
+        """The tools as JSON-schema function descriptions, in the form of Qwen's and OpenAI's prompts."""
         return [
             {
                 "type": "function",
@@ -40,7 +40,7 @@ class ToolRegistry:
         ]
 
     def execute(self, call: ToolCall | ParseFailure, context: ToolContext) -> ToolOutcome:
-        """Runs a call. Never raises on what the model wrote; see `ToolErrorKind` for what can be wrong."""
+        """Runs a call. A bad call never raises; its outcome is a `ToolError` with a `ToolErrorKind`."""
         if isinstance(call, ParseFailure):
             return ToolError(ToolErrorKind.SYNTAX, f"{call.message}.")
         if call.name is None:
@@ -57,7 +57,7 @@ class ToolRegistry:
         return tool.run(arguments, context)
 
     def _execute_bare(self, arguments: dict[str, Any], context: ToolContext) -> ToolOutcome:
-        """Runs arguments without a tool's name, if there is exactly one tool that takes them."""
+        """Runs a call without a tool's name, if exactly one tool takes its arguments."""
         takers: list[tuple[Tool, BaseModel]] = []
         for tool in self._tools.values():
             try:
@@ -73,7 +73,7 @@ class ToolRegistry:
 
 
 def _schema(arguments_type: type[BaseModel]) -> dict[str, Any]:
-    """JSON schema without pydantic's titles, which say nothing that the keys do not."""
+    """The JSON schema without pydantic's titles, which only repeat the keys."""
     schema = arguments_type.model_json_schema()
     schema.pop("title", None)
     schema.pop("description", None)

@@ -1,4 +1,4 @@
-"""`select_frames`, the paper's operation: shows frames by their numbers (method section 2)."""
+"""`select_frames`, the paper's tool, which shows frames by their numbers (method section 2)."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 
 _NAMED = 8
-"""A message names so many frames at the most."""
+"""The most frames that a message names."""
 
 
 class SelectFramesArguments(BaseModel):
@@ -23,7 +23,7 @@ class SelectFramesArguments(BaseModel):
 
 
 class SelectFrames:
-    """Shows the frames asked for, each with its number and video. Duplicates are dropped (ours)."""
+    """Shows the requested frames, each with its number and video. Duplicates are dropped (ours)."""
 
     name = "select_frames"
     description = (
@@ -32,7 +32,7 @@ class SelectFrames:
     arguments_type: type[BaseModel] = SelectFramesArguments
 
     def run(self, arguments: Any, context: ToolContext) -> ToolOutcome:
-        """Shows the frames that exist, the first ones up to the limit, and tells of the others."""
+        """Shows the first existing frames up to the limit. The outcome's note tells about the others."""
         asked = list(dict.fromkeys(arguments.target_frames))
         if not asked:
             return ToolError(ToolErrorKind.NOTHING_ASKED, "target_frames is empty: name at least one frame.")
@@ -51,6 +51,6 @@ class SelectFrames:
 
 
 def _named(numbers: list[int]) -> str:
-    """The first few of them."""
+    """The first few numbers in words."""
     more = f" and {len(numbers) - _NAMED} more" if len(numbers) > _NAMED else ""
     return ", ".join(str(number)[:20] for number in numbers[:_NAMED]) + more

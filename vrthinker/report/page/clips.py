@@ -1,9 +1,9 @@
 """A clip for the evidence page: stills of the frames that were shown, and a file that browsers play.
 
-Invariants: a still or a clip is shown only if the file still is what the record says (codec, size, frames,
-times); and in the file that is embedded, frame i is shown from `times[i]` to `times[i + 1]`, so that a seek
-to the middle lands on the very frame. A file whose own clock does not promise that, or that browsers do not
-play, is replaced by an H.264 copy with the same frames at the same times.
+Invariants: a still or a clip is shown only if the file still matches the record (codec, size, frames, times).
+In the embedded file, frame i is shown from `times[i]` to `times[i + 1]`, so that a seek to the middle shows
+exactly that frame. If this is not certain for the original file, or if browsers cannot play it, an H.264 copy
+with the same frames at the same times is embedded instead.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ from vrthinker.video.reader import VideoInfo, VideoReader
 from vrthinker.visibility import Region
 
 MAX_CLIP_BYTES = 23_000_000
-"""Of one embedded clip; as base64 it stays below the 32 MB that some browsers set for a data URI."""
+"""The most bytes of an embedded clip. As base64 it is below 32 MB, some browsers' limit for a data URI."""
 MAX_STILL_SIDE = 320
 MANY_STILLS = 400
-"""More than so many are embedded at half the size."""
+"""The number of stills above which they are embedded at half the size."""
 PROXY_MAX_SIDE = 640
 _JPEG_QUALITY = 85
 _CHUNK_BYTES = 128 << 20
@@ -52,7 +52,7 @@ Picture = tuple[int, Region | None]
 
 @dataclass(frozen=True)
 class Media:
-    """What a browser is given to play."""
+    """The file that a browser plays."""
 
     mime: str
     content: bytes
@@ -66,9 +66,9 @@ class PageClip:
     """One clip's part of the page.
 
     Attributes:
-        stills: JPEG by (frame_index, view); empty when the file cannot be used any more.
-        media: None where only stills are shown.
-        times: When each frame of `media` begins, and at the end the clip's duration, in seconds.
+        stills: (frame_index, view) -> JPEG; empty if the file can no longer be used.
+        media: The file to play; None if only stills are shown.
+        times: The time in seconds at which each frame of `media` begins, and the clip's duration at the end.
         problems: What is missing and why, one line each.
     """
 
@@ -86,14 +86,14 @@ def load_clip(
     tolerate_truncation: bool = False,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> PageClip:
-    """Reads what the page shows of a clip. A file that is gone or has changed is told, never an error.
+    """Reads what the page shows of a clip. A missing or changed file is a problem, never an error.
 
     Args:
         record: The clip as it was judged.
-        frames: Those of its frames that the page shows.
-        reader: Decodes; the machine's default one by default.
-        tolerate_truncation: As it was judged.
-        max_clip_bytes: Of the embedded clip.
+        frames: The records of the frames that the page shows.
+        reader: The video reader; the machine's default one by default.
+        tolerate_truncation: Whether the clip was judged up to a break.
+        max_clip_bytes: The most bytes of the embedded clip.
     """
     if reader is None:
         reader = open_reader(image_fps=record.fps) if record.codec == "images" else open_reader()
@@ -138,7 +138,7 @@ class _Source:
 
 
 def _change(record: VideoRecord, frames: Sequence[FrameRecord], info: VideoInfo) -> str | None:
-    """How the file differs from the one that was judged; None where nothing says so."""
+    """How the file differs from the one that was judged; None if no difference is found."""
     for name, unit in (
         ("codec", ""),
         ("width", " pixels wide"),
@@ -164,7 +164,7 @@ def _times(info: VideoInfo) -> tuple[float, ...]:
 def _stills(
     source: _Source, frames: Sequence[FrameRecord], info: VideoInfo
 ) -> tuple[dict[Picture, bytes], tuple[str, ...]]:
-    """JPEGs of the frames that decode, and what became of the others."""
+    """The JPEGs of the frames that decode, and the problems of the others."""
     views: dict[int, set[Region | None]] = {}
     for frame in frames:
         views.setdefault(frame.frame_index, set()).add(frame.view)
@@ -204,7 +204,7 @@ def _jpeg(picture: np.ndarray[Any, Any], max_side: int) -> bytes:
 
 
 def _media(source: _Source, info: VideoInfo, max_bytes: int) -> tuple[Media | None, tuple[str, ...]]:
-    """The file itself, or an H.264 copy of it, or None and why."""
+    """The file itself, or an H.264 copy of it, or None and the reason."""
     if os.path.isfile(source.path) and os.path.getsize(source.path) <= max_bytes:
         mime = playable_as(source.path, info)
         if mime is not None:
@@ -223,9 +223,9 @@ def _media(source: _Source, info: VideoInfo, max_bytes: int) -> tuple[Media | No
 
 
 def playable_as(path: str, info: VideoInfo) -> str | None:
-    """The MIME type under which browsers play the very file with the times of `info`, None if they may not.
+    """The MIME type under which browsers play the file at the times of `info`; None if that is uncertain.
 
-    Errs on the side of None: a copy costs seconds, a seek to the wrong frame would be false evidence.
+    In doubt it is None: a copy costs seconds, but a seek to a wrong frame would be false evidence.
     """
     if info.truncated is not None or info.rotation_degrees:
         return None
@@ -239,7 +239,7 @@ def playable_as(path: str, info: VideoInfo) -> str | None:
                 or stream.sample_aspect_ratio not in (None, 0, 1)
                 or len(clip.container.streams.video) != 1
                 or not clip.container.duration
-                # Browsers count from the earliest stream, we count from the first frame.
+                # Browsers count times from the earliest stream, we count from the first frame.
                 or abs(clip.container.start_time or 0) > _CLOCK_ROUNDING_SECONDS * av.time_base
             ):
                 return None
@@ -270,7 +270,7 @@ def _browser_container(path: str, container: Any) -> str:
 
 
 def _copy(source: _Source, info: VideoInfo, max_bytes: int) -> Media | None:
-    """The clip as H.264 in mp4, small, every frame at its own time; None when it is over `max_bytes`."""
+    """A small copy of the clip as H.264 in mp4, with the same times; None if it is over `max_bytes`."""
     width, height = _copy_size(info.width, info.height)
     ticks = _ticks(info)
     lasting = {tick: following - tick for tick, following in itertools.pairwise(ticks)}
@@ -281,7 +281,7 @@ def _copy(source: _Source, info: VideoInfo, max_bytes: int) -> Media | None:
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         context = stream.codec_context
         context.time_base = Fraction(1, _TICKS_PER_SECOND)
-        context.gop_size = 12  # a short way from a keyframe to any frame
+        context.gop_size = 12  # so that every frame is close to a keyframe
         context.thread_count = 1
         context.colorspace, context.color_range = Colorspace.SMPTE170M, ColorRange.MPEG
 
@@ -309,14 +309,14 @@ def _copy(source: _Source, info: VideoInfo, max_bytes: int) -> Media | None:
 
 
 def _copy_size(width: int, height: int) -> tuple[int, int]:
-    """At most `PROXY_MAX_SIDE` on either side, and even, as 4:2:0 colour wants."""
+    """The size of the copy: at most `PROXY_MAX_SIDE` on either side, and even, as 4:2:0 colour requires."""
     shrink = min(1.0, PROXY_MAX_SIDE / max(width, height))
     even = [max(2, round(side * shrink / 2) * 2) for side in (width, height)]
     return even[0], even[1]
 
 
 def _ticks(info: VideoInfo) -> list[int]:
-    """Times as strictly increasing ticks, the clip's end last."""
+    """The frames' times as strictly increasing ticks, with the clip's end last."""
     ticks: list[int] = []
     for seconds in _times(info):
         tick = round(seconds * _TICKS_PER_SECOND)

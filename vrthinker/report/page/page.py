@@ -1,9 +1,10 @@
-"""The evidence page: one HTML file that shows what a verdict rests on.
+"""The evidence page: one HTML file that shows what a verdict is based on.
 
-Both clips, a film strip for each round with what was live and what had expired, what the model wrote, asked
-and answered, the verdict, and the truth where it is known. Invariant: the file is self-contained (it opens
-without a network and asks for nothing), and nothing in it that a model, a caption or a file name said can
-run: every text is escaped, and the page's own policy admits only its own script and styles.
+The page shows both clips, a film strip for each round with the frames that were live and those that had
+expired, what the model wrote and requested, the verdict, and the truth, if it is known. Invariant: the file
+is self-contained (it works without a network and loads nothing). No text of a model, a caption or a file name
+can run as code: every text is escaped, and the page's content security policy allows only its own script and
+styles.
 """
 
 from __future__ import annotations
@@ -54,7 +55,7 @@ _STOPS = {
     StopReason.BAD_INPUT: "the item could not be judged",
 }
 _TILE_AREA = 10_500.0
-"""Square pixels of the page that a frame of a film strip takes, whatever its shape."""
+"""The area in square pixels of a frame in a film strip, whatever its shape."""
 _LONG_TEXT = 1500
 
 
@@ -67,22 +68,23 @@ def write_page(
     reader: VideoReader | None = None,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> Path:
-    """Writes the page in one step: the file is whole, or what was there before stays.
+    """Writes the page atomically: the file is either complete, or unchanged.
 
     Args:
-        path: The HTML file; a page that is there is replaced.
-        trajectory: What it shows. Its clips are read again; where they are gone or have changed, the page
-            says so and shows the rest.
-        notes: Shown beside the trajectory's own.
-        truth: What is known to be right; without it, the page says nothing about it.
-        reader: Decodes the clips; the machine's default one by default.
-        max_clip_bytes: Most bytes of one embedded clip; a larger one is shown as a small copy, or not.
+        path: The HTML file. An existing page is replaced.
+        trajectory: The episode to show. Its clips are read again. If they are missing or have changed, the
+            page says so and shows the rest.
+        notes: Notes to show besides the trajectory's own.
+        truth: The truth, if it is known. Without it, the page does not mention any.
+        reader: The video reader; the machine's default one by default.
+        max_clip_bytes: The most bytes of an embedded clip. A larger clip is shown as a small copy, or as
+            stills.
 
     Returns:
         `path`.
 
     Raises:
-        InputError: The path cannot be used, or the record does not hold together.
+        InputError: The path cannot be used, or the record is inconsistent.
         VRThinkerError: The file cannot be written.
     """
     path = Path(path)
@@ -96,12 +98,12 @@ def check_page_path(path: Path, *others: Path) -> None:
     """Refuses a path that a page must not or cannot be written to, before any work is done.
 
     Args:
-        path: Where the page is to go.
-        others: Files of the same command (clips, trajectories).
+        path: The file that the page will be written to.
+        others: Other files of the same command (clips, trajectories).
 
     Raises:
-        InputError: It is a folder, one of `others`, a file that holds something else than a page, or its
-            folder is missing or not writable.
+        InputError: The path is a folder, is one of `others`, has content that is not a page, or its folder is
+            missing or not writable.
     """
     try:
         if path.is_dir():
@@ -130,10 +132,10 @@ def render_page(
     reader: VideoReader | None = None,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> str:
-    """The page as a string that encodes as UTF-8; see `write_page`.
+    """The page as a string that can be encoded as UTF-8. The arguments are those of `write_page`.
 
     Raises:
-        InputError: The record does not hold together.
+        InputError: The record is inconsistent.
     """
     events = truth.events if truth is not None else ()
     dimensions = dimension_texts(trajectory.dataset)
@@ -209,12 +211,12 @@ def _clip_view(
 
 
 def _data_uri(mime: str, content: bytes) -> Markup:
-    # Base64 needs no escaping, and there may be megabytes of it.
+    # Base64 needs no escaping, which would be slow for megabytes.
     return Markup(f"data:{mime};base64,{base64.b64encode(content).decode('ascii')}")
 
 
 def _stills_style(trajectory: Trajectory, clips: Sequence[_ClipView]) -> Markup:
-    """CSS that gives each clip its shape and each frame its picture: once, however many rounds show it."""
+    """The CSS with each clip's shape and each frame's picture, which is there once for all rounds."""
     rules = []
     for clip in clips:
         aspect = min(max(clip.record.width / max(clip.record.height, 1), 1 / 3), 3.0)
@@ -230,7 +232,7 @@ def _stills_style(trajectory: Trajectory, clips: Sequence[_ClipView]) -> Markup:
 
 
 def _script_data(trajectory: Trajectory, view: _ClipView) -> dict[str, Any]:
-    """What the script has to know about a clip: when frames begin, and their numbers."""
+    """What the script has to know about a clip: the times at which frames begin, and their numbers."""
     data: dict[str, Any] = {"video": view.video, "times": [round(t, 6) for t in view.clip.times]}
     if trajectory.settings.max_fps is None:
         return {**data, "first": view.first_number}
@@ -247,7 +249,7 @@ def _verdict_row(text: DimensionText, trajectory: Trajectory, truth: Truth | Non
 
 
 def _prompt_texts(trajectory: Trajectory) -> list[tuple[str, str]]:
-    """The first input's messages as (role, text), frames by their number."""
+    """The first input's messages as (role, text), with frames as their numbers."""
     return [
         (
             message.role,
@@ -288,7 +290,7 @@ def _facts(trajectory: Trajectory) -> list[tuple[str, str]]:
 
 
 def _policy(*, styles: Sequence[str], script: str) -> str:
-    """The page's Content-Security-Policy: nothing but its own parts, each by its hash."""
+    """The page's Content-Security-Policy, which allows only its own parts, each by its hash."""
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
@@ -307,14 +309,14 @@ def _policy(*, styles: Sequence[str], script: str) -> str:
 
 
 def _asset(name: str) -> Markup:
-    """A style or script of the package, as it goes into the page."""
+    """A style or script of the package, for the page."""
     return Markup((_TEMPLATES / name).read_text("utf-8"))
 
 
 @cache
 def _template() -> Any:
     def tame(value: object) -> object:
-        """What every expression of the template passes through before it is escaped."""
+        """A function that is applied to every expression of the template before it is escaped."""
         return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
 
     environment = Environment(

@@ -1,7 +1,7 @@
-"""The rounds of a trajectory as the evidence page tells them: film strips, texts, answers, tool calls.
+"""The rounds of a trajectory as the evidence page shows them: film strips, texts, answers, tool calls.
 
-Invariant: what was live and what had expired comes from the record's own `live` and `expired`, and every
-part of a round's text is shown: as a section, as the answer, as the tool call, or raw.
+Invariant: what was live and what had expired comes from the record's `live` and `expired`, and every part of
+a round's text is shown: as a section, as the answer, as the tool call, or raw.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class Tile:
 
     @property
     def label(self) -> str:
-        """In words, for those who do not see it."""
+        """The tile in words, for people who cannot see it."""
         words = f"frame {self.frame.label}, video {self.frame.video}, {self.frame.pts_seconds:.3f} s"
         shows = "".join(f", shows {event.text}" for event in self.events)
         return words + (", expired" if self.expired else "") + shows
@@ -37,14 +37,14 @@ class Tile:
 
 @dataclass(frozen=True)
 class Group:
-    """What one outcome showed: the first input (0), or what the tool answered to round k.
+    """The frames of one outcome: of the first input (0), or of the tool's answer to round k.
 
     Attributes:
-        outcome: As in `ShownFrame`.
-        seen: The rounds that saw it, like "round 2" or "rounds 2 to 4".
-        is_new: This round is the first to see it.
-        expired: It is gone.
-        rows: Tiles of video 1 and of video 2; either may be missing.
+        outcome: The number of the outcome: 0 for the first input, k for the tool outcome of round k.
+        seen: The rounds that saw it, such as "round 2" or "rounds 2 to 4".
+        is_new: Whether this round is the first to see it.
+        expired: Whether it has expired.
+        rows: The tiles of video 1 and of video 2; either may be missing.
     """
 
     outcome: int
@@ -55,13 +55,13 @@ class Group:
 
     @property
     def title(self) -> str:
-        """What it is."""
+        """The heading of the group."""
         return "First input" if self.outcome == 0 else f"Asked for in round {self.outcome}"
 
 
 @dataclass(frozen=True)
 class Section:
-    """A part of a round's text; `raw` is what the grammar has no place for."""
+    """A part of a round's text. `raw` is text that does not fit the grammar."""
 
     kind: Literal["snapshot", "think", "raw"]
     text: str
@@ -69,14 +69,14 @@ class Section:
 
 @dataclass(frozen=True)
 class Call:
-    """A tool call and what came of it.
+    """A tool call and its outcome.
 
     Attributes:
-        name: The tool; None where the call is not sound (its text is among the sections then).
-        arguments: As JSON.
-        frames: What it showed.
-        failure: Why it showed nothing.
-        note: What was asked for and not shown.
+        name: The name of the tool; None if the call cannot be read (its text is then among the sections).
+        arguments: The arguments as JSON.
+        frames: The frames that it showed.
+        failure: The reason why it showed nothing.
+        note: The note about requested frames that were not shown.
     """
 
     name: str | None
@@ -102,7 +102,7 @@ class RoundView:
 
     @property
     def n_expired(self) -> int:
-        """Showings that are gone."""
+        """The number of expired showings."""
         return sum(len(row) for group in self.expired for row in group.rows)
 
 
@@ -110,11 +110,11 @@ def round_views(trajectory: Trajectory, events: Sequence[PlantedEvent] = ()) -> 
     """All rounds of a trajectory.
 
     Args:
-        trajectory: The record.
-        events: Marked on the frames that show them.
+        trajectory: The trajectory.
+        events: The planted events, which are marked on the frames that show them.
 
     Raises:
-        InputError: The record names frames that it does not hold.
+        InputError: The record refers to frames that are not in it.
     """
     strips = _Strips(trajectory, events)
     views: list[RoundView] = []
@@ -142,7 +142,7 @@ def round_views(trajectory: Trajectory, events: Sequence[PlantedEvent] = ()) -> 
 
 
 class _Strips:
-    """Film strips of one trajectory."""
+    """The film strips of one trajectory."""
 
     def __init__(self, trajectory: Trajectory, events: Sequence[PlantedEvent]) -> None:
         self._trajectory, self._events = trajectory, events
@@ -191,7 +191,7 @@ def _in_words(rounds: Sequence[int]) -> str:
 
 
 def _answer(trajectory: Trajectory, record: RoundRecord) -> tuple[Judgments | None, Confidence | None]:
-    """What the round answers: recommended, or final where it ends an answered episode."""
+    """The round's answer: the final answer if it ended the episode, else the recommended answer."""
     if record.recommendation is not None:
         return record.recommendation.judgments, record.recommendation.confidence
     outcome = trajectory.outcome
@@ -208,7 +208,7 @@ def _changed(before: Judgments | None, now: Judgments | None) -> frozenset[str]:
 
 
 def _sections(record: RoundRecord, parsed: ParsedRound) -> tuple[Section, ...]:
-    """The text cut at the elements that are understood; whatever lies between them is raw."""
+    """The text cut at the elements that were read. The text between them is raw."""
     text, known = record.text, _told_elsewhere(record, parsed)
     pieces: list[tuple[Span, Section | None]] = [(span, None) for span in known]
     for kind, element in (("snapshot", parsed.snapshot), ("think", parsed.think)):
@@ -229,7 +229,7 @@ def _raw(text: str) -> list[Section]:
 
 
 def _told_elsewhere(record: RoundRecord, parsed: ParsedRound) -> list[Span]:
-    """Where the answer and the tool call are, if the page shows them in another form."""
+    """The spans of the answer and the tool call, if the page shows them in another form."""
     ending = parsed.ending
     if isinstance(ending, FinalAnswer):
         return [ending.answer.span]

@@ -1,8 +1,8 @@
-"""Text that a model or a caption wrote, made fit for a page: nothing in it runs, hides or turns around.
+"""Makes text of a model or a caption safe for a page: it cannot run, be invisible, or change its direction.
 
-Invariant: what comes out is HTML-escaped, encodes as UTF-8, and holds no control character but tab and
-newline. Characters that cannot be seen and change what can (controls, bidirectional overrides, tags, lone
-surrogates) are shown by their code, runs of them once with a count.
+Invariant: the result is HTML-escaped, can be encoded as UTF-8, and has no control characters but tab and
+newline. Invisible characters that change what is seen (controls, bidirectional overrides, tags, lone
+surrogates) are shown by their code. A run of the same one is shown once, with a count.
 """
 
 from __future__ import annotations
@@ -17,19 +17,19 @@ _ODD = re.compile(
     "\u2028\u2029"  # line and paragraph separators
     "\u202a-\u202e\u2066-\u206f"  # embeddings, overrides, isolates; deprecated format characters
     "\u2060-\u2064\ufeff\ufff9-\ufffb"  # invisible operators, byte order mark, annotations
-    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"  # no characters
-    "\U000e0000-\U000e007f"  # tags: text that nobody sees
+    "\ud800-\udfff\ufdd0-\ufdef\ufffe\uffff"  # not characters
+    "\U000e0000-\U000e007f"  # tags, which are invisible text
     "])(?P=odd)*"
 )
 
 
 def visible_text(text: str) -> str:
-    """Plain text for attributes and titles: odd characters as `[U+202E]`. Not escaped."""
+    """Plain text for attributes and titles, with odd characters as `[U+202E]`. It is not escaped."""
     return _ODD.sub(lambda match: f"[{_named(match)}]", _newlines(text))
 
 
 def visible_markup(text: str) -> Markup:
-    """Escaped text for an element's content, odd characters marked by a `span` of class `odd`."""
+    """Escaped text for an element's content, with odd characters in a `span` of class `odd`."""
     parts: list[Markup] = []
     position = 0
     text = _newlines(text)
@@ -42,7 +42,7 @@ def visible_markup(text: str) -> Markup:
 
 
 def shortened(text: str, limit: int) -> str:
-    """The text in one line, cut with an ellipsis where it is over `limit` characters."""
+    """The text on one line, cut with an ellipsis if it has more than `limit` characters."""
     line = " ".join(text[: 4 * limit].split())
     return line if len(line) <= limit else line[: limit - 1].rstrip() + "…"
 

@@ -1,4 +1,4 @@
-"""The bar under each clip on the evidence page: which frames were shown, and what was planted where."""
+"""The bar under each clip on the evidence page, with the shown frames and the planted events."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from vrthinker.episode.trajectory import Trajectory
 from vrthinker.report.page.truth import PlantedEvent
 
 _NARROWEST = 1 / 110
-"""A mark is at least this share of the bar wide, so that it can be seen and hit."""
+"""The smallest width of a mark as a share of the bar, so that it can be seen and clicked."""
 
 
 @dataclass(frozen=True)
 class Mark:
-    """A mark on the bar, in frames from the clip's first one."""
+    """A mark on the bar. Its ends are counted in frames from the clip's first frame."""
 
     kind: Literal["first", "asked", "event", "hidden"]
     start: float
@@ -28,9 +28,9 @@ class EventView:
     """A planted event in words.
 
     Attributes:
-        event: What was planted.
-        where: Its frame numbers, and times where they are known.
-        seen: Which rounds saw a frame of it.
+        event: The planted event.
+        where: The event's frame numbers, and its times, if they are known.
+        seen: The rounds that saw a frame of it.
     """
 
     event: PlantedEvent
@@ -39,7 +39,7 @@ class EventView:
 
 
 def marks(trajectory: Trajectory, video: int, events: Sequence[PlantedEvent]) -> tuple[Mark, ...]:
-    """Everything on one clip's bar; what lies underneath comes first."""
+    """All marks on one clip's bar, those underneath first."""
     n_frames = trajectory.videos[video - 1].n_frames
     found = [
         _mark("hidden" if event.hidden else "event", event.first_index, event.end_index, n_frames, event.text)
@@ -63,7 +63,7 @@ def marks(trajectory: Trajectory, video: int, events: Sequence[PlantedEvent]) ->
 def event_views(
     trajectory: Trajectory, video: int, events: Sequence[PlantedEvent], times: Sequence[float]
 ) -> tuple[EventView, ...]:
-    """One clip's planted events in words, in order. `times` as in `PageClip`, empty where unknown."""
+    """One clip's planted events in words, in order. `times` are those of `PageClip`; empty if unknown."""
     return tuple(
         EventView(event, _where(trajectory, event, times), _seen(trajectory, event))
         for event in sorted(events, key=lambda event: event.first_index)
@@ -89,7 +89,7 @@ def _where(trajectory: Trajectory, event: PlantedEvent, times: Sequence[float]) 
             if first == last
             else f"frames {before + first + 1} to {before + last + 1}"
         )
-    else:  # not every frame of the file has a number then
+    else:  # in this case not every frame of the file has a number
         named = f"frame_index {first}" if first == last else f"frame_index {first} to {last}"
     if event.end_index < len(times):
         return f"{named}, {times[first]:.2f} to {times[event.end_index]:.2f} s"

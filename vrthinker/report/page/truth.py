@@ -1,4 +1,4 @@
-"""What is known to be right about a pair, for the evidence page: labels, and planted events."""
+"""The truth about a pair, for the evidence page: labels, and planted events."""
 
 from __future__ import annotations
 
@@ -12,17 +12,17 @@ from vrthinker.errors import InputError
 
 @dataclass(frozen=True)
 class PlantedEvent:
-    """Something that was put into a clip on purpose.
+    """A defect that was put into a clip on purpose.
 
     Attributes:
-        video: 1 or 2.
-        first_index: 0-based position in its file of the first frame that shows it.
-        end_index: Position after the last such frame.
-        text: What it is, for a person.
-        hidden: No frame of the first input shows it.
+        video: The number of the video, 1 or 2.
+        first_index: The 0-based index in its file of the first frame that shows it.
+        end_index: The index after the last such frame.
+        text: The description.
+        hidden: Whether no frame of the first input shows it.
 
     Raises:
-        InputError: The video or the range is none.
+        InputError: The video is not 1 or 2, or the range is empty or negative.
     """
 
     video: Literal[1, 2]
@@ -41,7 +41,7 @@ class PlantedEvent:
             )
 
     def covers(self, video: int, frame_index: int) -> bool:
-        """Whether the frame at this position of this video shows it."""
+        """Whether the frame at this index of this video shows the event."""
         return video == self.video and self.first_index <= frame_index < self.end_index
 
 
@@ -50,8 +50,8 @@ class Truth:
     """The labels and the planted events of a pair.
 
     Attributes:
-        judgments: Dimension code to 0 (tie), 1 or 2; dimensions without a label are left out.
-        events: What was planted, if anything was.
+        judgments: Dimension code -> 0 (tie), 1 or 2, for the dimensions that have a label.
+        events: The planted events.
 
     Raises:
         InputError: A code or a label is unknown.
