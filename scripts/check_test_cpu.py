@@ -3,8 +3,8 @@
     python scripts/check_test_cpu.py [build/test-cpu.json]
 
 The budgets stand in CONTRIBUTING.md, a row per folder, in CPU seconds of the machine that they were set on.
-What pytest's gauge measured (tests/gauge.py) is first divided by how much slower this machine is. Fails when
-a folder is more than 20 % over its budget, when a folder has none, or when one test takes more than 8 seconds.
+What pytest's gauge measured (tests/gauge.py) is first divided by how much slower this machine is. It fails if
+a folder is more than 20 % over its budget or has none, or if one test takes more than 8 seconds.
 """
 
 from __future__ import annotations

@@ -262,3 +262,12 @@ def without_ids(trajectory: Trajectory) -> Trajectory:
         record.model_copy(update={"token_ids": None, "logprobs": None}) for record in trajectory.rounds
     )
     return trajectory.model_copy(update={"rounds": rounds})
+
+
+def with_ids(trajectory: Trajectory, markup: Markup) -> Trajectory:
+    """The trajectory of a script as if its texts had been sampled: every round with its ids."""
+    rounds = tuple(
+        record.model_copy(update={"token_ids": tuple(written_ids(record, markup))})
+        for record in trajectory.rounds
+    )
+    return trajectory.model_copy(update={"rounds": rounds})

@@ -1,4 +1,4 @@
-"""The plan of the rooms in docs/architecture.md is true: who imports whom, and that no imports go in a circle.
+"""The plan of the rooms in docs/architecture.md is true: who imports whom; and no imports go in a circle.
 
 Every import counts, also those inside functions and those for type checkers only.
 """
@@ -23,7 +23,7 @@ pytestmark = pytest.mark.skipif(not PLAN.exists(), reason="needs the source tree
 
 
 def modules() -> dict[str, Path]:
-    """Every module of the package by its dotted name, kernels under the name that they are installed under."""
+    """Every module of the package by its dotted name; kernels by the name that they are installed under."""
     found = {}
     for folder, package in (("vrthinker", "vrthinker"), ("kernels", "vrthinker.kernels")):
         for path in (ROOT / folder).rglob("*.py"):

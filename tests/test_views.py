@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 from pydantic import BaseModel, ConfigDict
+from sampled import with_ids
 
 from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.features import FeatureCache
@@ -178,7 +179,7 @@ def test_sequences_and_packs_keep_the_region(
     key = FrameKey(path, 0, *RESIZE.grid_size(56, 84), VIEW)
     sequences = training_sequences(trajectory, markup, (28, 28))
     assert [key in {k for _, k in sequence.frames} for sequence in sequences] == [True, False]
-    (pack,) = pack_group([trajectory], markup, (28, 28))
+    (pack,) = pack_group([with_ids(trajectory, markup)], markup, (28, 28))
     assert key in pack.frames
     assert FrameKey(path, 0, *RESIZE.grid_size(112, 168)) in pack.frames
     loader = FrameLoader(open_reader(), FrameCache(1 << 24))

@@ -434,6 +434,11 @@ def test_new_weights_write_new_texts_and_bad_ones_change_nothing(checkpoint: Pat
         engine.update_weights({**state, "nonsense": torch.zeros(1)}, 1)
     with pytest.raises(EngineError, match="shape"):
         engine.update_weights({**state, name: torch.zeros(1)}, 1)
+    part = {key: tensor for key, tensor in state.items() if key != name}
+    with pytest.raises(
+        EngineError, match=rf"got {len(part)} tensors, missing .*give every weight of the model"
+    ):
+        engine.update_weights(part, 1)
     assert write(engine) == before
     engine.update_weights(state, 1)
     assert engine.policy_version == 1

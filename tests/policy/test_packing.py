@@ -14,7 +14,7 @@ import torch
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 from products import covering
-from sampled import EPISODES, Sampled, Stage
+from sampled import EPISODES, Sampled, Stage, with_ids
 from test_sequences import ROUND, script_text
 from unrolled import RoundView, Token, round_views, tensors_of
 
@@ -393,7 +393,8 @@ def test_any_record_is_packed_and_cached_as_it_reads(
     for rounds in scripts:
         script = [script_text(*round_) for round_ in rounds] + [script_text("answer", (), "done")]
         runner = EpisodeRunner(ScriptedEngine([script]), how, templates=nano_templates())
-        trajectories.append(runner.run_one(EpisodeItem("script", words, stage_of("nano").open)))
+        trajectory = runner.run_one(EpisodeItem("script", words, stage_of("nano").open))
+        trajectories.append(with_ids(trajectory, markup))
     wanted: dict[tuple[int, int], list[tuple[int, int]]] = {}  # source's identity and label, by round
     contexts: set[tuple[int, int]] = set()  # identities of context tokens, and where they are read
     for owner, trajectory in enumerate(trajectories):
@@ -482,7 +483,8 @@ def test_renumbered_episodes_are_refused(stage_of: MakeStage, policies: Policies
     runner = EpisodeRunner(
         ScriptedEngine([[script_text("answer", (), "done")]]), EpisodeSettings(memory="renumber")
     )
-    trajectory = runner.run_one(EpisodeItem("script", "a dog", stage_of("nano").open))
+    scripted = runner.run_one(EpisodeItem("script", "a dog", stage_of("nano").open))
+    trajectory = with_ids(scripted, markup_of(policy))
     with pytest.raises(InputError, match="memory: got 'renumber', allowed in training: rerender, evict"):
         packs_of(policy, [trajectory])
 
@@ -495,7 +497,8 @@ def test_records_that_do_not_add_up_are_one_line(stage_of: MakeStage, policies: 
         script_text("answer", (), "c"),
     ]
     runner = EpisodeRunner(ScriptedEngine([script]), EpisodeSettings(memory="evict"))
-    trajectory = runner.run_one(EpisodeItem("script", "a dog", stage_of("nano").open))
+    scripted = runner.run_one(EpisodeItem("script", "a dog", stage_of("nano").open))
+    trajectory = with_ids(scripted, markup_of(policy))
     gone = trajectory.rounds[2].model_copy(update={"expired": (ShownFrame(1, 9),)})
     with pytest.raises(InputError, match="'script', round 3: expired"):
         packs_of(policy, [trajectory.model_copy(update={"rounds": (*trajectory.rounds[:2], gone)})])
@@ -507,6 +510,13 @@ def test_records_that_do_not_add_up_are_one_line(stage_of: MakeStage, policies: 
     )
     with pytest.raises(InputError, match="guided: got rounds under a grammar"):
         packs_of(policy, [guided])
+    nucleus = trajectory.model_copy(
+        update={"settings": trajectory.settings.model_copy(update={"top_p": 0.9})}
+    )
+    with pytest.raises(InputError, match=r"'script': top_p: got 0\.9, allowed in training: 1"):
+        packs_of(policy, [nucleus])
+    with pytest.raises(InputError, match="'script': token_ids: got rounds of text alone"):
+        packs_of(policy, [trajectory, scripted])
 
 
 @pytest.mark.parametrize("memory", ["rerender", "evict"])
@@ -526,8 +536,7 @@ def test_a_group_of_real_size_is_packed_without_a_loop_over_tokens(
         trajectory = EpisodeRunner(ScriptedEngine([script]), how).run_one(
             EpisodeItem("script", "a dog runs along the beach", stage.open)
         )
-        rounds = [r.model_copy(update={"token_ids": tuple(round_ids(r, markup))}) for r in trajectory.rounds]
-        trajectories.append(trajectory.model_copy(update={"rounds": tuple(rounds)}))
+        trajectories.append(with_ids(trajectory, markup))
     calls = 0
 
     def count(frame: object, event: str, argument: object) -> None:

@@ -204,7 +204,8 @@ class RoundResult:
         token_ids: The ids as sampled, with the end-of-turn token if it was sampled. None if the engine cannot
             know them (an endpoint).
         logprobs: The natural log of each sampled token's probability under the distribution that it was drawn
-            from, with temperature and banned tokens applied. Greedy rounds use temperature 1 here.
+            from, with temperature and banned tokens applied. Greedy rounds use temperature 1 here. With a
+            `top_p` below 1 they are those before the nucleus was cut out, which no training may use.
         prompt_tokens: The number of context tokens that the round was written from.
         prefilled_tokens: The number of those that were computed for this round. The rest came from a cache.
         error: The reason of the failure, if `finish_reason` is ERROR or CONTEXT.

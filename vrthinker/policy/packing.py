@@ -151,11 +151,11 @@ def pack_group(
         The packs. Together they hold every sampled token of every trajectory once.
 
     Raises:
-        InputError: A trajectory was sampled under `renumber` or under a grammar, does not fit its own
-            record, or has a frame that is not on the model's grid.
+        InputError: A trajectory was not sampled (texts alone), was sampled under `renumber`, under a grammar
+            or with a nucleus, does not fit its own record, or has a frame that is not on the model's grid.
     """
     for trajectory in trajectories:
-        _refuse_forced_tokens(trajectory)
+        _refuse_what_was_not_sampled(trajectory)
     paths = [path for i, t in enumerate(trajectories) for path in replayed_paths(i, t, markup, frame_factor)]
     packs: list[Pack] = []
     building = _Building()
@@ -169,7 +169,18 @@ def pack_group(
     return packs
 
 
-def _refuse_forced_tokens(trajectory: Trajectory) -> None:
+def _refuse_what_was_not_sampled(trajectory: Trajectory) -> None:
+    """Only what the policy sampled, by the distribution that training computes, belongs in a pack."""
+    if any(record.token_ids is None for record in trajectory.rounds):
+        raise InputError(
+            f"trajectory {trajectory.id!r}: token_ids: got rounds of text alone, allowed in a pack: rounds "
+            "that were sampled; a teacher's texts are trained on with training_sequences"
+        )
+    if trajectory.settings.top_p < 1:
+        raise InputError(
+            f"trajectory {trajectory.id!r}: top_p: got {trajectory.settings.top_p}, allowed in training: 1; "
+            "recorded log-probabilities are those before the nucleus was cut out"
+        )
     if trajectory.settings.guided:
         raise InputError(
             f"trajectory {trajectory.id!r}: guided: got rounds under a grammar, allowed in training: free "

@@ -359,10 +359,13 @@ class VisionLanguageModel:
         return scores
 
     def load_tensors(self, named_tensors: Any) -> None:
-        """Copies weights in place by their `state_dict` names.
+        """Copies weights in place by their `state_dict` names: all of them, so that no two policies mix.
+
+        Args:
+            named_tensors: A mapping or pairs of names and tensors. Of weights that are tied, one is enough.
 
         Raises:
-            EngineError: A name is unknown or a shape differs. In that case nothing is changed.
+            EngineError: A name is unknown or missing, or a shape differs; nothing is changed then.
         """
         own = dict(self.model.state_dict())
         pairs = list(named_tensors.items() if hasattr(named_tensors, "items") else named_tensors)
@@ -372,6 +375,13 @@ class VisionLanguageModel:
             if tuple(tensor.shape) != tuple(own[name].shape):
                 got, wanted = tuple(tensor.shape), tuple(own[name].shape)
                 raise EngineError(f"update_weights: {name}: got shape {got}, wanted {wanted}")
+        given = {own[name].data_ptr() for name, _ in pairs}
+        if missing := sorted(name for name, tensor in own.items() if tensor.data_ptr() not in given):
+            more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+            raise EngineError(
+                f"update_weights: got {len(pairs)} tensors, missing {', '.join(missing[:3])}{more}; "
+                "give every weight of the model"
+            )
         with torch.no_grad():
             for name, tensor in pairs:
                 own[name].copy_(tensor)
