@@ -1,7 +1,7 @@
-"""The errors that a user can cause, and the one line each of them says.
+"""The errors that a user can cause. Each has a message of one line.
 
-Every message names what was got, what is allowed, and what to do. The command line prints the
-message on one line of stderr, without a traceback, and exits with `exit_code`.
+Every message says what was got, what is allowed, and what to do. The command line prints the message on one
+line of stderr, without a traceback, and exits with `exit_code`.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ class VRThinkerError(Exception):
 
 
 class InputError(VRThinkerError, ValueError):
-    """Something the caller gave cannot be used (a clip, a pairs file, an option): exit code 2."""
+    """Something that the caller gave cannot be used (a clip, a pairs file, an option). The exit code is 2."""
 
     exit_code = 2
 
 
 class VideoError(InputError):
-    """A clip that cannot be read. The message is `<file>: <reason>`.
+    """A clip cannot be read. The message is `<file>: <reason>`.
 
     Attributes:
         path: The file as it was given.
-        reason: Why it cannot be used, without the file's name.
+        reason: The reason why it cannot be used, without the file's name.
     """
 
     def __init__(self, path: object, reason: str) -> None:
-        # A file name may hold anything but "/" and NUL; the message stays one printable line.
+        # A file name may contain anything but "/" and NUL, but the message has to be one printable line.
         super().__init__(f"{_printable(str(path))}: {reason}")
         self.path = str(path)
         self.reason = reason
@@ -50,21 +50,22 @@ class EngineError(VRThinkerError):
 
 
 class MachineError(VRThinkerError):
-    """The machine ran out of something, such as memory: a statement about it, not about what was given."""
+    """The machine ran out of something, such as memory. The input is not to blame."""
 
 
 class UnexpectedError(VRThinkerError):
-    """A failure that nobody foresaw: a bug in the package, or in a library or a checkpoint that it uses."""
+    """An unexpected failure: a bug in the package, or in a library or a checkpoint that it uses."""
 
 
 def as_reason(error: BaseException) -> VRThinkerError:
-    """Turns whatever was raised into an error with one line that says what to do.
+    """Turns any error into an error of the package, with a message of one line that says what to do.
 
     Args:
-        error: Anything but a request to stop (`KeyboardInterrupt`, `SystemExit`, `GeneratorExit`).
+        error: The error. It may not be a request to stop (`KeyboardInterrupt`, `SystemExit`,
+            `GeneratorExit`).
 
     Returns:
-        The error itself where the package raised it on purpose; else a `MachineError` or `UnexpectedError`.
+        The error itself if the package raised it on purpose, else a `MachineError` or an `UnexpectedError`.
 
     Raises:
         BaseException: The error is a request to stop.
@@ -81,14 +82,15 @@ def as_reason(error: BaseException) -> VRThinkerError:
 
 
 def first_problem(error: ValidationError, default: str = "(file)", *, quote: bool = False) -> str:
-    """Says the first thing that is wrong with data that pydantic refused: `where: message`.
+    """The first problem of data that pydantic refused, as `where: message`.
 
-    It never raises, and what it quotes of the data is cut short: the data may be a stranger's file.
+    This function never raises, and it shortens what it quotes of the data, which may come from an untrusted
+    file.
 
     Args:
-        error: The refusal.
-        default: The place to name where the data as a whole are refused. Nothing is named when it is empty.
-        quote: Whether the refused value is quoted before the message.
+        error: The error of pydantic.
+        default: The place to name if the data are refused as a whole. If it is empty, no place is named.
+        quote: Whether to quote the refused value before the message.
 
     Returns:
         One printable line.
@@ -100,7 +102,7 @@ def first_problem(error: ValidationError, default: str = "(file)", *, quote: boo
         if quote:
             message = f"got {_quoted(first['input'])}: {message}"
     except Exception:
-        # A problem is spelled out by code of the data's types and validators, which may fail in its turn.
+        # The description of a problem runs code of the data's types and validators, which may fail too.
         names, message = [], "cannot be read as what it should be"
     where = _short(".".join(names), _MAX_PLACE_CHARS) or default
     return f"{where}: {message}" if where else message
@@ -116,11 +118,11 @@ def _quoted(value: object) -> str:
 
 
 def _short(text: str, limit: int) -> str:
-    """The beginning of a text on one printable line, with dots where it was cut."""
+    """The beginning of a text on one printable line, with dots if it was cut."""
     line = _printable(text[: limit + 1])
     return line if len(line) <= limit else line[: limit - 3] + "..."
 
 
 def _printable(text: str) -> str:
-    """A text on one line: control characters, line ends and lone surrogates are spelled out."""
+    """A text on one line, with control characters, line ends and lone surrogates as escapes."""
     return "".join(c if c.isprintable() else ascii(c)[1:-1] for c in text)

@@ -1,8 +1,9 @@
-"""Judging a pairs file into a results file: resumable, shared by processes, failures kept apart.
+"""Judges a pairs file into a results file. The work is resumable and can be shared by processes.
 
-Pairs are claimed one at a time as the judge has room, so several processes over one results file split
-the work. A pair that fails is recorded with a null judgment and its reason; it never counts as a
-verdict. Pairs that another live process holds are waited for, and taken over if it dies.
+Pairs are claimed one at a time, when the judge has room, so that several processes with one results file
+split the work. A pair that fails is recorded with a null judgment and its reason, and never counts as a
+verdict. If another live process holds pairs, this one waits for them, and takes them over if that process
+dies.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ _POLL_SECONDS = 0.5
 
 
 def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
-    """The results line of a finished item, judged or failed."""
+    """The record of a finished item, whether it was judged or failed."""
     if finished.trajectory is None:
         assert finished.error is not None
         return _failed(finished.item.id, finished.error, judge, seed)
@@ -41,17 +42,17 @@ def judge_file(
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
     on_wait: Callable[[int], None] = lambda waiting: None,
 ) -> None:
-    """Judges every pair that the log does not hold yet, by whatever process, and returns when all are in it.
+    """Judges every pair that is not in the log, and returns when all are there, also from other processes.
 
     Args:
         judge: The judge.
-        pairs: What to judge.
-        log: Where records go; see `VerdictLog` for what it promises.
-        seed: For sampling.
-        trajectories: A JSONL file that each episode is appended to before its record is. After a kill
-            it may hold an episode that the log lacks; the last line of an id is the one that counts.
-        on_record: Called with each record that this process wrote.
-        on_wait: Called with the number of pairs that other processes hold, while waiting for them.
+        pairs: The pairs to judge.
+        log: The log that records are written to. `VerdictLog` states its guarantees.
+        seed: The seed of sampling.
+        trajectories: A JSONL file that each episode is appended to before its record is. After a kill it may
+            have an episode that the log lacks. The last line of an id is the one that counts.
+        on_record: A function that is called with each record that this process wrote.
+        on_wait: A function that is called with the number of pairs that other processes hold, while waiting.
     """
 
     def claimed(wanted: Sequence[Pair]) -> Iterator[Pair]:
@@ -77,7 +78,7 @@ def judge_file(
 
 
 def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
-    """What a results file's verdicts depend on, and which keys of it may differ between runs.
+    """The configuration that a results file's verdicts depend on, and the keys that may differ between runs.
 
     Returns:
         The configuration (JSON values) and the keys that do not change verdicts.

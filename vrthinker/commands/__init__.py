@@ -1,1 +1,1 @@
-"""The commands that `vrthinker.cli` gathers, one file each. They load nothing heavy until they run."""
+"""The commands of `vrthinker.cli`, one file each. They load nothing heavy until they run."""

@@ -1,4 +1,4 @@
-"""`vrthinker bench`: the ops' versions side by side, equality first."""
+"""`vrthinker bench` checks that an op's versions agree, and times them side by side."""
 
 from __future__ import annotations
 
@@ -24,24 +24,24 @@ class BenchCommand:
     """
 
     op: Annotated[tyro.conf.Positional[str | None], option("[OP]")] = None
-    """Which op. All of them by default."""
+    """The op to measure. All of them by default."""
     device: Literal["cpu", "cuda"] = "cpu"
-    """Where the tensors lie."""
+    """The device of the tensors."""
     json: Annotated[tuple[Path, ...] | None, option("[FILE]")] = None
-    """Print rows as JSON lines instead of a table, or write them to this file beside the table."""
+    """Print the rows as JSON lines instead of a table, or print a table and write the rows to this file."""
     plot: Annotated[Path | None, option("FILE")] = None
-    """Draw the rows: a .png, .svg or .pdf file. Needs matplotlib (the train extra)."""
+    """Draw the rows into a .png, .svg or .pdf file. This needs matplotlib (the train extra)."""
     out: Annotated[Path | None, option("FILE")] = None
     """Append the rows to this JSONL file, with machine, versions, commit and command."""
     rounds: Annotated[int, option("N")] = 25
-    """Timings of each competitor. 25 by default."""
+    """The number of timings of each competitor. 25 by default."""
     seed: Annotated[int | None, option("N")] = None
-    """Of the random data; the clock's by default. The row says which."""
+    """The seed of the random data. Taken from the clock by default; the row contains it."""
     threads: Annotated[int | None, option("N")] = None
-    """CPU threads. torch's number by default."""
+    """The number of CPU threads. torch's number by default."""
 
     def run(self) -> int:
-        """Measures; an error (exit 1) if a result differs from the reference's."""
+        """Measures. If a result differs from the reference's, that is an error (exit 1)."""
         self._check()
         rows = []
         for row in self._measure():
@@ -60,7 +60,7 @@ class BenchCommand:
         return 0
 
     def _check(self) -> None:
-        """Everything that can be refused is refused before anything is measured."""
+        """Refuses bad options before anything is measured."""
         from vrthinker.kernels import ENVIRONMENT_VARIABLE, benchmarked_ops, requested_version
 
         ops = benchmarked_ops()

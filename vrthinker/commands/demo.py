@@ -1,7 +1,7 @@
-"""`vrthinker demo`: the nano judge on a pair of the synthetic world whose first frames mislead.
+"""`vrthinker demo` runs the nano judge on a pair of the synthetic world whose first frames mislead.
 
-Nothing is downloaded: the clips are generated, the judge ships with the package. The truth is known because
-it was planted.
+Nothing is downloaded: the clips are generated, and the judge ships with the package. The truth is known
+because the defects were planted.
 """
 
 from __future__ import annotations
@@ -20,24 +20,24 @@ if TYPE_CHECKING:
     from vrthinker.world.world import PairTruth
 
 _DEMO_SEED = 900_000
-"""Apart from the seeds that nano was trained on, and from those of evaluations."""
+"""The first seed of demos. It differs from all seeds of nano's training and of evaluations."""
 
 
 @dataclass(frozen=True)
 class DemoCommand:
-    """Judge a generated pair whose first frames mislead; show the truth, write the evidence page."""
+    """Judge a generated pair whose first frames mislead, show the truth, and write the evidence page."""
 
     out: Annotated[Path | None, option("FOLDER")] = None
-    """Keep clips, truth, record and page in this folder. Only the page is kept by default."""
+    """Keep the clips, the truth, the record and the page in this folder. Only the page is kept by default."""
     page: Annotated[Path | None, option("FILE")] = None
-    """Where the page goes. vrthinker-demo.html by default, in the current folder or in --out."""
+    """The file of the page. vrthinker-demo.html by default, in the current folder or in --out."""
     seed: int = 0
-    """Another seed, another pair."""
+    """The seed of the pair. Another seed gives another pair."""
     json: Flag = False
     """Print JSON instead of a table."""
 
     def run(self) -> int:
-        """Runs the demo; 1 if the overall verdict is not right."""
+        """Runs the demo; returns 1 if the overall verdict is wrong."""
         import tempfile
 
         if self.seed < 0:
@@ -68,14 +68,14 @@ class DemoCommand:
 
 @dataclass(frozen=True)
 class Demo:
-    """What the demo did.
+    """The result of the demo.
 
     Attributes:
-        truth: The pair, as planted.
-        verdict: The judge's.
+        truth: The truth of the pair.
+        verdict: The verdict of the judge.
         page: The evidence page.
-        right: The overall judgment is right.
-        by_looking: A tool call showed a planted defect that none of the first frames shows.
+        right: Whether the overall judgment is right.
+        by_looking: Whether a tool call showed a planted defect that none of the first frames shows.
     """
 
     truth: PairTruth
@@ -86,7 +86,7 @@ class Demo:
 
     @property
     def facts(self) -> tuple[str, ...]:
-        """What was planted, a line each."""
+        """The planted events, a line each."""
         from vrthinker.world.words import DEFECT_WORDS
 
         offsets = (1, 1 + self.truth.clips[0].n_frames)
@@ -101,7 +101,7 @@ class Demo:
         return tuple(lines)
 
     def as_json(self) -> str:
-        """The verdict's record, the truth, and where the page is."""
+        """The verdict's record, the truth, and the path of the page."""
         import json
 
         record = self.verdict.record(self.truth.id)
@@ -116,7 +116,7 @@ class Demo:
 
 
 def demo_pair(seed: int) -> PairTruth:
-    """The first pair of a seed whose first frames mislead: what they show gives another overall judgment."""
+    """The first pair of a seed whose first frames mislead: by them alone, the overall judgment differs."""
     from vrthinker.episode.dimensions import Preference
     from vrthinker.world.truth_reader import count, first_seen
     from vrthinker.world.world import PRESETS, sample_pair
@@ -134,9 +134,9 @@ def run_demo(page: Path, clips: Path, seed: int = 0, model: str = "nano") -> Dem
 
     Args:
         page: The HTML file to write.
-        clips: A folder for the two clips.
-        seed: Which pair.
-        model: The judge.
+        clips: The folder for the two clips.
+        seed: The seed of the pair.
+        model: The judge's model.
 
     Raises:
         InputError: A path cannot be written to.

@@ -1,4 +1,4 @@
-"""`vrthinker doctor`: what this machine has and lacks, and how far a model's numbers drift."""
+"""`vrthinker doctor` reports what this machine has and lacks, and how far a model's numbers drift."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ from vrthinker.errors import InputError
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Say what this machine has, and what is missing for what; or how far a model's numbers drift.
+    """Report what this machine has and lacks, and what for; or how far a model's numbers drift.
 
     vrthinker doctor
+
     vrthinker doctor --numerics nano
     """
 
     numerics: Annotated[str | None, option("M")] = None
-    """Instead: judge some pairs with this model in every memory mode, and compare the log-probabilities that
-    were sampled with those of training's packed forward."""
+    """Instead, compare this model's log-probabilities in sampling and in training, in every memory mode."""
     pairs: Annotated[Path | None, option("FILE")] = None
     """With --numerics: a pairs file. Pairs of the synthetic world by default."""
     limit: Annotated[int, option("N")] = 16
-    """With --numerics: how many pairs. 16 by default."""
+    """With --numerics: the number of pairs. 16 by default."""
     device: Annotated[str | None, option("DEVICE")] = None
-    """With --numerics: cpu, cuda, cuda:1. A GPU where there is one by default."""
+    """With --numerics: cpu, cuda, cuda:1. By default a GPU if there is one."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, option("DTYPE")] = None
     """With --numerics: float32 or bfloat16. bfloat16 on a GPU, float32 on a CPU by default."""
     json: Flag = False
     """Print JSON instead of a table."""
 
     def run(self) -> int:
-        """Examines the machine; 1 if judging cannot work here."""
+        """Examines the machine; returns 1 if judging cannot work here."""
         from vrthinker.doctor import report as doctor
 
         if self.numerics is None:

@@ -1,4 +1,4 @@
-"""`vrthinker eval`: how good a judge is, with intervals."""
+"""`vrthinker eval` measures how good a judge is, with confidence intervals."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class EvalWorldCommand:
-    """Judge held-out pairs of the synthetic world, and measure what choosing frames is worth.
+    """Judge held-out pairs of the synthetic world, and measure how much the judge gains by choosing frames.
 
     vrthinker eval world --model M --difficulty easy --limit 512 --seed 1 --out RUN
     """
@@ -26,30 +26,30 @@ class EvalWorldCommand:
     model: Annotated[str, option("M")]
     """A checkpoint folder, a hub id, or nano."""
     out: Annotated[Path, option("RUN")]
-    """The run's folder: the world, every episode, table.json. A killed run goes on by the same command."""
+    """The run's folder: the world, every episode, table.json. The same command continues a killed run."""
     difficulty: Literal["easy", "medium", "hard"] = "easy"
-    """A preset of the world."""
+    """The difficulty of the world."""
     limit: Annotated[int, option("N")] = 512
-    """How many pairs. 512 by default."""
+    """The number of pairs. 512 by default."""
     seed: int = 0
-    """Of the world's pairs, and of sampling."""
+    """The seed of the world's pairs and of sampling."""
     retrieval: tuple[Literal["own", "random", "uniform"], ...] = ("own", "random", "uniform")
-    """Who picks the retrieved frames; own is always among them. None (the first round) is read off own."""
+    """How retrieved frames are picked. own is always included; "none" is scored from its first rounds."""
     temperature: Annotated[float | None, option("T")] = None
-    """0 is greedy. The checkpoint's own by default."""
+    """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
     memory: Annotated[Literal["rerender", "evict", "renumber"] | None, option("MODE")] = None
-    """How expired frames leave the context (docs/memory.md). The checkpoint's own by default."""
+    """How expired frames are removed from the context (docs/memory.md). The checkpoint's own by default."""
     batch_size: int = 64
-    """Episodes that advance together."""
+    """The number of episodes that advance together."""
     device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. A GPU where there is one by default."""
+    """cpu, cuda, cuda:1. By default a GPU if there is one."""
     json: Flag = False
     """Print JSON instead of tables."""
     row: Annotated[Path | None, option("FILE")] = None
     """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
 
     def run(self) -> int:
-        """Evaluates and prints; 1 if an episode has no verdict."""
+        """Evaluates and prints; returns 1 if an episode has no verdict."""
         from vrthinker.evals.retrieval import Retrieval
         from vrthinker.evals.world import evaluate_world
         from vrthinker.evals.world_table import EvalProgress
@@ -108,7 +108,7 @@ class EvalShowCommand:
     """Print JSON instead of tables."""
 
     def run(self) -> int:
-        """Prints; 1 if an episode has no verdict, or is still missing."""
+        """Prints; returns 1 if an episode has no verdict or is still missing."""
         from vrthinker.evals.world import load_report
 
         report, run = load_report(self.run_folder)

@@ -1,4 +1,4 @@
-"""`vrthinker judge`: one pair on the terminal, or a file of pairs into a results file."""
+"""`vrthinker judge` judges one pair on the terminal, or a file of pairs into a results file."""
 
 from __future__ import annotations
 
@@ -35,57 +35,56 @@ class JudgeCommand:
     prompt: Annotated[str | None, option("TEXT")] = None
     """The caption that both clips were made from."""
     model: Annotated[str | None, option("M")] = None
-    """A Qwen2.5-VL or Qwen3-VL checkpoint, a folder or a hub id; nano judges the synthetic world. With
-    --endpoint, the server's name of it."""
+    """A checkpoint folder, a hub id, or nano (for the synthetic world); with --endpoint, a name on the server."""
     pairs: Annotated[Path | None, option("FILE")] = None
     """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
     out: Annotated[Path | None, option("FILE")] = None
-    """Where the verdicts of --pairs go, one JSON line each. A killed run continues where it was."""
+    """Write the verdicts of --pairs to this file, one JSON line each. A killed run continues there."""
     retry_failed: Flag = False
-    """Judge the pairs again that --out holds without a judgment."""
+    """Judge pairs again that are in --out without a judgment."""
     trajectories: Annotated[Path | None, option("FILE")] = None
     """Append the full record of each episode to this JSONL file."""
     report: Annotated[Path | None, option("FILE")] = None
-    """Show the episode of a single pair on one HTML page: both clips, and what each round saw and said."""
+    """Write an HTML page about the episode of a single pair: both clips, and what each round saw and said."""
     json: Flag = False
     """Print JSON instead of a table."""
     window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
     """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
     rounds: Annotated[int | None, option("N")] = None
-    """Most rounds of an episode. The checkpoint's own by default."""
+    """The most rounds of an episode. The checkpoint's own by default."""
     frames: Annotated[int | None, option("N")] = None
-    """Frames of the first input, half of them from each clip. The checkpoint's own by default."""
+    """The frames of the first input, half of them from each clip. The checkpoint's own by default."""
     max_round_tokens: Annotated[int | None, option("N")] = None
-    """Most tokens that one round may write. The checkpoint's own by default."""
+    """The most tokens that one round may write. The checkpoint's own by default."""
     memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
-    """How expired frames leave the context. The checkpoint's own by default; another is another policy."""
+    """How expired frames are removed. By default as in training; another mode is another policy."""
     temperature: Annotated[float | None, option("T")] = None
-    """0 is greedy. The checkpoint's own by default."""
+    """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
     seed: int = 0
-    """For sampling."""
+    """The seed of sampling."""
     max_fps: Annotated[float | None, option("FPS")] = None
-    """Number at most so many frames of a second. All of them by default."""
+    """The most frames per second that are numbered. All frames by default."""
     max_pixels: Annotated[int | None, option("N")] = None
-    """Most pixels of a frame. The checkpoint's own by default."""
+    """The most pixels of a frame. The checkpoint's own by default."""
     dataset: Annotated[str | None, option("NAME")] = None
-    """Whose names of the dimensions the prompt takes, for a single pair. The checkpoint's own by default."""
+    """The dataset whose names of the dimensions a single pair's prompt uses. The checkpoint's by default."""
     tolerate_truncation: Flag = False
-    """Judge a clip that breaks half-way on the frames before the break; the verdict says so."""
+    """If a clip breaks half-way, judge the frames before the break. The verdict says so."""
     guided: Annotated[bool | None, option("True|False")] = None
-    """Force rounds into their form, for models that do not hold it. The checkpoint's own by default."""
+    """Force rounds into the grammar, for models that do not keep to it. The checkpoint's own by default."""
     templates: Annotated[Path | None, option("FOLDER")] = None
-    """Prompt templates instead of the checkpoint's."""
+    """A folder of prompt templates to use instead of the checkpoint's."""
     device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. A GPU where there is one by default."""
+    """cpu, cuda, cuda:1. By default a GPU if there is one."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
     """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
     batch_size: int = 8
-    """Episodes that advance together."""
+    """The number of episodes that advance together."""
     endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address; OPENAI_API_KEY holds its key."""
+    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
 
     def run(self) -> int:
-        """Judges; see the class."""
+        """Judges; returns the exit code."""
         if self.model is None:
             raise InputError(
                 "--model: missing; give a checkpoint folder or hub id (nano: for the synthetic world only)"
@@ -97,7 +96,7 @@ class JudgeCommand:
             raise InputError(f"judge: got {got}, wanted two clips with a --prompt, or --pairs with --out")
         if self.out is not None:
             raise InputError("--out: goes with --pairs; for one pair use --json or --trajectories")
-        # A clip that cannot be read should not have to wait for a model to load.
+        # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
         from vrthinker.video.open import open_reader
 
         for video in self.videos:
@@ -127,7 +126,7 @@ class JudgeCommand:
         from vrthinker.report.page.page import write_page
         from vrthinker.report.terminal import plain
 
-        sys.stdout.flush()  # the verdict stands, whatever becomes of the page
+        sys.stdout.flush()  # the verdict is printed, whatever happens to the page
         truth = find_truth(*self.videos)
         write_page(path, verdict.trajectory, notes=verdict.notes, truth=truth)
         sys.stderr.write(f"the episode as a page: {plain(str(path))}\n")

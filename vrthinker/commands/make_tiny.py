@@ -1,4 +1,4 @@
-"""`vrthinker make-tiny`: a tiny checkpoint with random weights, for tests and for trying the machinery.
+"""`vrthinker make-tiny` writes a tiny checkpoint with random weights, for tests and for trying the package.
 
 Its verdicts are random, and everything that prints them says so.
 """
@@ -22,14 +22,14 @@ _PATCH_SIZES = {"qwen2.5-vl": 14, "qwen3-vl": 16}
 
 @dataclass(frozen=True)
 class MakeTinyCommand:
-    """Write a tiny random checkpoint, for tests and for trying the machinery."""
+    """Write a tiny checkpoint with random weights, for tests and for trying the package."""
 
     out: Annotated[tyro.conf.Positional[Path], option("FOLDER")]
     """The folder to write; it must not exist yet, or be empty."""
     family: Family = "qwen2.5-vl"
-    """Which model class."""
+    """The model class."""
     seed: int = 0
-    """Of the weights."""
+    """The seed of the weights."""
 
     def run(self) -> int:
         """Writes the checkpoint."""
@@ -41,15 +41,16 @@ class MakeTinyCommand:
 def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
     """Writes a tiny random checkpoint with tokenizer, processor, judge settings and prompt templates.
 
-    Its rounds are guided (`EpisodeSettings.guided`): random weights do not hold the form by themselves.
+    Its rounds are guided (`EpisodeSettings.guided`), because a model with random weights does not keep to the
+    grammar by itself.
 
     Args:
-        out: A folder that does not exist yet or is empty.
-        family: Which transformers class.
-        seed: Of the weights; equal seeds give equal files.
+        out: The folder to write. It must not exist yet, or be empty.
+        family: The family of the transformers class.
+        seed: The seed of the weights. Equal seeds give equal files.
 
     Raises:
-        InputError: The folder holds something.
+        InputError: The folder is not empty.
     """
     from vrthinker.engine.hf.tiny import make_tiny
     from vrthinker.episode.prompts import PromptTemplates

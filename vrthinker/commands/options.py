@@ -1,4 +1,4 @@
-"""What the commands' options share: how they look in the help, files that are checked before the work."""
+"""Common parts of the commands' options: their look in the help, and early checks of files."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior
 
 
 def option(metavar: str) -> Any:
-    """An option with a name for its value, and without a default in the help."""
+    """An option whose value has this name in the help, without a default there."""
     return tyro.conf.arg(metavar=metavar, help_behavior_hint="")
 
 
 def check_writable(name: str, path: Path) -> None:
-    """Hours of work should not end in a file that cannot be written: opens it for appending, changes nothing.
+    """Checks before the work that a file can be written, by opening it for appending. It is not changed.
 
     Args:
-        name: The option, for the message.
-        path: The file; its folder is made when missing.
+        name: The name of the option, for the message.
+        path: The file. Its folder is made if it is missing.
 
     Raises:
-        InputError: It cannot be written.
+        InputError: The file cannot be written.
     """
     try:
         path.parent.mkdir(parents=True, exist_ok=True)

@@ -1,4 +1,4 @@
-"""`vrthinker train`: the stages that train a judge."""
+"""`vrthinker train` runs the stages that train a judge."""
 
 from __future__ import annotations
 
@@ -19,34 +19,34 @@ class ColdStartCommand:
 
     From traces: vrthinker train cold-start --model M --traces traces.jsonl --pairs pairs.jsonl --out RUN
 
-    The nano judge from nothing: vrthinker train cold-start --recipe nano --out RUN
+    The nano judge from random weights: vrthinker train cold-start --recipe nano --out RUN
 
-    Going on with a run that was stopped: vrthinker train cold-start --resume RUN
+    Resuming a run that was stopped: vrthinker train cold-start --resume RUN
     """
 
     out: Annotated[Path | None, option("RUN")] = None
-    """The run's folder: settings, data, checkpoints, metrics; the trained judge in RUN/model."""
+    """The run's folder, with settings, data, checkpoints and metrics. The trained judge is in RUN/model."""
     resume: Annotated[Path | None, option("RUN")] = None
-    """Go on with this run; needs nothing else."""
+    """Resume this run. No other option is needed."""
     recipe: Annotated[str | None, option("NAME|FILE")] = None
-    """Settings from a YAML file, or a recipe that ships with the package: nano."""
+    """The settings: a YAML file, or a recipe that ships with the package (nano)."""
     model: Annotated[str | None, option("M")] = None
-    """What to start from: a checkpoint folder or a hub id. The recipe's by default."""
+    """The model to start from: a checkpoint folder or a hub id. The recipe's by default."""
     traces: Annotated[Path | None, option("FILE")] = None
     """Train on these trajectories (`vrthinker judge --trajectories` writes them)."""
     pairs: Annotated[Path | None, option("FILE")] = None
     """The pairs file with the labels of --traces: only traces with four right judgments are kept."""
     steps: Annotated[int | None, option("N")] = None
-    """Optimizer steps on --traces. One pass over them by default."""
+    """The number of optimizer steps on --traces. One pass over them by default."""
     batch_size: Annotated[int | None, option("N")] = None
-    """Sequences per step on --traces. 32 by default, the paper's."""
+    """The number of sequences per step on --traces. 32 by default, as in the paper."""
     learning_rate: Annotated[float | None, option("LR")] = None
-    """Peak learning rate on --traces. 1.5e-6 by default, the paper's."""
+    """The peak learning rate on --traces. 1.5e-6 by default, as in the paper."""
     seed: Annotated[int | None, option("N")] = None
-    """Of data, order and fresh weights. The recipe's, or 0, by default."""
+    """The seed of data, order and random initial weights. The recipe's, or 0, by default."""
 
     def run(self) -> int:
-        """Trains; 130 when a signal ended the run early (its last step is kept)."""
+        """Trains; returns 130 if a signal ended the run early (its last step is kept)."""
         from vrthinker.train.cold_start import cold_start_settings, resume_settings, run_cold_start
 
         if self.resume is not None:
@@ -59,7 +59,7 @@ class ColdStartCommand:
                 raise InputError("--out: missing; name the run's folder, or --resume one")
             out, settings = self.out, cold_start_settings(self._values())
         trained = run_cold_start(settings, out)
-        if trained is None:  # the loop has said how to go on
+        if trained is None:  # the loop has printed how to resume
             return 130
         sys.stdout.write(f"{trained}\n")
         return 0
@@ -93,7 +93,7 @@ class ColdStartCommand:
 
 @dataclass(frozen=True)
 class TrainShowCommand:
-    """Print how far a training run is, and its last metrics."""
+    """Print the progress of a training run, and its last metrics."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
     """The run's folder."""

@@ -1,4 +1,4 @@
-"""`vrthinker world`: the synthetic world with planted truth."""
+"""`vrthinker world` makes pairs of the synthetic world with planted truth, and measures perfect readers."""
 
 from __future__ import annotations
 
@@ -17,15 +17,15 @@ class WorldMakeCommand:
     """Write pairs of clips with planted defects: mp4 files, pairs.jsonl, and the truth beside them."""
 
     out: Annotated[Path, option("DIR")]
-    """The folder to write. A run that was killed is continued by the same command."""
+    """The folder to write. The same command continues a killed run."""
     pairs: Annotated[int, option("N")] = 200
-    """How many pairs. 200 by default."""
+    """The number of pairs. 200 by default."""
     difficulty: Literal["easy", "medium", "hard"] = "easy"
-    """A preset."""
+    """The difficulty of the world."""
     seed: int = 0
-    """Equal seeds write equal files."""
+    """The seed of the world. Equal seeds write equal files."""
     workers: Annotated[int | None, option("N")] = None
-    """Processes. As many as there are cores by default."""
+    """The number of processes. The number of cores by default."""
 
     def run(self) -> int:
         """Writes the world."""
@@ -50,14 +50,14 @@ class WorldMakeCommand:
 
 @dataclass(frozen=True)
 class WorldCeilingsCommand:
-    """Print how well a perfect reader judges who looks nowhere, at random, where hints point, or evenly."""
+    """Print the accuracy of perfect readers who look nowhere, at random, at hints, or evenly."""
 
     difficulty: Literal["easy", "medium", "hard"] = "easy"
-    """A preset."""
+    """The difficulty of the world."""
     pairs: Annotated[int, option("N")] = 2000
-    """How many pairs to average over (no pixels are drawn). 2000 by default."""
+    """The number of pairs to average over (no pixels are drawn). 2000 by default."""
     seed: int = 0
-    """Of the pairs."""
+    """The seed of the pairs."""
     json: Flag = False
     """Print JSON instead of a table."""
 

@@ -1,1 +1,1 @@
-"""Files that outlive a process: results, metrics, run folders, locks, and where numbers came from."""
+"""Files that outlive a process: results, metrics, run folders, locks, and the provenance of numbers."""

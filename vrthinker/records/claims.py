@@ -1,14 +1,14 @@
-"""Who judges what: claims of several processes on one machine, held in one lock file.
+"""Claims on the items that several processes on one machine judge, held in one lock file.
 
-Each claim is a POSIX lock on one byte of the file, at an offset hashed from the item's id; byte 0 guards
-writes. The kernel keeps these locks, so that a claim ends with its process, however that ends, and no
-stale claim has to be told from a live one.
+Each claim is a POSIX lock on one byte of the file, at an offset hashed from the item's id. Byte 0 guards
+writes. The kernel keeps these locks, so that a claim ends with its process, however that ends. Stale claims
+do not exist.
 
-Invariant: a process has at most one descriptor open on a lock file, because closing any of them drops
-all of the process's locks. That is why every user of a path shares one `LockFile`, and why claims of one
-process's own threads are told apart here and not by the kernel.
+Invariant: a process has at most one open descriptor of a lock file, because closing any of them would drop
+all of the process's locks. That is why all users of a path share one `LockFile`, and why claims of threads of
+one process are kept apart here and not by the kernel.
 
-POSIX locks on a network file system are as good as its lock daemon: nothing is promised there.
+On a network file system, POSIX locks depend on its lock daemon. Nothing is guaranteed there.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from pathlib import Path
 from vrthinker.errors import InputError, VRThinkerError
 
 _FLOCK = "hhqqi0q"
-"""`struct flock` of Linux: type, whence, start, length, holder's pid."""
+"""The `struct flock` of Linux: type, whence, start, length, holder's pid."""
 
 _WRITE_BYTE = 0
 _shared: dict[Path, LockFile] = {}
@@ -34,11 +34,11 @@ _shared_guard = threading.Lock()
 
 
 class LockFile:
-    """One process's way to a lock file. Get it from `open_locks`, give it back with `leave`.
+    """A lock file, as all users in one process share it. `open_locks` returns it; `leave` ends one use.
 
     Attributes:
-        path: The lock file. It stays empty; it must not be removed while anyone uses it.
-        mutex: Held by whoever touches the file or what it guards; threads of one process meet here.
+        path: The lock file. It stays empty, and it must not be removed while a process uses it.
+        mutex: The lock between threads of this process for access to the file and to what it guards.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,7 +53,7 @@ class LockFile:
         self._identity = _identity(os.fstat(self._fd))
 
     def check(self) -> None:
-        """Raises when the locks of this process no longer hold what they stand for.
+        """Checks that the locks of this process are still valid.
 
         Raises:
             VRThinkerError: The file was closed, inherited through a fork, removed or replaced.
@@ -74,7 +74,7 @@ class LockFile:
 
     @contextlib.contextmanager
     def writing(self) -> Iterator[None]:
-        """Holds the write lock: nobody else reads or writes what the file guards. Not re-entrant."""
+        """Holds the write lock, so that no other process uses what the file guards. Not re-entrant."""
         with self.mutex:
             self.check()
             self._lock(_WRITE_BYTE, wait=True)
@@ -84,7 +84,7 @@ class LockFile:
                 fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, _WRITE_BYTE)
 
     def take(self, name: str, owner: object) -> bool:
-        """Claims a name for `owner`; False when anybody, this owner included, has it already."""
+        """Claims a name for `owner`. Returns False if it is claimed already, by this owner or another."""
         offset = claim_offset(name)
         with self.mutex:
             self.check()
@@ -99,7 +99,7 @@ class LockFile:
             return self._owners.get(claim_offset(name)) is owner
 
     def drop(self, name: str, owner: object) -> None:
-        """Gives a claim up; harmless when `owner` does not hold it."""
+        """Gives up a claim. This is harmless if `owner` does not hold it."""
         with self.mutex:
             if self.has(name, owner):
                 self._unlock(claim_offset(name))
@@ -111,7 +111,7 @@ class LockFile:
                 self._unlock(offset)
 
     def holder(self, name: str) -> int | None:
-        """The process that holds a name (0: one that cannot be seen from this container), or None."""
+        """The process that holds a name (0: a process that is not visible in this container), or None."""
         offset = claim_offset(name)
         with self.mutex:
             self.check()
@@ -122,7 +122,7 @@ class LockFile:
             return None if kind == fcntl.F_UNLCK else int(pid)
 
     def leave(self) -> None:
-        """Ends one use; the last one closes the file, and with it every claim of this process."""
+        """Ends one use. The end of the last use closes the file and drops every claim of this process."""
         with _shared_guard:
             self.users -= 1
             if self.users == 0 and self._fd >= 0:
@@ -147,23 +147,23 @@ class LockFile:
         return True
 
     def _unlock(self, offset: int) -> None:
-        # Closed and forked files hold nothing, and their descriptor's number may be another file's.
+        # Closed and forked files hold no locks, and their descriptor's number may belong to another file.
         if self._fd >= 0:
             fcntl.lockf(self._fd, fcntl.LOCK_UN, 1, offset)
         self._owners.pop(offset, None)
 
 
 def claim_offset(name: str) -> int:
-    """The byte that stands for a name, in [1, 2^62]: the same in every process and version.
+    """The offset of the byte of a name, in [1, 2^62], the same in every process and version.
 
-    Two names on one byte would only wait for one another; 100,000 names meet with odds of 1e-9.
+    Two names with the same byte would only wait for each other. With 100,000 names, the probability is 1e-9.
     """
     digest = hashlib.blake2b(name.encode("utf-8"), digest_size=8).digest()
     return 1 + (int.from_bytes(digest, "big") >> 2)
 
 
 def open_locks(path: Path) -> LockFile:
-    """The process's one `LockFile` of a resolved path; created, empty, when it is not there.
+    """The process's only `LockFile` of a resolved path. The file is created, empty, if it is missing.
 
     Raises:
         InputError: The file cannot be created or opened.
@@ -181,7 +181,7 @@ def _identity(status: os.stat_result) -> tuple[int, int]:
 
 
 def _after_fork() -> None:
-    """A child holds none of its parent's locks: what it inherited must not look as if it did."""
+    """Invalidates inherited lock files, because a child process does not hold its parent's locks."""
     global _shared_guard
     _shared_guard = threading.Lock()
     for locks in _shared.values():

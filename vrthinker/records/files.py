@@ -1,8 +1,8 @@
-"""Files written whole: replaced in one step, or appended to in one write.
+"""Atomic changes of files: a file is replaced in one step, or appended to in one write.
 
-Invariant: a file that exists under its name is whole. A replaced file is written under another name, synced,
-and renamed, so that a reader and a crash see the old file or the new one. An appended line is on the disk
-whole, or the file is as it was.
+Invariant: a file that exists under its name is complete. A replaced file is written under another name,
+synced and renamed, so that after a crash and for a reader there is either the old file or the new one. An
+appended line is either written completely, or the file is unchanged.
 """
 
 from __future__ import annotations
@@ -21,15 +21,15 @@ _READ_BYTES = 1 << 16
 
 
 def spare_name(path: Path) -> Path:
-    """Where `replace_file` writes before it renames; a killed one leaves it behind."""
+    """The name under which `replace_file` writes before it renames. After a kill, this file may remain."""
     return path.with_name(path.name + ".new")
 
 
 def replace_file(path: Path, content: bytes) -> None:
-    """Writes a file in one step. The caller keeps other writers out.
+    """Writes a file atomically. The caller prevents concurrent writers.
 
     Raises:
-        VRThinkerError: It could not be written; what was there before stays.
+        VRThinkerError: The file could not be written. The old file is unchanged.
     """
     spare = spare_name(path)
     try:
@@ -50,17 +50,17 @@ def replace_file(path: Path, content: bytes) -> None:
 
 
 def write_whole(descriptor: int, content: bytes, *, sync: bool = False) -> None:
-    """Writes at the end of a file in one write, all or nothing. The caller keeps other writers out.
+    """Appends to a file in one write, completely or not at all. The caller prevents concurrent writers.
 
-    A file that cannot even be shortened again (its disk went away) keeps a part: an unfinished last line.
+    If even shortening the file again fails (because its disk went away), an unfinished last line remains.
 
     Args:
-        descriptor: A file that was opened for appending.
+        descriptor: The descriptor of a file that was opened for appending.
         content: The bytes to add.
-        sync: Whether the content is to be on the disk on return.
+        sync: Whether the content has to be on the disk on return.
 
     Raises:
-        OSError: It could not be written (a full disk); the file is as it was.
+        OSError: The content could not be written (a full disk). The file is unchanged.
     """
     size = os.fstat(descriptor).st_size
     try:
@@ -79,21 +79,20 @@ def write_whole(descriptor: int, content: bytes, *, sync: bool = False) -> None:
 def append_line(path: Path, line: str, *, unfinished: Literal["cut", "close"]) -> None:
     """Adds one line to a file that several processes append to, under its lock.
 
-    A writer that was killed may have left the last line without its end. What becomes of it is for the caller
-    to say, because it depends on what the line was worth:
+    A killed writer may have written a last line without its end. The caller decides what happens to it:
 
-    - `cut`: it is removed. For what its writer makes again when it is restarted (an episode is judged again),
-      in a file whose readers refuse a line that is not whole.
-    - `close`: it is kept, and given its end. For what is not made again (a measurement), in a file that
-      people edit: a line that only lacks its newline may be whole, and nobody's row is removed unseen.
+    - `cut`: it is removed. This is for lines that their writer makes again after a restart (an episode is
+      judged again), in a file whose readers refuse an unfinished line.
+    - `close`: it is kept, and a newline is added. This is for lines that are not made again (a measurement),
+      in a file that people edit: a line may only lack its newline, and no row should be removed unseen.
 
     Args:
-        path: The file; made when it is missing.
+        path: The file, which is made if it is missing.
         line: The line, with its newline and no other.
-        unfinished: The fate of an unfinished last line.
+        unfinished: What happens to an unfinished last line.
 
     Raises:
-        OSError: The file could not be opened or written (a full disk); its whole lines are as they were.
+        OSError: The file could not be opened or written (a full disk). Its complete lines are unchanged.
         InputError: The file system has no locks.
         ValueError: `line` is not one line.
     """
@@ -124,8 +123,8 @@ def _whole_lines_end(descriptor: int, size: int) -> int:
 
 
 def sync_folder(folder: Path) -> None:
-    """Makes a new name in a folder outlive a crash of the machine, where the file system lets us."""
-    with contextlib.suppress(OSError):  # a folder that cannot be synced costs durability, no correctness
+    """Makes a new name in a folder survive a crash of the machine, if the file system supports that."""
+    with contextlib.suppress(OSError):  # without the sync, a crash may lose the file, but not damage it
         descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(descriptor)

@@ -1,10 +1,10 @@
-"""The lock of an open file: one process, or one thread, at a time.
+"""The lock of an open file, which one process or thread holds at a time.
 
-Invariant: the lock lies on what was opened and ends with it, however the process ends; there is no stale lock
-to be told from a live one. A child that was forked while the lock was held keeps it alive after a parent that
-was killed. This holds for processes on one machine and a local file system.
+Invariant: the lock belongs to the open file and ends with it, however the process ends, so that stale locks
+do not exist. If a child was forked while its parent held the lock, it still holds the lock after the parent
+was killed. This is for processes on one machine and a local file system.
 
-The claims of a results file are something else (`claims.py`): many of them lie on one file.
+The claims of a results file are something else (`claims.py`): one file has many of them.
 """
 
 from __future__ import annotations
@@ -24,8 +24,8 @@ def locked(file: int | IO[Any], path: Path, *, wait: bool = True) -> Iterator[No
     """Holds the lock of an open file.
 
     Args:
-        file: The open file or its descriptor; it stays open.
-        path: The name for messages.
+        file: The open file or its descriptor. It stays open.
+        path: The path of the file, for messages.
         wait: Whether to wait for another holder.
 
     Raises:
@@ -45,6 +45,6 @@ def locked(file: int | IO[Any], path: Path, *, wait: bool = True) -> Iterator[No
     try:
         yield
     finally:
-        # A child that was forked in here shares the lock: leaving, it would take it from its parent.
+        # A child that was forked in here shares the lock. If it unlocked, its parent would lose the lock.
         if os.getpid() == holder:
             fcntl.flock(descriptor, fcntl.LOCK_UN)

@@ -1,10 +1,11 @@
-"""A run's curve: one JSON line per finished step.
+"""The metrics of a training run: one JSON line per finished step.
 
     {"step": 120, "time_seconds": 1790000000.1, "loss/sft": 1.42, "optim/learning_rate": 1.5e-06, ...}
 
-`step` counts finished steps, `time_seconds` is the Unix time of the line. NaN and infinities are null.
-Invariant: steps rise from line to line, so each is there once, however often the run was killed and resumed.
-A line that a killed writer left unfinished is not a line: readers pass over it, the next writer removes it.
+`step` is the number of finished steps, `time_seconds` is the Unix time of the line. NaN and infinities are
+null.
+Invariant: steps increase from line to line, so that each is there once, however often the run was killed and
+resumed. If a killed writer wrote an unfinished line, readers ignore it and the next writer removes it.
 """
 
 from __future__ import annotations
@@ -27,13 +28,13 @@ _RESERVED = ("step", "time_seconds")
 
 
 class MetricsFile:
-    """A metrics file, open for writing. One writer at a time: hold the run folder.
+    """A metrics file, open for writing. There may be one writer at a time, which holds the run folder.
 
     Args:
-        path: The file; made, with its folder, when it is not there.
+        path: The file. It is made, with its folder, if it is missing.
 
     Raises:
-        InputError: The file cannot be opened or holds something else than metrics.
+        InputError: The file cannot be opened, or its content is not metrics.
     """
 
     def __init__(self, path: Path) -> None:
@@ -53,12 +54,12 @@ class MetricsFile:
         """Appends one line.
 
         Args:
-            metrics: By slash name (`loss/sft`); what is not finite is stored as null.
-            step: Finished steps.
+            metrics: Slash name (`loss/sft`) -> value. Values that are not finite are stored as null.
+            step: The number of finished steps.
 
         Raises:
             ValueError: A metric is named `step` or `time_seconds`, or `step` is not above the last line's.
-            VRThinkerError: It could not be written (a full disk); the file is as it was.
+            VRThinkerError: The line could not be written (a full disk). The file is unchanged.
         """
         if taken := [name for name in _RESERVED if name in metrics]:
             raise ValueError(f"metrics: got the name {taken[0]!r}, which the file writes; name it otherwise")
@@ -77,19 +78,19 @@ class MetricsFile:
         self._last_step = step
 
     def drop_after(self, step: int) -> None:
-        """Drops the lines of later steps, in one step: a run that resumes writes them again.
+        """Removes the lines of later steps atomically, because a resumed run writes them again.
 
         Raises:
-            VRThinkerError: The file could not be written; it is as it was.
+            VRThinkerError: The file could not be written. It is unchanged.
         """
         self._rewrite([line for line in read_metrics(self.path) if line["step"] <= step])
 
     def sync(self) -> None:
-        """On return the lines are on the disk."""
+        """Returns when all lines are on the disk."""
         os.fsync(self._fd)
 
     def close(self) -> None:
-        """Closes the file; harmless when it is closed."""
+        """Closes the file. Closing twice is harmless."""
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = -1
@@ -103,7 +104,7 @@ class MetricsFile:
         self.close()
 
     def _rewrite(self, lines: list[dict[str, Any]]) -> None:
-        """Leaves these lines in the file, and opens it."""
+        """Replaces the file's content by these lines, and opens it again."""
         content = b"".join(json.dumps(line).encode() + b"\n" for line in lines)
         if content != self.path.read_bytes():
             replace_file(self.path, content)
@@ -116,11 +117,11 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     """The lines of a metrics file.
 
     Returns:
-        One dict a line: `step` (int), `time_seconds` (float) and the metrics (float, or None for what was
-        not finite).
+        For each line, a dict with `step` (int), `time_seconds` (float) and the metrics (float, or None for a
+        value that was not finite).
 
     Raises:
-        InputError: The file cannot be read, or a whole line is not one of metrics.
+        InputError: The file cannot be read, or a complete line is not one of metrics.
     """
     try:
         content = path.read_bytes()

@@ -1,7 +1,7 @@
-"""Where a number came from: machine, versions, commit, date, command.
+"""The provenance of a number: machine, versions, commit, date, command.
 
-Every committed result row carries it (`benchmarks/results/*.jsonl`), and every run that writes results
-writes it beside them. It loads no tensor library.
+Every committed result row has it (`benchmarks/results/*.jsonl`), and every run that writes results writes it
+beside them. This module loads no tensor library.
 
 Invariant: nothing in it is guessed. What cannot be found out is None.
 """
@@ -29,7 +29,7 @@ from vrthinker.records.files import append_line
 PACKAGES = ("vrthinker", "torch", "transformers", "av", "numpy")
 COMMIT_VARIABLE = "VRTHINKER_COMMIT"
 _DEPTH = 2
-"""This file lies so many folders below the root of a checkout."""
+"""The number of folders between the root of a checkout and this file."""
 _COUNTED = (".", ":(exclude)benchmarks/results")
 _HASH = re.compile(r"[0-9a-f]{40}|[0-9a-f]{64}")
 
@@ -38,7 +38,7 @@ def provenance(command: str | Sequence[str] | None = None) -> dict[str, Any]:
     """Describes this run.
 
     Args:
-        command: What was run, as a line or as arguments; this process's own command line when None.
+        command: The command, as a line or as arguments. None takes this process's command line.
 
     Returns:
         A JSON-ready dict: `date` (UTC, ISO 8601), `command`, `commit` and `dirty` (see `git_state`),
@@ -66,17 +66,17 @@ def provenance(command: str | Sequence[str] | None = None) -> dict[str, Any]:
 def append_row(path: str | os.PathLike[str], row: Mapping[str, Any], command: str | None = None) -> None:
     """Appends one result row to a JSONL file, with the provenance merged in.
 
-    Rows of two processes never mix. A last line that a killed writer left unfinished is kept, and closed
-    first (see `append_line` for why).
+    Rows of two processes never mix. If a killed writer wrote an unfinished last line, it is kept, and its
+    newline is added first (`append_line` says why).
 
     Args:
-        path: The file; it and its folder are made when missing.
+        path: The file. It is made, with its folder, if it is missing.
         row: The result. Its keys may not be those of `provenance`.
-        command: See `provenance`.
+        command: The command, as a line; None takes this process's command line.
 
     Raises:
         ValueError: `row` has a key of the provenance, or holds NaN or an infinity.
-        VRThinkerError: The file could not be written (a full disk); it is as it was.
+        VRThinkerError: The file could not be written (a full disk). It is unchanged.
     """
     facts = provenance(command)
     if taken := sorted(facts.keys() & row.keys()):
@@ -95,14 +95,14 @@ def append_row(path: str | os.PathLike[str], row: Mapping[str, Any], command: st
 def git_state() -> tuple[str | None, bool | None]:
     """The commit that the running code was checked out from, and whether the tree differs from it.
 
-    Only the checkout that this very file lies in is looked at, never the working directory: a folder that
-    somebody unpacked may hold a `.git/config` that names programs to run. For the same reason git never reads
-    that checkout's own configuration (see `_is_dirty`). `VRTHINKER_COMMIT` names the commit where the code
-    travels without its repository. Changes under `benchmarks/results` don't make a tree dirty: rows are
-    appended there one after another.
+    Only the checkout that contains this file is examined, never the working directory, because an unpacked
+    folder may have a `.git/config` that names programs to run. For the same reason git never reads the
+    checkout's own configuration (see `_is_dirty`). If the code is used without its repository,
+    `VRTHINKER_COMMIT` names the commit. Changes under `benchmarks/results` do not make a tree dirty, because
+    rows are appended there one after another.
 
     Returns:
-        `(commit, dirty)`, each None when unknown.
+        `(commit, dirty)`, each None if it is unknown.
     """
     if named := os.environ.get(COMMIT_VARIABLE):
         return named, None
@@ -133,7 +133,7 @@ def _common_folder(git_folder: Path) -> Path:
 
 
 def _head(git_folder: Path) -> str | None:
-    """The commit that is checked out; None in a repository without one, or without this file."""
+    """The commit that is checked out; None if the repository has none or does not have this file."""
     if not (git_folder / "HEAD").is_file():
         return None
     name = (git_folder / "HEAD").read_text("utf-8").strip()
@@ -151,13 +151,13 @@ def _head(git_folder: Path) -> str | None:
 
 
 def _is_dirty(root: Path, git_folder: Path, commit: str) -> bool | None:
-    """Whether the working tree differs from a commit; None where git cannot say.
+    """Whether the working tree differs from a commit; None if git cannot tell.
 
-    Git is asked in a repository of one moment: it borrows the objects and a copy of the index, and has no
+    Git runs in a temporary repository, which borrows the objects and a copy of the index and has no
     configuration, so that no hook, file monitor or filter that the checkout names can run.
 
     Raises:
-        ValueError: The repository does not track this file, so that it is not this code's.
+        ValueError: The repository does not track this file, so it is not the repository of this code.
     """
     with tempfile.TemporaryDirectory(prefix="vrthinker-git-") as folder:
         borrowed = Path(folder)
@@ -197,7 +197,7 @@ def _version(package: str) -> str | None:
 
 
 def _relative(arguments: Sequence[str]) -> list[str]:
-    """Absolute paths of this machine say nothing elsewhere: the interpreter becomes `python`."""
+    """The arguments with `python` for the interpreter, whose absolute path is meaningless elsewhere."""
     shortened = [os.path.relpath(a) if os.path.isabs(a) and os.path.exists(a) else a for a in arguments]
     return ["python", *shortened[1:]]
 
@@ -212,7 +212,7 @@ def _cpu_model() -> str | None:
 
 
 def _gpu_names() -> list[str]:
-    """Names as nvidia-smi gives them: asking the driver from this process would start it here."""
+    """The names that nvidia-smi reports. Asking the driver here would start it in this process."""
     try:
         done = subprocess.run(
             ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"],

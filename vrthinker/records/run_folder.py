@@ -1,4 +1,4 @@
-"""The configuration beside a results file or in a run's folder: written once, and compared ever after."""
+"""The configuration beside a results file or in a run's folder. It is written once, and compared later."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ _ABSENT = object()
 
 
 def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], output: Path) -> None:
-    """Writes the configuration where there is none, else compares it with the one that is there.
+    """Writes the configuration if there is none, else compares it with the existing one.
 
     Args:
         path: The configuration's file.
-        run: JSON values.
-        ignore: Dotted keys that may differ; a key stands for everything below it.
+        run: The configuration, as JSON values.
+        ignore: Dotted keys that may differ. A key includes everything below it.
         output: The results file, for the message.
 
     Raises:
         InputError: The file cannot be read or differs; the message names each differing key with both
             values.
-        VRThinkerError: It could not be written.
+        VRThinkerError: The configuration could not be written.
     """
     try:
         found = json.loads(path.read_bytes())
     except FileNotFoundError:
         text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
-        # A lone surrogate becomes JSON's own escape.
+        # A lone surrogate is written as JSON's escape.
         replace_file(path, text.encode("utf-8", "backslashreplace"))
         return
     except (OSError, ValueError, RecursionError) as error:
@@ -52,7 +52,7 @@ def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], outpu
 
 
 def _flat(value: Mapping[str, Any], prefix: str = "") -> dict[str, object]:
-    """Nested objects, and lists of them, as dotted keys. An empty one is a value."""
+    """Nested objects and lists of them, flattened to dotted keys. An empty object or list is a value."""
     flat: dict[str, object] = {}
     for key, inner in value.items():
         if isinstance(inner, list) and inner and all(isinstance(item, Mapping) for item in inner):

@@ -1,7 +1,7 @@
-"""One process trains into a run folder at a time.
+"""The lock of a run folder, so that one process at a time trains into it.
 
-Invariant: what holds the folder is the lock of an open file (`locks.py`), so it ends with the process,
-however that ends.
+Invariant: the folder is held by the lock of an open file (`locks.py`), which ends with the process, however
+that ends.
 """
 
 from __future__ import annotations
@@ -18,16 +18,17 @@ from vrthinker.records.locks import locked
 LOCK_FILE = ".lock"
 
 _held: dict[str, int] = {}
-"""Lock files of this process, and the thread that holds each."""
+"""Lock file of this process -> the thread that holds it."""
 
 
 @contextlib.contextmanager
 def lock_run(run: Path) -> Iterator[None]:
-    """Holds a run folder; makes it when it is missing. The thread that holds it may enter again.
+    """Holds a run folder, which is made if it is missing. The thread that holds it may enter again.
 
     Raises:
-        InputError: The folder cannot be made, its lock file not opened, or its file system has no locks.
-        VRThinkerError: Another process, or another thread, holds it.
+        InputError: The folder cannot be made, its lock file cannot be opened, or its file system has no
+            locks.
+        VRThinkerError: Another process or another thread holds it.
     """
     descriptor, path = _open(run)
     try:
@@ -57,7 +58,7 @@ def _open(run: Path) -> tuple[int, str]:
 
 @contextlib.contextmanager
 def _locked(descriptor: int, run: Path) -> Iterator[None]:
-    """Holds the lock, and writes down who has it, for the message to the next one."""
+    """Holds the lock, and writes the holder to the file, for the message to other processes."""
     with contextlib.ExitStack() as stack:
         try:
             stack.enter_context(locked(descriptor, run, wait=False))

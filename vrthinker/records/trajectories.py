@@ -1,8 +1,8 @@
-"""The file that episodes are kept in: one JSON line each, appended by any number of processes.
+"""The file of trajectories, one JSON line each, to which any number of processes may append.
 
-`vrthinker.episode.trajectory` says what is in a line (`dump_line`) and reads the file (`load_trajectories`).
-Invariant: nothing is ever written to a file that holds something else than trajectories, as long as
-`check_trajectories_file` is asked first.
+`vrthinker.episode.trajectory` defines the content of a line (`dump_line`) and reads the file
+(`load_trajectories`).
+Invariant: nothing is ever written to a file with other content, if `check_trajectories_file` is called first.
 """
 
 from __future__ import annotations
@@ -17,14 +17,14 @@ _LINE_START = b'{"schema_version":1,"id":'
 
 
 def check_trajectories_file(path: Path, *others: Path) -> None:
-    """Refuses a trajectories file that holds something else or is not writable, before any work is done.
+    """Refuses a file that has other content than trajectories or is not writable, before any work is done.
 
     Args:
-        path: The file that trajectories are to be appended to; made when it is missing.
-        others: Files of the same command (clips, pairs, results).
+        path: The file that trajectories are to be appended to. It is made if it is missing.
+        others: Other files of the same command (clips, pairs, results).
 
     Raises:
-        InputError: It is one of `others`, holds something else than trajectories, or cannot be written.
+        InputError: The file is one of `others`, has other content than trajectories, or cannot be written.
     """
     try:
         if path.exists() and any(other.exists() and path.samefile(other) for other in others):
@@ -42,16 +42,16 @@ def check_trajectories_file(path: Path, *others: Path) -> None:
 
 
 def append_trajectory(path: Path, line: str) -> None:
-    """Adds a trajectory to a file, after cutting off what a killed writer left of another.
+    """Appends a trajectory to a file. An unfinished last line of a killed writer is removed first.
 
-    Call `check_trajectories_file` first: an unfinished last line is lost here.
+    Call `check_trajectories_file` before, because an unfinished last line of any other file would be lost.
 
     Args:
-        path: The trajectories file; made when it is missing.
-        line: The trajectory as `dump_line` spells it.
+        path: The trajectories file, which is made if it is missing.
+        line: The line that `dump_line` returns.
 
     Raises:
-        InputError: The file cannot be written; its whole lines are as they were.
+        InputError: The file cannot be written. Its complete lines are unchanged.
     """
     try:
         append_line(path, line, unfinished="cut")

@@ -1,17 +1,17 @@
-"""The results file that several processes share: one JSON line per judged pair, only ever appended to.
+"""The results file that several processes share, with one JSON line per judged pair. It is only appended to.
 
-Beside `<out>` lie `<out>.run.json`, the configuration that every line was made with, and `<out>.lock`,
+Beside `<out>` there are `<out>.run.json`, the configuration that every line was made with, and `<out>.lock`,
 the claims (see `claims.py`). Invariants:
 
-- An id is on at most one line. Claim it, judge, append: whoever else wants it is told no, and a process
-  that is killed has judged for nothing at most what it had claimed.
-- What was recorded stays: a line is one `O_APPEND` write under a lock, synced before `append` returns. A
-  write that fails is taken back. A line that a killed writer left unfinished (no newline) is finished
-  when it is whole and cut off otherwise, by the next process that holds the lock.
-- Lines are never dropped silently: anything else that is no record is an error that names its line.
+- An id is on at most one line. A process claims it, judges it, and appends the line; other processes cannot
+  claim it meanwhile. If a process is killed, only the pairs that it had claimed were judged in vain.
+- Recorded lines are kept: a line is one `O_APPEND` write under a lock, synced before `append` returns. A
+  failed write is undone. If a killed writer wrote an unfinished line (without newline), the next process that
+  holds the lock adds the newline if the line is complete, and removes the line otherwise.
+- Lines are never dropped silently: any other line that is not a record is an error that names it.
 
-This holds for processes on one machine and a local file system. On a network file system locks and
-appends are as good as its server makes them: nothing is promised there.
+This is for processes on one machine and a local file system. On a network file system, locks and appends
+depend on its server, and nothing is guaranteed.
 """
 
 from __future__ import annotations
@@ -38,17 +38,17 @@ _logger = logging.getLogger(__name__)
 
 
 class VerdictLog:
-    """A results file, open for judging. Threads may share it; after a fork, open it anew.
+    """A results file, open for judging. Threads may share it. After a fork, open it again.
 
     Args:
-        path: The file; created, with its folder, when it is not there. A link is followed.
-        run: The resolved configuration, JSON values only.
-        ignore: Keys of `run` (nested ones dotted, a key stands for all below it) that may differ between
-            the processes and reruns of one file: what does not change verdicts.
+        path: The file. It is created, with its folder, if it is missing. A link is followed.
+        run: The resolved configuration, as JSON values.
+        ignore: Dotted keys of `run` that may differ between the processes and reruns of one file, because
+            they do not change verdicts. A key includes everything below it.
 
     Raises:
-        InputError: The file was made with another configuration, holds something else than verdicts, or
-            cannot be opened.
+        InputError: The file was made with another configuration, has other content than verdicts, or cannot
+            be opened.
     """
 
     def __init__(
@@ -75,12 +75,12 @@ class VerdictLog:
             raise
 
     def claim(self, pair_id: str) -> bool:
-        """Takes an id for this log. False when it is recorded, or claimed by anyone, this log included."""
+        """Claims an id for this log. Returns False if it is recorded, or claimed by this or another log."""
         with self._locks.mutex:
             self.refresh()
             if pair_id in self._lines or not self._locks.take(pair_id, self):
                 return False
-            # Its last holder may have recorded it between the look and the claim.
+            # Between the check and the claim, the last holder may have recorded the id.
             self.refresh()
             if pair_id in self._lines:
                 self._locks.drop(pair_id, self)
@@ -88,15 +88,15 @@ class VerdictLog:
             return True
 
     def release(self, pair_id: str) -> None:
-        """Gives a claim back without a record; harmless when this log does not hold it."""
+        """Gives up a claim without a record. This is harmless if this log does not hold it."""
         self._locks.drop(pair_id, self)
 
     def append(self, record: VerdictRecord) -> None:
-        """Records a claimed id and gives the claim back. On return the line is on the disk.
+        """Records a claimed id and gives up the claim. On return the line is on the disk.
 
         Raises:
-            VRThinkerError: The id is not claimed by this log, is recorded already, or the line could not
-                be written (a full disk). Then the file is as it was and the claim still held.
+            VRThinkerError: The id is not claimed by this log, it is recorded already, or the line could not
+                be written (a full disk). In that case the file is unchanged and the claim is still held.
         """
         with self._locks.writing():
             if not self._locks.has(record.id, self):
@@ -112,7 +112,7 @@ class VerdictLog:
             self._locks.drop(record.id, self)
 
     def refresh(self) -> None:
-        """Reads what other processes have added. Costs two `stat` calls when there is nothing new."""
+        """Reads what other processes have added. This costs two `stat` calls if there is nothing new."""
         with self._locks.mutex:
             self._locks.check()
             if self._state() != (self._identity, self._offset):
@@ -120,7 +120,7 @@ class VerdictLog:
                     self._sync()
 
     def done_ids(self) -> set[str]:
-        """Every recorded id, null judgments included."""
+        """All recorded ids, including those with null judgments."""
         with self._locks.mutex:
             self.refresh()
             return set(self._lines)
@@ -132,29 +132,28 @@ class VerdictLog:
             return set(self._failed)
 
     def records(self) -> list[VerdictRecord]:
-        """Every record, in the file's order."""
+        """All records, in the order of the file."""
         with self._locks.writing():
             self._sync()
             return read_verdicts(self.path)
 
     def pending(self, ids: Iterable[str]) -> list[str]:
-        """Those of `ids` that are not recorded, in their order; others may hold claims on them."""
+        """The ids among `ids` that are not recorded, in order. Other processes may have claimed them."""
         with self._locks.mutex:
             self.refresh()
             return [pair_id for pair_id in ids if pair_id not in self._lines]
 
     def claimable(self, ids: Iterable[str]) -> list[str]:
-        """Those of `ids` that are neither recorded nor claimed, by anyone, at this moment."""
+        """The ids among `ids` that are neither recorded nor claimed at this moment."""
         return [pair_id for pair_id in self.pending(ids) if self._locks.holder(pair_id) is None]
 
     def drop_failed(self) -> int:
-        """Takes the null judgments out, so that they are judged again; returns how many there were.
+        """Removes the null judgments, so that they are judged again, and returns their number.
 
-        The file is replaced in one step: killed at any moment, it is the old or the new one. Other
-        processes notice at their next call.
+        The file is replaced atomically. Other processes notice this at their next call.
 
         Raises:
-            VRThinkerError: The new file could not be written; the old one stays.
+            VRThinkerError: The new file could not be written. The old file is unchanged.
         """
         with self._locks.writing():
             self._sync()
@@ -166,7 +165,7 @@ class VerdictLog:
             return dropped
 
     def close(self) -> None:
-        """Gives every claim back and closes the files. Closing twice is harmless."""
+        """Gives up every claim and closes the files. Closing twice is harmless."""
         if self._closed:
             return
         self._closed = True
@@ -184,10 +183,10 @@ class VerdictLog:
     ) -> None:
         self.close()
 
-    # From here on: the file. `_sync`, `_repair` and `_write` need the write lock.
+    # Access to the file. `_sync`, `_repair` and `_write` need the write lock.
 
     def _refuse_other_files(self) -> None:
-        """Keeps a mistyped output from being written to, or having its last line cut off."""
+        """Refuses a mistyped output, which would otherwise be written to or lose its last line."""
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             status = self.path.stat()
@@ -199,7 +198,7 @@ class VerdictLog:
             ) from None
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{self.path}: got a folder or a device, allowed: a file")
-        # A log's configuration is written before its first line, so a file without one is no log.
+        # A log's configuration is written before its first line, so a file without it is not a log.
         if status.st_size and not self.run_path.exists():
             raise InputError(
                 f"{self.path}: holds something, and {self.run_path.name} is not beside it to say how it was "
@@ -214,7 +213,7 @@ class VerdictLog:
         self._failed: set[str] = set()
 
     def _open(self, flags: int = 0) -> None:
-        """Opens the file that bears the name now, to be read from its start."""
+        """Opens the file that has the name now, to be read from its start."""
         try:
             opened = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
         except OSError as error:
@@ -229,7 +228,7 @@ class VerdictLog:
         self._identity = (status.st_dev, status.st_ino)
 
     def _state(self) -> tuple[tuple[int, int], int]:
-        """Which file bears the name now, and its size in bytes."""
+        """The identity of the file that has the name now, and its size in bytes."""
         try:
             status = self.path.stat()
         except OSError as error:
@@ -239,7 +238,7 @@ class VerdictLog:
         return (status.st_dev, status.st_ino), status.st_size
 
     def _sync(self) -> None:
-        """Reads what is new and mends an unfinished last line. Afterwards `_offset` is the file's size."""
+        """Reads new lines and repairs an unfinished last line. Afterwards `_offset` is the file's size."""
         identity, size = self._state()
         if identity != self._identity or size < self._offset:
             self._open()
@@ -268,7 +267,7 @@ class VerdictLog:
         return record is not None and record.judgment is not None
 
     def _repair(self, tail: bytes) -> None:
-        """Deals with the last line of a writer that was killed: it holds no lock any more."""
+        """Completes or removes the unfinished last line of a writer that was killed."""
         record = unfinished(tail)
         if record is not None and record.id not in self._lines:
             _logger.warning("%s: the last line lacked its end and was whole; it is kept", self.path)
@@ -284,7 +283,7 @@ class VerdictLog:
             os.fsync(self._fd)
 
     def _write(self, content: bytes) -> None:
-        """Appends, all or nothing; on return the content is on the disk."""
+        """Appends completely or not at all. On return the content is on the disk."""
         try:
             write_whole(self._fd, content, sync=True)
         except OSError as error:

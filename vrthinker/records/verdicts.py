@@ -1,7 +1,7 @@
-"""A line of `verdicts.jsonl`: what one judged pair came to, versioned.
+"""A line of `verdicts.jsonl`: the versioned record of one judged pair.
 
-Invariant: a record has a judgment or says why it has none, never both and never neither. A line that is
-no record is an error that names it, never skipped.
+Invariant: a record has either a judgment or the reason why it has none. A line that is not a record is an
+error that names it; it is never skipped.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ _READ_BYTES = 1 << 20
 
 
 def _writable(value: object) -> object:
-    """Spells lone surrogates out: a reason may quote a file name that is no Unicode."""
+    """Replaces lone surrogates by escapes, because a reason may quote a file name that is not Unicode."""
     return value.encode("utf-8", "backslashreplace").decode() if isinstance(value, str) else value
 
 
@@ -30,28 +30,28 @@ Count = Annotated[int, Field(ge=0)]
 
 
 class VerdictRecord(BaseModel):
-    """One judged pair. `judgment` is null exactly when `reason` says why."""
+    """One judged pair. If `judgment` is null, `reason` says why, and only then."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True, allow_inf_nan=False)
 
     schema_version: Literal[1] = 1
     id: Text
     judgment: DimensionLabels | None
-    """All four dimensions: 0 tie, 1 video 1 is better, 2 video 2 is better."""
+    """The judgment of all four dimensions: 0 tie, 1 video 1 is better, 2 video 2 is better."""
     confidence: Annotated[int, Field(ge=1, le=3)] | None
-    """1 high, 2 middle, 3 low; null where the model did not say."""
+    """The confidence: 1 high, 2 middle, 3 low; null if the model did not state it."""
     rounds: Count
     tool_calls: Count
     frames_seen: list[Annotated[int, Field(ge=1)]]
-    """Frame numbers of the workspace."""
+    """The frame numbers that the model saw."""
     stop_reason: Remark
     reason: Remark | None
     notes: list[Remark] = []
-    """What a reader should know, e.g. that a clip broke off."""
+    """Notes for the reader, for instance that a clip is truncated."""
     well_formed: bool | None
-    """Whether every round kept to the form; null where there was none."""
+    """Whether every round had the right form; null if there was no round."""
     repairs: Count = 0
-    """How much had to be repaired to be read (docs/rounds.md)."""
+    """The number of repairs in all rounds (docs/rounds.md)."""
     latency_seconds: Annotated[float, Field(ge=0)] | None
     prompt_tokens: Count | None
     sampled_tokens: Count | None
@@ -76,7 +76,7 @@ def parse_line(line: bytes, path: Path, number: int) -> VerdictRecord:
     """Reads one line.
 
     Raises:
-        InputError: It is no record; the message names the file and the line.
+        InputError: The line is not a record; the message names the file and the line.
     """
     try:
         return VerdictRecord.model_validate_json(line)
@@ -88,7 +88,7 @@ def parse_line(line: bytes, path: Path, number: int) -> VerdictRecord:
 
 
 def whole_lines(descriptor: int, offset: int) -> Iterator[bytes]:
-    """Yields the lines from byte `offset` on, without their ends. An unfinished last one is left out."""
+    """Yields the lines from byte `offset` on, without their ends. An unfinished last line is skipped."""
     rest = b""
     while chunk := os.pread(descriptor, _READ_BYTES, offset):
         offset += len(chunk)
@@ -97,12 +97,12 @@ def whole_lines(descriptor: int, offset: int) -> Iterator[bytes]:
 
 
 def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
-    """Reads a results file that is written by nobody at the moment, or so far as it is written.
+    """Reads a results file, or what is written of it so far.
 
-    A last line without its end counts when it is a whole record; what a killed writer left is passed by.
+    A last line without its end counts if it is a complete record. Otherwise it is ignored.
 
     Raises:
-        InputError: The file cannot be read, or a line is no record.
+        InputError: The file cannot be read, or a line is not a record.
     """
     file = Path(path)
     try:
@@ -117,7 +117,7 @@ def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
 
 
 def unfinished(tail: bytes) -> VerdictRecord | None:
-    """What a line without its end holds: a whole record, or nothing."""
+    """The record in a line without its end; None if the record is not complete."""
     try:
         return VerdictRecord.model_validate_json(tail)
     except ValidationError:
