@@ -35,7 +35,7 @@ class JudgeCommand:
     prompt: Annotated[str | None, option("TEXT")] = None
     """The caption that both clips were made from."""
     model: Annotated[str | None, option("M")] = None
-    """A checkpoint folder, a hub id, or nano (for the synthetic world); with --endpoint, a name on the server."""
+    """A checkpoint folder, a hub id, or nano (for synthetic clips); with --endpoint, a name on the server."""
     pairs: Annotated[Path | None, option("FILE")] = None
     """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
     out: Annotated[Path | None, option("FILE")] = None

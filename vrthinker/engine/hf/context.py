@@ -30,12 +30,12 @@ class TokenPiece:
 
     @property
     def n_positions(self) -> int:
-        """How many positions it takes."""
+        """The number of positions that the piece takes."""
         return len(self.ids)
 
     @property
     def parts(self) -> list[int | tuple[int, int]]:
-        """As `mrope_positions` takes it."""
+        """The parts of the piece, for `mrope_positions`."""
         return [len(self.ids)]
 
 
@@ -56,12 +56,12 @@ class FramePiece:
 
     @property
     def n_positions(self) -> int:
-        """How many positions it takes: fewer than it has tokens."""
+        """The number of positions that the piece takes, which is smaller than its number of tokens."""
         return max(self.grid) + 2
 
     @property
     def parts(self) -> list[int | tuple[int, int]]:
-        """As `mrope_positions` takes it."""
+        """The parts of the piece, for `mrope_positions`."""
         return [1, self.grid, 1]
 
 
