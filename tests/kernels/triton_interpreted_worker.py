@@ -50,7 +50,7 @@ def random_plan(seed: int, longest: int) -> EvictionPlan:
     lengths = [rng.randrange(longest // 4, longest) for _ in range(rng.randrange(1, 3))]
     spans = []
     for length in lengths:
-        # At least two tokens stay: with fewer, heads that lie before tokens stop this version (a known fault).
+        # At least two tokens stay: with fewer, heads that lie before tokens stop this version (a fault).
         cuts = sorted(rng.randrange(length - 1) for _ in range(4))
         spans.append([(cuts[0], cuts[1]), (cuts[2], cuts[3])])
     return plan_eviction(spans, lengths)
