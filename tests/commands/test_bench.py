@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import importlib.util
 import io
 import json
@@ -9,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import numpy as np
 import pytest
 import torch
+from cli_run import vrthinker
 from PIL import Image
 
 from vrthinker import kernels
-from vrthinker.cli import main
 from vrthinker.kernels.patchify import bench
 from vrthinker.kernels.patchify.reference import patchify_reference
 
@@ -31,23 +33,19 @@ def tiny_cases(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(bench, "CASES", TINY)
     monkeypatch.delenv("VRTHINKER_KERNELS", raising=False)
     threads = torch.get_num_threads()
+    gc.freeze()  # a benchmark collects garbage time and again, which is slow with all that tests have loaded
     yield
+    gc.unfreeze()
     torch.set_num_threads(threads)
-
-
-def run(*arguments: object) -> int:
-    with pytest.raises(SystemExit) as ended:
-        main([str(argument) for argument in arguments])
-    return int(ended.value.code or 0)
 
 
 def rows_of(text: str) -> list[dict[str, Any]]:
     return [json.loads(line) for line in text.splitlines()]
 
 
-def test_a_table_on_stdout_and_the_log_on_stderr(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*FAST) == 0
-    printed = capsys.readouterr()
+def test_a_table_on_stdout_and_the_log_on_stderr() -> None:
+    printed = vrthinker(*FAST)
+    assert printed.code == 0
     for case in TINY:
         assert f"patchify: {case.name} (cpu" in printed.out
         assert f"patchify: {case.name}\n" in printed.err
@@ -55,22 +53,24 @@ def test_a_table_on_stdout_and_the_log_on_stderr(capsys: pytest.CaptureFixture[s
         assert f"  {name} " in printed.out
 
 
-def test_json_on_stdout_is_rows_and_nothing_else(capsys: pytest.CaptureFixture[str]) -> None:
-    assert run(*FAST, "--threads", 1, "--json") == 0
-    rows = rows_of(capsys.readouterr().out)
+def test_json_on_stdout_is_rows_and_nothing_else() -> None:
+    done = vrthinker(*FAST, "--threads", 1, "--json")
+    assert done.code == 0
+    rows = rows_of(done.out)
     assert [(row["benchmark"], row["case"], row["seed"], row["threads"]) for row in rows] == [
         ("patchify", "tiny", 3, 1),
         ("patchify", "less tiny", 3, 1),
     ]
 
 
-def test_rows_go_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_rows_go_to_files(tmp_path: Path) -> None:
     out, written = tmp_path / "results" / "rows.jsonl", tmp_path / "rows.json"
     out.parent.mkdir()
     out.write_text('{"an": "older row"}\n')
     written.write_text("what a run before wrote\n")
-    assert run(*FAST, "--json", written, "--out", out) == 0
-    assert "patchify: tiny (cpu" in capsys.readouterr().out
+    done = vrthinker(*FAST, "--json", written, "--out", out)
+    assert done.code == 0
+    assert "patchify: tiny (cpu" in done.out
     plain, appended = rows_of(written.read_text()), rows_of(out.read_text())
     assert appended[0] == {"an": "older row"}
     for row, with_provenance in zip(plain, appended[1:], strict=True):
@@ -82,18 +82,19 @@ def test_rows_go_to_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) ->
         assert {"commit", "command", "versions", "date"} <= with_provenance.keys()
 
 
-def test_the_seed_is_fresh_unless_given(capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_seed_is_fresh_unless_given() -> None:
     seeds = set()
     for _ in range(2):
-        assert run("bench", "patchify", "--rounds", "5", "--json") == 0
-        seeds |= {row["seed"] for row in rows_of(capsys.readouterr().out)}
+        done = vrthinker("bench", "patchify", "--rounds", 5, "--json")
+        assert done.code == 0
+        seeds |= {row["seed"] for row in rows_of(done.out)}
     assert len(seeds) == 2
 
 
 def test_a_plot_is_a_picture_with_a_panel_per_case(tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     picture = tmp_path / "bench.png"
-    assert run(*FAST, "--plot", picture) == 0
+    assert vrthinker(*FAST, "--plot", picture).code == 0
     image = np.asarray(Image.open(io.BytesIO(picture.read_bytes())).convert("RGB")).astype(int)
     assert image.shape[1] == 9 * 150
     # The bar of every version that is not the reference is blue: it takes most of its row of each panel.
@@ -103,12 +104,11 @@ def test_a_plot_is_a_picture_with_a_panel_per_case(tmp_path: Path) -> None:
 
 
 def test_a_competitor_that_differs_stops_the_run_and_is_named(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     monkeypatch.setattr(bench, "patchify", lambda frames, **layout: patchify_reference(frames, **layout) + 1)
-    assert run(*FAST, "--out", tmp_path / "rows.jsonl") == 1
-    printed = capsys.readouterr()
-    assert printed.out == ""
+    printed = vrthinker(*FAST, "--out", tmp_path / "rows.jsonl")
+    assert (printed.code, printed.out) == (1, "")
     assert "vrthinker: bench patchify: tiny, seed 3: cpp differs from the reference" in printed.err
     assert (tmp_path / "rows.jsonl").read_text() == ""
 
@@ -129,41 +129,36 @@ def test_a_competitor_that_differs_stops_the_run_and_is_named(
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(
-    arguments: tuple[str, ...],
-    message: str,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
+    arguments: tuple[str, ...], message: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(bench, "comparisons", lambda device, seed: pytest.fail("it was measured"))
-    assert run(*arguments) == 2
-    assert message in capsys.readouterr().err
+    done = vrthinker(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert message in done.err
 
 
-def test_a_named_version_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_named_version_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("VRTHINKER_KERNELS", "reference")
-    assert run(*FAST) == 2
-    assert "bench: VRTHINKER_KERNELS is set; unset it to compare the versions" in capsys.readouterr().err
+    done = vrthinker(*FAST)
+    assert (done.code, done.out) == (2, "")
+    assert "bench: VRTHINKER_KERNELS is set; unset it to compare the versions" in done.err
 
 
-def test_cuda_without_a_device_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_cuda_without_a_device_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-    assert run(*FAST, "--device", "cuda") == 2
-    assert "--device: got cuda, but torch sees no CUDA device here" in capsys.readouterr().err
+    done = vrthinker(*FAST, "--device", "cuda")
+    assert (done.code, done.out) == (2, "")
+    assert "--device: got cuda, but torch sees no CUDA device here" in done.err
 
 
-def test_a_plot_without_matplotlib_is_refused(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+def test_a_plot_without_matplotlib_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     find = importlib.util.find_spec
     monkeypatch.setattr(
         importlib.util, "find_spec", lambda name, *rest: None if name == "matplotlib" else find(name, *rest)
     )
-    assert run(*FAST, "--plot", "bench.png") == 2
-    assert "matplotlib is not installed: pip install 'vrthinker[train]'" in capsys.readouterr().err
+    done = vrthinker(*FAST, "--plot", "bench.png")
+    assert (done.code, done.out) == (2, "")
+    assert "matplotlib is not installed: pip install 'vrthinker[train]'" in done.err
 
 
 def test_ops_are_found_by_looking(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

@@ -4,22 +4,23 @@ from __future__ import annotations
 
 import json
 import os
-import random
+import shutil
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import pytest
 import yaml
+from cli_run import Done, vrthinker
 from clips import make_clip
+from command_worker import at, command
+from forks import Outcome, Outcomes
 
-from vrthinker import cli
-from vrthinker.commands.make_tiny import make_tiny_judge
+from vrthinker.episode.settings import SETTINGS_FILE
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.judge import FOREIGN_NOTE
 from vrthinker.records.verdict_log import VerdictRecord
@@ -42,51 +43,6 @@ RECIPE: dict[str, Any] = {
 }
 
 
-@dataclass(frozen=True)
-class Done:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def line(self) -> str:
-        """The only line of stderr."""
-        (line,) = self.err.strip().splitlines()
-        return line
-
-
-@pytest.fixture
-def vrthinker(capfd: pytest.CaptureFixture[str]) -> Any:
-    """Runs a command in this process."""
-
-    def run(*arguments: object) -> Done:
-        capfd.readouterr()
-        with pytest.raises(SystemExit) as left:
-            cli.main(list(map(str, arguments)))
-        out, err = capfd.readouterr()
-        assert isinstance(left.value.code, int)
-        return Done(left.value.code, out, err)
-
-    return run
-
-
-def _with_signals() -> None:
-    """Whoever runs the tests in the background may have left SIGINT ignored."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)
-
-
-def start(*arguments: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vrthinker", *map(str, arguments)]
-    return subprocess.Popen(
-        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_with_signals
-    )
-
-
-@pytest.fixture(scope="module")
-def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_judge(tmp_path_factory.mktemp("model") / "tiny", "qwen2.5-vl")
-
-
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("world") / "world"
@@ -101,20 +57,36 @@ def recipe(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
+@pytest.fixture(scope="module")
+def trained(recipe: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Done]:
+    """A run of the recipe, and how its command ended."""
+    run = tmp_path_factory.mktemp("trained") / "run"
+    return run, vrthinker("train", "cold-start", "--recipe", recipe, "--out", run, "--seed", 3)
+
+
+@pytest.fixture(scope="module")
+def brief(trained: tuple[Path, Done]) -> Path:
+    """Its judge, which knows nothing yet, with little room to say so."""
+    run, _ = trained
+    folder = run.with_name("brief")
+    shutil.copytree(run / "model", folder)
+    settings = json.loads((folder / SETTINGS_FILE).read_text())
+    settings["episode"]["max_round_tokens"] = 8
+    (folder / SETTINGS_FILE).write_text(json.dumps(settings))
+    return folder
+
+
 # From nothing to a table
 
 
-def test_from_nothing_to_a_judge_that_is_evaluated(
-    vrthinker: Any, recipe: Path, world: Path, tmp_path: Path
-) -> None:
-    run = tmp_path / "run"
-    trained = vrthinker("train", "cold-start", "--recipe", recipe, "--out", run, "--seed", 3)
-    assert (trained.code, trained.out) == (0, f"{run / 'model'}\n"), trained.err
-    assert "cold start: step 4 of 4, loss " in trained.err
+def test_from_nothing_to_a_judge(trained: tuple[Path, Done], recipe: Path, tmp_path: Path) -> None:
+    run, done = trained
+    assert (done.code, done.out) == (0, f"{run / 'model'}\n"), done.err
+    assert "cold start: step 4 of 4, loss " in done.err
     assert json.loads((run / "config.json").read_text())["seed"] == 3
 
     again = vrthinker("train", "cold-start", "--resume", run)
-    assert (again.code, again.out) == (0, trained.out)
+    assert (again.code, again.out) == (0, done.out)
     other = vrthinker("train", "cold-start", "--recipe", recipe, "--out", run, "--seed", 4)
     assert other.code == 2
     assert "was made with seed=3; this run has seed=4" in other.line
@@ -124,38 +96,31 @@ def test_from_nothing_to_a_judge_that_is_evaluated(
     assert json.loads(shown.out)["step"] == 4
     assert vrthinker("train", "show", tmp_path).code == 2
 
+
+def test_what_was_trained_judges(trained: tuple[Path, Done], world: Path, tmp_path: Path) -> None:
     clips = sorted((world / "clips").iterdir())[:2]
-    judged = vrthinker(
-        "judge", *clips, "--prompt", "A red circle moves right.", "--model", run / "model", "--json"
-    )
+    options = ("--model", trained[0] / "model", "--json", "--max-round-tokens", 20)
+    judged = vrthinker("judge", *clips, "--prompt", "A red circle moves right.", *options)
     record = VerdictRecord.model_validate_json(judged.out)
     assert judged.code == (0 if record.judgment is not None else 1)
     assert record.notes == ["a small one"]
     foreign = make_clip(tmp_path / "foreign.mp4", 20, size=(112, 112))
-    judged = vrthinker("judge", clips[0], foreign, "--prompt", "x", "--model", run / "model", "--json")
+    judged = vrthinker("judge", clips[0], foreign, "--prompt", "x", *options)
     assert FOREIGN_NOTE in json.loads(judged.out)["notes"]
 
-    row = tmp_path / "rows" / "rows.jsonl"
-    evaluate = (
-        "eval",
-        "world",
-        "--model",
-        run / "model",
-        "--limit",
-        2,
-        "--seed",
-        6,
-        "--out",
-        tmp_path / "eval",
-    )
-    done = vrthinker(*evaluate, "--row", row)
-    assert done.code in (0, 1)
+
+def test_evaluating_a_judge_without_verdicts(brief: Path, tmp_path: Path) -> None:
+    row, out = tmp_path / "rows" / "rows.jsonl", tmp_path / "eval"
+    evaluate = ("eval", "world", "--model", brief, "--limit", 2, "--out", out, "--seed")
+    done = vrthinker(*evaluate, 6, "--row", row)
+    assert done.code == 1, done.err
     for words in (
         "on the synthetic world, easy",
         "oa/tau",
         "a perfect reader",
         "OA tau, own minus random:",
         "random",
+        "episodes without a verdict (they count as wrong)",
     ):
         assert words in done.out
     assert "uniform frames: 2 of 2 episodes" in done.err
@@ -164,26 +129,25 @@ def test_from_nothing_to_a_judge_that_is_evaluated(
     assert (found["pairs"], found["seed"], found["difficulty"], found["temperature"]) == (2, 6, "easy", 0.0)
     assert {"date", "command", "commit", "dirty", "machine", "versions"} <= found.keys()
     assert set(found["judged"]["own"]["oa/tau"]) == {"value", "low", "high", "n"}
-    tables = vrthinker(*evaluate, "--json")
-    assert tables.code == done.code
+    tables = vrthinker(*evaluate, 6, "--json")
+    assert tables.code == 1
     table = json.loads(tables.out)
-    assert table == json.loads((tmp_path / "eval" / "table.json").read_text())
+    assert table["failures"]
+    assert table == json.loads((out / "table.json").read_text())
     assert {key: found[key] for key in table} == table
-    assert (done.code == 1) == bool(table["failures"])
-    assert "episodes without a verdict (they count as wrong)" in done.out or done.code == 0
-    shown = vrthinker("eval", "show", tmp_path / "eval", "--json")
-    assert (shown.code, json.loads(shown.out)) == (done.code, table)
-    refused = vrthinker(*evaluate[:-3], 7, *evaluate[-2:])
+    shown = vrthinker("eval", "show", out, "--json")
+    assert (shown.code, json.loads(shown.out)) == (1, table)
+    refused = vrthinker(*evaluate, 7)
     assert refused.code == 2
     assert "seed=6; this run has seed=7" in refused.line
 
 
-def test_from_a_teachers_file_to_a_judge(vrthinker: Any, tiny: Path, world: Path, tmp_path: Path) -> None:
+def test_from_a_teachers_file_to_a_judge(tiny: Path, world: Path, tmp_path: Path) -> None:
     """The teacher is a guided random one: of the right form, and hardly ever right."""
     record, run = tmp_path / "traces.jsonl", tmp_path / "run"
     taught = vrthinker(
         *("judge", "--pairs", world / "pairs.jsonl", "--out", tmp_path / "verdicts.jsonl", "--model", tiny),
-        *("--trajectories", record, "--max-round-tokens", 190, "--rounds", 2, "--temperature", 1),
+        *("--trajectories", record, "--rounds", 2, "--temperature", 1),
     )
     assert taught.code == 0, taught.err
     assert all(trace.well_formed for trace in load_trajectories(record))
@@ -200,14 +164,12 @@ def test_from_a_teachers_file_to_a_judge(vrthinker: Any, tiny: Path, world: Path
     losses = [json.loads(line)["loss/sft"] for line in (run / "metrics.jsonl").read_text().splitlines()]
     assert losses[-1] < losses[0]
     clips = sorted((world / "clips").iterdir())[:2]
-    judged = vrthinker(
-        *("judge", *clips, "--prompt", "x", "--model", run / "model", "--json", "--max-round-tokens", 190)
-    )
+    judged = vrthinker(*("judge", *clips, "--prompt", "x", "--model", run / "model", "--json"))
     assert judged.code == 0, judged.err
     assert json.loads(judged.out)["judgment"] is not None
 
 
-def test_evaluating_a_judge_that_always_has_a_verdict(vrthinker: Any, tiny: Path, tmp_path: Path) -> None:
+def test_evaluating_a_judge_that_always_has_a_verdict(tiny: Path, tmp_path: Path) -> None:
     done = vrthinker(
         *("eval", "world", "--model", tiny, "--limit", 2, "--out", tmp_path / "eval", "--retrieval", "own"),
         *("--temperature", 1, "--difficulty", "medium", "--batch-size", 2),
@@ -246,7 +208,7 @@ def test_evaluating_a_judge_that_always_has_a_verdict(vrthinker: Any, tiny: Path
     ],
 )
 def test_train_refuses_with_one_line(
-    given: list[str], words: str, vrthinker: Any, tiny: Path, recipe: Path, tmp_path: Path
+    given: list[str], words: str, tiny: Path, recipe: Path, tmp_path: Path
 ) -> None:
     bad = tmp_path / "bad.yaml"
     bad.write_text(yaml.safe_dump({**RECIPE, "phases": [{"traces": {"kind": "world", "pairs": "some"}}]}))
@@ -271,9 +233,7 @@ def test_train_refuses_with_one_line(
         (["--temperature", "-1"], "temperature"),
     ],
 )
-def test_eval_refuses_with_one_line(
-    given: list[str], words: str, vrthinker: Any, tiny: Path, tmp_path: Path
-) -> None:
+def test_eval_refuses_with_one_line(given: list[str], words: str, tiny: Path, tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     places = {"FOLDER": tmp_path, "FILE": tmp_path / "file"}
     options = {"--model": tiny, "--out": tmp_path / "eval", "--limit": 2}
@@ -285,43 +245,44 @@ def test_eval_refuses_with_one_line(
     assert vrthinker("eval", "show", tmp_path).code == 2
 
 
-# As a user's shell does it: real processes, real signals
+# Processes that die or are told to stop
+
+BACKWARD = "torch:Tensor.backward"
+
+
+def ended(commands: Outcomes, *jobs: dict[str, Any]) -> list[Outcome]:
+    """The last one must have come to its end; those before it must have been killed."""
+    *killed, last = commands(jobs)
+    assert [outcome["code"] for outcome in killed] == [-9] * len(killed), killed
+    assert "result" in last, last
+    return [*killed, last]
 
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_training_killed_at_any_moment_goes_on_to_the_same_judge(recipe: Path, tmp_path: Path) -> None:
-    """Killed while it writes the first weights, makes clips, has begun to train, trains, and exports."""
+def test_training_killed_at_any_moment_goes_on_to_the_same_judge(
+    recipe: Path, commands: Outcomes, tmp_path: Path
+) -> None:
+    """Killed while it writes the first weights, makes clips, begins to train, trains, and exports."""
     straight, broken = tmp_path / "straight", tmp_path / "broken"
-    whole = start("train", "cold-start", "--recipe", recipe, "--out", straight)
-    _, err = whole.communicate(timeout=200)
-    assert whole.returncode == 0, err
-
-    def steps() -> int:
-        metrics = broken / "metrics.jsonl"
-        return metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-
-    moments: list[Callable[[], bool]] = [
-        lambda: any(broken.glob("*initial*")),
-        lambda: len(list(broken.glob("data/*/clips/*.mp4"))) > 2,
-        lambda: steps() >= 1,
-        lambda: steps() >= 3,
-        lambda: any(broken.glob(".model.*")),
+    begin = ("train", "cold-start", "--recipe", recipe, "--out")
+    ended(commands, command(*begin, straight))
+    moments = [
+        at("vrthinker.train.cold_start:write_nano", 1, "SIGKILL", after=True),
+        at("vrthinker.world.files:write_clip", 3, "SIGKILL"),
+        at(BACKWARD, 1, "SIGKILL"),
+        at(BACKWARD, 6, "SIGKILL"),
+        at("transformers:PreTrainedModel.save_pretrained", 1, "SIGKILL", after=True),
     ]
-    kills = 0
-    for moment in moments:
-        begun = (broken / "config.json").exists()
-        process = start(
-            "train", "cold-start", *(["--resume", broken] if begun else ["--recipe", recipe, "--out", broken])
-        )
-        while process.poll() is None and not moment():
-            time.sleep(0.001)
-        kills += process.poll() is None
-        process.kill()
-        process.communicate()
-    assert kills >= 3, "some moments may be missed, not most"
-    done = start("train", "cold-start", "--resume", broken)
-    assert done.communicate(timeout=200)[0] == f"{broken / 'model'}\n"
+    resume = ("train", "cold-start", "--resume", broken)
+    first, *others = moments
+    *_, done = ended(
+        commands,
+        command(*begin, broken, moments=[first]),
+        *(command(*resume, moments=[moment]) for moment in others),
+        command(*resume),
+    )
+    assert (done["result"], done["stdout"]) == (0, f"{broken / 'model'}\n")
     for folder in ("initial", "model"):
         names = sorted(f.name for f in (straight / folder).iterdir())
         assert names == sorted(f.name for f in (broken / folder).iterdir())
@@ -330,25 +291,34 @@ def test_training_killed_at_any_moment_goes_on_to_the_same_judge(recipe: Path, t
     assert not [f.name for f in broken.iterdir() if f.name.startswith((".model", ".initial"))]
 
 
+def _with_signals() -> None:
+    """Whoever runs the tests in the background may have left SIGINT ignored."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.parametrize("name", ["SIGTERM", "SIGINT"])
-def test_a_signal_ends_training_with_130_and_the_way_on(name: str, recipe: Path, tmp_path: Path) -> None:
+def test_ctrl_c_ends_training_with_130_and_the_way_on(tmp_path: Path) -> None:
+    """As a user's shell does it, with all that a process does when it ends."""
     run = tmp_path / "run"
-    values = {**RECIPE, "checkpoint_every": 1000, "phases": [{**RECIPE["phases"][0], "steps": 4000}]}
+    values = {**RECIPE, "checkpoint_every": 100_000, "phases": [{**RECIPE["phases"][0], "steps": 100_000}]}
     long = tmp_path / "long.yaml"
     long.write_text(yaml.safe_dump(values))
-    process = start("train", "cold-start", "--recipe", long, "--out", run)
+    process = subprocess.Popen(
+        [sys.executable, "-m", "vrthinker", "train", "cold-start", "--recipe", long, "--out", run],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        preexec_fn=_with_signals,
+    )
     metrics = run / "metrics.jsonl"
-    deadline = time.monotonic() + 120
     while not (metrics.exists() and metrics.read_bytes().count(b"\n") >= 3):
-        assert process.poll() is None
-        assert time.monotonic() < deadline
+        assert process.poll() is None, process.communicate()
         time.sleep(0.01)
-    process.send_signal(signal.Signals[name])
-    out, err = process.communicate(timeout=60)
+    os.kill(process.pid, signal.SIGINT)
+    out, err = process.communicate()
     assert (process.returncode, out) == (130, "")
-    assert f"got {name}, stopped after step" in err
+    assert "got SIGINT, stopped after step" in err
     assert f"vrthinker train cold-start --resume {run} goes on" in err
     assert list((run / "checkpoints").iterdir())
     assert not (run / "model").exists()
@@ -356,31 +326,23 @@ def test_a_signal_ends_training_with_130_and_the_way_on(name: str, recipe: Path,
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_evaluating_killed_at_any_moment_goes_on_to_the_same_table(tiny: Path, tmp_path: Path) -> None:
-    chance = random.Random(20261121)
+def test_evaluating_killed_at_any_moment_goes_on_to_the_same_table(
+    tiny: Path, commands: Outcomes, tmp_path: Path
+) -> None:
+    def job(out: str, *moments: dict[str, Any]) -> dict[str, Any]:
+        given = ("eval", "world", "--model", tiny, "--limit", 8, "--seed", 4, "--out", tmp_path / out)
+        return command(*given, "--json", "--batch-size", 3, moments=moments)
 
-    def command(out: Path) -> subprocess.Popen[str]:
-        return start(
-            *("eval", "world", "--model", tiny, "--limit", 12, "--seed", 4, "--out", out, "--json"),
-            *("--batch-size", 3),
-        )
-
-    whole = command(tmp_path / "straight")
-    wanted, err = whole.communicate(timeout=280)
-    assert whole.returncode == 0, err
-    kills = 0
-    while kills < 4:
-        process = command(tmp_path / "broken")
-        try:
-            process.communicate(timeout=chance.uniform(4.0, 12.0))
-            break
-        except subprocess.TimeoutExpired:
-            os.kill(process.pid, signal.SIGKILL)
-            process.communicate()
-            kills += 1
-    assert kills > 0
-    found, err = command(tmp_path / "broken").communicate(timeout=280)
-    assert json.loads(found) == json.loads(wanted), err
+    (wanted,) = ended(commands, job("straight"))
+    assert wanted["result"] == 0, wanted
+    record = "vrthinker.evals.world:dump_line"
+    kills = [
+        job("broken", at("vrthinker.world.files:write_clip", 4, "SIGKILL")),
+        *(job("broken", at(record, call, "SIGKILL", after=True)) for call in (1, 4, 7, 6)),
+        job("broken", at("vrthinker.evals.world:report_of", 1, "SIGKILL")),
+    ]
+    *_, found = ended(commands, *kills, job("broken"))
+    assert json.loads(found["stdout"]) == json.loads(wanted["stdout"]), found
     for way in ("own", "random", "uniform"):
         ids = [trajectory.id for trajectory in load_trajectories(tmp_path / "broken" / f"{way}.jsonl")]
-        assert len(ids) == len(set(ids)) == 12
+        assert len(ids) == len(set(ids)) == 8

@@ -1,0 +1,175 @@
+"""Jobs in processes that may be killed, forked from one process that has imported what they need.
+
+Importing torch and transformers takes seconds, forking takes milliseconds. The process that forks is started
+when the first test wants it and ends with the session; both count as work outside tests. It starts no thread,
+so that its children begin as sound as itself.
+
+A job is a function `module:name` with arguments that JSON can carry; its module's `prepare` loads what each
+job would load. What became of it is a dict: `code` (minus the signal that ended it), `stdout`, `stderr`, and
+`result`, or `error` with `exit_code`, or `crash` with `text`.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import gc
+import importlib
+import json
+import os
+import resource
+import signal
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Generator, Sequence
+from typing import IO, Any, Protocol
+
+import pytest
+
+Job = dict[str, Any]
+Outcome = dict[str, Any]
+
+
+class Outcomes(Protocol):
+    """Runs jobs, one after another or at the same time."""
+
+    def __call__(self, jobs: Sequence[Job], *, together: bool = False) -> list[Outcome]: ...
+
+
+MODULES = {"outcomes_of": ["training_worker"], "commands": ["command_worker"]}
+"""Fixture to the modules that its jobs are in."""
+
+
+class _Server:
+    """The process that forks."""
+
+    def __init__(self) -> None:
+        self._process: subprocess.Popen[str] | None = None
+
+    def ask(self, modules: Sequence[str], jobs: Sequence[Job] = (), *, together: bool = False) -> Any:
+        if self._process is None:
+            one = dict.fromkeys(("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"), "1")
+            path = os.pathsep.join(filter(None, sys.path))
+            self._process = subprocess.Popen(
+                [sys.executable, __file__],
+                env={**os.environ, **one, "PYTHONPATH": path},
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                text=True,
+            )
+        request = {"modules": list(modules), "jobs": list(jobs), "together": together}
+        assert self._process.stdin is not None
+        assert self._process.stdout is not None
+        self._process.stdin.write(json.dumps(request) + "\n")
+        self._process.stdin.flush()
+        if not (answer := self._process.stdout.readline()):
+            raise RuntimeError(f"the process that forks ended with status {self._process.wait()}")
+        return json.loads(answer)
+
+    def stop(self) -> None:
+        if self._process is not None:
+            self._process.communicate()
+            self._process = None
+
+
+_server = _Server()
+
+
+class _Plugin:
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Imports happen before the gauge looks at the clock."""
+        for name in set(MODULES) & set(getattr(item, "fixturenames", ())):
+            with contextlib.suppress(RuntimeError, OSError):  # the test will hear of it
+                _server.ask(MODULES[name])
+        return (yield)
+
+    def pytest_sessionfinish(self) -> None:
+        _server.stop()
+
+
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """For a folder's conftest.py to import, with the fixtures; registers later than the gauge."""
+    if not session.config.pluginmanager.has_plugin("forks"):
+        session.config.pluginmanager.register(_Plugin(), "forks")
+
+
+@pytest.fixture
+def outcomes_of() -> Outcomes:
+    """Runs jobs of `training_worker`."""
+    return functools.partial(_server.ask, MODULES["outcomes_of"])
+
+
+@pytest.fixture
+def commands() -> Outcomes:
+    """Runs jobs of `command_worker`: whole commands."""
+    return functools.partial(_server.ask, MODULES["commands"])
+
+
+# The process that forks
+
+
+class _Child:
+    """A process that runs a job."""
+
+    def __init__(self, job: Job) -> None:
+        self._files: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
+        module, _, name = job["job"].partition(":")
+        act = getattr(importlib.import_module(module), name)
+        self._pid = os.fork()
+        if self._pid == 0:
+            try:
+                _run(act, job["arguments"], *(file.fileno() for file in self._files))
+            finally:
+                os._exit(70)
+
+    def wait(self) -> Outcome:
+        code = os.waitstatus_to_exitcode(os.waitpid(self._pid, 0)[1])
+        answer, out, err = (os.pread(file.fileno(), 1 << 20, 0).decode() for file in self._files)
+        for file in self._files:
+            file.close()
+        return {"code": code, "stdout": out, "stderr": err, **json.loads(answer or "{}")}
+
+
+def _run(act: Callable[..., Any], arguments: dict[str, Any], answer: int, out: int, err: int) -> None:
+    from vrthinker.errors import VRThinkerError
+
+    # Whoever runs the tests in the background may have left SIGINT ignored.
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+    os.dup2(out, 1)
+    os.dup2(err, 2)
+    try:
+        said: dict[str, Any] = {"result": act(**arguments)}
+    except VRThinkerError as error:
+        said = {"error": str(error), "exit_code": error.exit_code}
+    except BaseException as error:
+        said = {"crash": type(error).__name__, "text": str(error)}
+    for stream in (sys.stdout, sys.stderr):
+        stream.flush()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
+    os.pwrite(answer, json.dumps(said).encode(), 0)
+    os._exit(0 if "result" in said else 1)
+
+
+def main() -> None:
+    """Answers requests, one a line."""
+    for line in sys.stdin:
+        request = json.loads(line)
+        for name in request["modules"]:
+            if name not in sys.modules:
+                importlib.import_module(name).prepare()
+                gc.freeze()  # a child's collections need not touch, and so copy, what is here
+        if request["together"]:
+            children = [_Child(job) for job in request["jobs"]]
+            found = [child.wait() for child in children]
+        else:
+            found = [_Child(job).wait() for job in request["jobs"]]
+        sys.stdout.write(json.dumps(found) + "\n")
+        sys.stdout.flush()
+    os._exit(0)  # some libraries complain on their way out
+
+
+if __name__ == "__main__":
+    main()
