@@ -49,14 +49,14 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
     # Torch reads this when it loads. OpenMP threads that spin while they wait slow down other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    given = sys.argv[1:] if args is None else args
+    arguments = sys.argv[1:] if args is None else args
     try:
-        if given == ["--version"]:
+        if arguments == ["--version"]:
             from vrthinker._version import __version__
 
             sys.stdout.write(f"vrthinker {__version__}\n")
             sys.exit(0)
-        command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=given)
+        command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=arguments)
         code = command.run()
         sys.stdout.flush()
     except VRThinkerError as error:

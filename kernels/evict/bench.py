@@ -81,15 +81,15 @@ def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
             if 3 * batch * length * QWEN_7B.token_bytes > _free_bytes(device):
                 continue
             name = f"{QWEN_7B.name}, boundary at p = {window}, batch {batch}"
-            given = (QWEN_7B, [spans] * batch, length, device, seed)
-            yield partial(_cache_case, f"{name}, in place", *given, in_place=True)
+            case = (QWEN_7B, [spans] * batch, length, device, seed)
+            yield partial(_cache_case, f"{name}, in place", *case, in_place=True)
             if batch == 1 or device == "cuda":
-                yield partial(_cache_case, f"{name}, out of place", *given, in_place=False)
+                yield partial(_cache_case, f"{name}, out of place", *case, in_place=False)
     for survivors in (1000, 4000, 8000):
         name = f"{QWEN_7B.name}, {survivors} tokens behind a hole of 4000"
-        given = (QWEN_7B, [[(0, 4000)]], 4000 + survivors, device, seed)
-        yield partial(_cache_case, f"{name}, in place", *given, in_place=True)
-        yield partial(_cache_case, f"{name}, out of place", *given, in_place=False)
+        case = (QWEN_7B, [[(0, 4000)]], 4000 + survivors, device, seed)
+        yield partial(_cache_case, f"{name}, in place", *case, in_place=True)
+        yield partial(_cache_case, f"{name}, out of place", *case, in_place=False)
     ragged = [[(40 + i % 5, 72 + i), (80 + i, 112 + i)] for i in range(64)]
     yield partial(
         _cache_case, "nano, 64 ragged sequences, in place", NANO, ragged, 400, device, seed, in_place=True
@@ -158,12 +158,12 @@ def _torch_versions(
     if why_not_compiled(layers[0].device.type) is None:
         compiled = torch.compile(reference, dynamic=False)
         versions["torch.compile of the reference"] = lambda: [compiled(layer) for layer in layers]
-    if len({tuple(own) for own in spans}) == 1:
-        own = [run for run in plan.runs if run.sequence == 0]
-        kept = torch.cat([torch.arange(r.source, r.source + r.count) for r in own]).to(layers[0].device)
+    if len({tuple(sequence_spans) for sequence_spans in spans}) == 1:
+        kept_runs = [run for run in plan.runs if run.sequence == 0]
+        kept = torch.cat([torch.arange(r.source, r.source + r.count) for r in kept_runs]).to(layers[0].device)
 
         def cat(layer: torch.Tensor) -> torch.Tensor:
-            return torch.cat([layer[:, :, r.source : r.source + r.count] for r in own], dim=2)
+            return torch.cat([layer[:, :, r.source : r.source + r.count] for r in kept_runs], dim=2)
 
         versions["torch.cat of slices"] = lambda: [cat(layer) for layer in layers]
         versions["index_select"] = lambda: [layer.index_select(2, kept) for layer in layers]

@@ -22,9 +22,9 @@ from vrthinker.kernels.evict.reference import (
 
 
 def _obstacles(device: torch.device, *, in_place: bool) -> dict[Version, str | None]:
-    found = native_obstacles(device)
-    found["triton"] = "it has no in-place version" if in_place else triton_obstacle(device)
-    return found
+    obstacles = native_obstacles(device)
+    obstacles["triton"] = "it has no in-place version" if in_place else triton_obstacle(device)
+    return obstacles
 
 
 def _plain(tensors: Sequence[torch.Tensor]) -> list[torch.Tensor]:
@@ -224,21 +224,23 @@ def _setup_context(ctx: Any, inputs: tuple[Any, ...], output: list[torch.Tensor]
 
 def _backward(ctx: Any, gradients: list[torch.Tensor | None]) -> tuple[Any, ...]:
     runs, rotations = ctx.saved_tensors
-    wanted = [place for place, g in enumerate(gradients) if g is not None and ctx.differentiable[place]]
-    found: list[torch.Tensor | None] = [None] * len(gradients)
-    if wanted:
-        given = torch.ops.vrthinker.evict_backward(
-            [gradients[place] for place in wanted],
-            [ctx.batch_dims[place] for place in wanted],
-            [ctx.token_dims[place] for place in wanted],
+    differentiated = [
+        place for place, g in enumerate(gradients) if g is not None and ctx.differentiable[place]
+    ]
+    results: list[torch.Tensor | None] = [None] * len(gradients)
+    if differentiated:
+        computed = torch.ops.vrthinker.evict_backward(
+            [gradients[place] for place in differentiated],
+            [ctx.batch_dims[place] for place in differentiated],
+            [ctx.token_dims[place] for place in differentiated],
             runs,
             rotations,
-            sum(place < ctx.n_rotated for place in wanted),
-            [ctx.tokens[place] for place in wanted],
+            sum(place < ctx.n_rotated for place in differentiated),
+            [ctx.tokens[place] for place in differentiated],
         )
-        for place, gradient in zip(wanted, given, strict=True):
-            found[place] = gradient
-    return found, None, None, None, None, None, None
+        for place, gradient in zip(differentiated, computed, strict=True):
+            results[place] = gradient
+    return results, None, None, None, None, None, None
 
 
 _evict_op.register_autograd(_backward, setup_context=_setup_context)

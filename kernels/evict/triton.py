@@ -152,17 +152,24 @@ def evict_triton(
         rotated = rotations is not None and place < n_rotated
         dims = (batch_dims[place], token_dims[place])
         split = _split(target, *dims)
-        view, other = _as_lanes(source, *dims, split), _as_lanes(target, *dims, split)
-        views.append((view, other))
+        source_view, target_view = _as_lanes(source, *dims, split), _as_lanes(target, *dims, split)
+        views.append((source_view, target_view))
         # Values that are only moved are moved as integers of their size.
         dtype = _TRITON_TYPES[source.dtype] if rotated else _BITS[source.element_size()]
-        key = (view.shape, view.stride(), other.shape, other.stride(), dtype, rotated)
+        key = (
+            source_view.shape,
+            source_view.stride(),
+            target_view.shape,
+            target_view.stride(),
+            dtype,
+            rotated,
+        )
         groups.setdefault(key, []).append(place)
     for (_, _, shape, _, dtype, rotated), places in groups.items():
         if 0 in shape:
             continue
-        own = [views[place] for place in places]
-        _launch(own, runs, rotations if rotated else None, dtype)
+        group_views = [views[place] for place in places]
+        _launch(group_views, runs, rotations if rotated else None, dtype)
 
 
 def _launch(

@@ -155,11 +155,11 @@ def _loop(data: _Data) -> torch.Tensor:
     advantages = torch.zeros_like(data.rewards)
     bounds = data.group_offsets.tolist()
     for start, end in pairwise(bounds):
-        own = data.rewards[start:end]
-        counted = own if data.valid is None else own[data.valid[start:end]]
+        group_rewards = data.rewards[start:end]
+        counted = group_rewards if data.valid is None else group_rewards[data.valid[start:end]]
         if counted.numel() < 2:
             continue
-        scaled = (own - counted.mean()) / (counted.std() + 1e-6)
+        scaled = (group_rewards - counted.mean()) / (counted.std() + 1e-6)
         advantages[start:end] = (
             scaled if data.valid is None else torch.where(data.valid[start:end], scaled, 0.0)
         )

@@ -65,8 +65,8 @@ class EvalWorldCommand:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
         if self.row is not None:
             check_writable("--row", self.row)
-        given = {"temperature": self.temperature, "memory": self.memory}
-        overrides: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+        options = {"temperature": self.temperature, "memory": self.memory}
+        overrides: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         with (
             Judge.from_pretrained(
                 self.model, device=self.device, batch_size=self.batch_size, **overrides

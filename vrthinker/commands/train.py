@@ -50,9 +50,13 @@ class ColdStartCommand:
         from vrthinker.train.cold_start import cold_start_settings, resume_settings, run_cold_start
 
         if self.resume is not None:
-            given = [f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None]
-            if given != ["--resume"]:
-                raise InputError(f"--resume: got {', '.join(given)}; it goes alone, the run has its settings")
+            options = [
+                f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None
+            ]
+            if options != ["--resume"]:
+                raise InputError(
+                    f"--resume: got {', '.join(options)}; it goes alone, the run has its settings"
+                )
             out, settings = self.resume, resume_settings(self.resume)
         else:
             if self.out is None:

@@ -222,13 +222,13 @@ def _printable(key: str) -> None:
 
 
 def _distinct_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
-    found: dict[str, Any] = {}
+    values: dict[str, Any] = {}
     for key, value in items:
         _printable(key)
-        if key in found:
+        if key in values:
             raise _NotJson(f"the key {_repr.repr(key)} twice in one object")
-        found[key] = value
-    return found
+        values[key] = value
+    return values
 
 
 def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair | None:

@@ -162,14 +162,14 @@ def _episodes(
     changes = {"memory": memory, "temperature": temperature, "top_p": 1.0, "guided": False}
     episode = judge.settings.episode.model_copy(update=changes)
     settings = judge.settings.model_copy(update={"episode": episode})
-    other = Judge(judge.engine, settings, templates=judge.templates)
-    found: dict[str, Trajectory] = {}
-    for finished in other.judge_pairs(pairs, seed=seed):
+    mode_judge = Judge(judge.engine, settings, templates=judge.templates)
+    trajectories: dict[str, Trajectory] = {}
+    for finished in mode_judge.judge_pairs(pairs, seed=seed):
         if finished.trajectory is None:
             assert finished.error is not None
             raise finished.error
-        found[finished.item.id] = finished.trajectory
-    return [found[pair.id] for pair in pairs]
+        trajectories[finished.item.id] = finished.trajectory
+    return [trajectories[pair.id] for pair in pairs]
 
 
 def _drift(
@@ -214,15 +214,15 @@ def _differences(
         packs = pack_group(trajectories, engine.markup, (factor, factor), max_tokens=_PACK_TOKENS)
         for pack in packs:
             with torch.no_grad():
-                found = packed_logprobs(
+                recomputed = packed_logprobs(
                     model, pack, loader.load, temperature=temperature, banned=engine.vocabulary.banned
                 )
-            for owner, numbers, values in zip(pack.trajectories, pack.rounds_of, found, strict=True):
+            for owner, numbers, values in zip(pack.trajectories, pack.rounds_of, recomputed, strict=True):
                 for number in dict.fromkeys(numbers.tolist()):
                     sampled = trajectories[owner].rounds[number].logprobs
                     if sampled is not None:  # None if the logprobs were not finite
-                        own = values.cpu()[torch.from_numpy(numbers == number)]
-                        yield (own - torch.tensor(sampled)).abs()
+                        of_round = values.cpu()[torch.from_numpy(numbers == number)]
+                        yield (of_round - torch.tensor(sampled)).abs()
     finally:
         loader.close()
 

@@ -77,12 +77,12 @@ def render(findings: Iterable[Finding]) -> Table:
         status = Text(
             "optional" if optional else finding.status, "dim" if optional else colours[finding.status]
         )
-        found = Text(finding.detail)
+        detail = Text(finding.detail)
         if finding.status != "ok":
-            found.append(f"\nfor {finding.needed_for}", "dim")
+            detail.append(f"\nfor {finding.needed_for}", "dim")
             if finding.remedy:
-                found.append(f"\nto do: {finding.remedy}", "dim")
-        table.add_row(Text(finding.part), status, found)
+                detail.append(f"\nto do: {finding.remedy}", "dim")
+        table.add_row(Text(finding.part), status, detail)
     return table
 
 
@@ -153,8 +153,8 @@ def print_numerics(report: NumericsReport) -> None:
         if mode.reason is not None:
             console.print(Text(f"{mode.memory}: {mode.reason}"))
     for modes, share in report.disagreements.items():
-        one, other = modes.split("/")
-        console.print(Text(f"greedy judgments differ between {one} and {other}: {share:.0%} of the pairs"))
+        first, second = modes.split("/")
+        console.print(Text(f"greedy judgments differ between {first} and {second}: {share:.0%} of the pairs"))
     for mode_name, count in report.without_verdict.items():
         if count:
             console.print(Text(f"{mode_name}: {count} greedy episodes without a verdict"))

@@ -212,11 +212,11 @@ def _ends(text: str, starts: set[int], form: Form) -> set[int]:
     """The indices of `text` at which the form can end if it begins at one of `starts`."""
     for part in form:
         if isinstance(part, Choice):
-            found: set[int] = set()
+            ends: set[int] = set()
             for option, after in zip(part.options, part.then or ((),) * len(part.options), strict=True):
                 picked = {start + len(option) for start in starts if text.startswith(option, start)}
-                found |= _ends(text, picked, after)
-            starts = found
+                ends |= _ends(text, picked, after)
+            starts = ends
         elif starts:
             starts = set(range(min(starts), len(text) + 1))
     return starts

@@ -385,16 +385,16 @@ def _ending(
 def parse_round(text: str) -> ParsedRound:
     """Parses one round's text. It never raises; the module's docstring states the invariants."""
     elements, failures = _scan(text)
-    found: dict[str, list[Element]] = {name: [] for name in _ORDER}
+    by_tag: dict[str, list[Element]] = {name: [] for name in _ORDER}
     for element in elements:
-        found[element.tag].append(element)
+        by_tag[element.tag].append(element)
     for tag in ("snapshot", "think", "recommend"):
-        for element in found[tag][1:]:
+        for element in by_tag[tag][1:]:
             failures.append(ParseFailure(FailureReason.DUPLICATE_TAG, element.span, f"a second <{tag}>"))
     start = Span(0, 0)
-    if not found["snapshot"]:
+    if not by_tag["snapshot"]:
         failures.append(ParseFailure(FailureReason.MISSING_SNAPSHOT, start, "no <snapshot>"))
-    if not found["think"]:
+    if not by_tag["think"]:
         failures.append(ParseFailure(FailureReason.MISSING_THINK, start, "no <think>"))
     ranks = [_ORDER[element.tag] for element in elements]
     for element, before, rank in zip(elements[1:], ranks, ranks[1:], strict=False):
@@ -404,13 +404,13 @@ def parse_round(text: str) -> ParsedRound:
     # A nested or unclosed tag can hide a second answer, so that no ending is certain.
     hidden = [f for f in failures if f.reason in (FailureReason.NESTED_TAG, FailureReason.UNCLOSED_TAG)]
     repairs: list[Repair] = []
-    ending = _ending(text, found, failures, repairs)
+    ending = _ending(text, by_tag, failures, repairs)
     if hidden and isinstance(ending, FinalAnswer):
         ending = hidden[0]
     failures.sort(key=lambda failure: (failure.span, failure.reason))
     return ParsedRound(
-        snapshot=found["snapshot"][0] if len(found["snapshot"]) == 1 else None,
-        think=found["think"][0] if len(found["think"]) == 1 else None,
+        snapshot=by_tag["snapshot"][0] if len(by_tag["snapshot"]) == 1 else None,
+        think=by_tag["think"][0] if len(by_tag["think"]) == 1 else None,
         ending=ending,
         failures=tuple(failures),
         repairs=tuple(sorted(repairs, key=lambda repair: (repair.span, repair.kind))),

@@ -191,8 +191,8 @@ def measure(
     Raises:
         InputError: An id appears twice, or a setting is out of its range.
     """
-    found = list(_by_id("pairs", pairs).values())
-    terms = [entry.arrays(found) for entry in MEASURES.values()]
+    unique_pairs = list(_by_id("pairs", pairs).values())
+    terms = [entry.arrays(unique_pairs) for entry in MEASURES.values()]
     estimates = ratio_estimates(
         np.stack([numerators for numerators, _ in terms], axis=1),
         np.stack([denominators for _, denominators in terms], axis=1),
@@ -363,15 +363,15 @@ def _check_judgments(pair_id: str, what: str, judgments: Mapping[str, int]) -> N
 
 
 def _by_id(what: str, pairs: Iterable[ScoredPair]) -> dict[str, ScoredPair]:
-    found: dict[str, ScoredPair] = {}
+    by_id: dict[str, ScoredPair] = {}
     repeated: dict[str, None] = {}
     for pair in pairs:
-        if pair.id in found:
+        if pair.id in by_id:
             repeated[pair.id] = None
-        found[pair.id] = pair
+        by_id[pair.id] = pair
     if repeated:
         raise InputError(f"{what}: got ids more than once ({_listed(list(repeated))}), allowed: each id once")
-    return found
+    return by_id
 
 
 def _listed(ids: Sequence[str]) -> str:

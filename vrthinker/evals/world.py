@@ -118,12 +118,12 @@ def evaluate_world(
         raise InputError(f"{out}: the folder cannot be made ({error.strerror}); name another") from None
     adopt_run(out / RUN_FILE, run, (), out)
     truths = make_world(out / "world", PRESETS[difficulty], pairs=limit, seed=seed, prefix=difficulty)
-    found: dict[Retrieval, dict[str, Trajectory]] = {}
+    trajectories: dict[Retrieval, dict[str, Trajectory]] = {}
     failures: dict[str, str] = {}
     for way in ways:
         path = out / f"{way.value}.jsonl"
-        found[way] = _run(judge, out, path, way, seed, on_episode, failures)
-    report = report_of(truths, found, failures)
+        trajectories[way] = _run(judge, out, path, way, seed, on_episode, failures)
+    report = report_of(truths, trajectories, failures)
     replace_file(out / "table.json", (json.dumps(report.as_json(), indent=2) + "\n").encode())
     return report
 
@@ -203,13 +203,13 @@ def _run(
 ) -> dict[str, Trajectory]:
     """Runs the episodes that are not recorded, and returns all of them."""
     _cut_unfinished(path)
-    found = _recorded(path)
+    recorded = _recorded(path)
     pairs = load_pairs(out / "world" / PAIRS_FILE)
-    todo = [pair for pair in pairs if pair.id not in found]
+    todo = [pair for pair in pairs if pair.id not in recorded]
     done = len(pairs) - len(todo)
     on_episode(way.value, done, len(pairs))
     if not todo:
-        return found
+        return recorded
     with path.open("ab") as stream:
         for finished in judge.judge_pairs(todo, seed=seed, tools=tools_for(way)):
             done += 1
@@ -217,7 +217,7 @@ def _run(
             if finished.trajectory is None:
                 failures[f"{way.value}/{finished.item.id}"] = str(finished.error)
                 continue
-            found[finished.item.id] = finished.trajectory
+            recorded[finished.item.id] = finished.trajectory
             try:
                 stream.write(dump_line(finished.trajectory).encode())
                 stream.flush()
@@ -226,7 +226,7 @@ def _run(
                     f"{path}: cannot be written ({error.strerror}); make room, run again"
                 ) from None
         os.fsync(stream.fileno())
-    return found
+    return recorded
 
 
 def _cut_unfinished(path: Path) -> None:

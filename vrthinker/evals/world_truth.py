@@ -38,12 +38,12 @@ def find_truth(video_1: Path, video_2: Path) -> Truth | None:
     folder = video_1.absolute().parent.parent
     if not (folder / TRUTH_FILE).is_file():
         return None
-    given = [os.path.realpath(video_1), os.path.realpath(video_2)]
+    judged_clips = [os.path.realpath(video_1), os.path.realpath(video_2)]
     try:
         for pair in load_truths(folder):
             clips = [os.path.realpath(path) for path in clip_paths(folder, pair)]
-            if given in (clips, clips[::-1]):
-                return page_truth(pair, swapped=given != clips)
+            if judged_clips in (clips, clips[::-1]):
+                return page_truth(pair, swapped=judged_clips != clips)
     except InputError:
         return None  # another file with the same name
     return None

@@ -164,12 +164,12 @@ class BatchSource:
         self._pool.shutdown(wait=False, cancel_futures=True)
 
     def _epoch(self, epoch: int) -> list[list[int]]:
-        found = self._epochs.get(epoch)
-        if found is None:
-            found = batch_order(self._lengths, self._batch_size, self._seed, epoch)
+        batches = self._epochs.get(epoch)
+        if batches is None:
+            batches = batch_order(self._lengths, self._batch_size, self._seed, epoch)
             # This is a single assignment because the thread that reads ahead runs this code too.
-            self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: found}
-        return found
+            self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: batches}
+        return batches
 
     def _make(self, step: int) -> tuple[Batch, ...]:
         chosen = [self._sequences[i] for i in self.indices(step)]

@@ -111,8 +111,8 @@ class PackedAttention:
         """The number of query-key pairs of one head that the mask lets through."""
         total = 0
         for part in self.parts:
-            own = part.end - part.start
-            total += own * sum(end - start for start, end in part.ranges) + own * (own + 1) // 2
+            length = part.end - part.start
+            total += length * sum(end - start for start, end in part.ranges) + length * (length + 1) // 2
         return total
 
     def __call__(
@@ -173,16 +173,17 @@ class _Segments(torch.autograd.Function):
         out = torch.empty_like(grouped)
         sums = grouped.new_empty(grouped.shape[:-1], dtype=_sum_dtype(query.dtype))
         for part in parts:
-            own = slice(part.start, part.end)
-            queries = grouped[:, :, own]
-            one, one_sum = _flash(queries, key[0, :, own], value[0, :, own], True, scale)
+            span = slice(part.start, part.end)
+            queries = grouped[:, :, span]
+            itself, itself_sum = _flash(queries, key[0, :, span], value[0, :, span], True, scale)
             if part.ranges:
                 keys, values = _gather(key[0], part.ranges), _gather(value[0], part.ranges)
-                other, other_sum = _flash(queries, keys, values, False, scale)
-                total = torch.logaddexp(one_sum, other_sum)
-                one = (one_sum - total).exp()[..., None] * one + (other_sum - total).exp()[..., None] * other
-                one_sum = total
-            out[:, :, own], sums[:, :, own] = one, one_sum
+                ancestors, ancestors_sum = _flash(queries, keys, values, False, scale)
+                total = torch.logaddexp(itself_sum, ancestors_sum)
+                shares = (itself_sum - total).exp()[..., None], (ancestors_sum - total).exp()[..., None]
+                itself = shares[0] * itself + shares[1] * ancestors
+                itself_sum = total
+            out[:, :, span], sums[:, :, span] = itself, itself_sum
         ctx.save_for_backward(query, key, value, out, sums)
         ctx.parts, ctx.scale = parts, scale
         return out.flatten(0, 1)[None]
@@ -198,19 +199,21 @@ class _Segments(torch.autograd.Function):
         exact = _sum_dtype(key.dtype)
         grad_key, grad_value = torch.zeros_like(key[0], dtype=exact), torch.zeros_like(value[0], dtype=exact)
         for part in ctx.parts:
-            own = slice(part.start, part.end)
-            given = grad[:, :, own], grouped[:, :, own]
-            known = out[:, :, own], sums[:, :, own]
+            span = slice(part.start, part.end)
+            incoming = grad[:, :, span], grouped[:, :, span]
+            saved = out[:, :, span], sums[:, :, span]
             of_query, of_key, of_value = _flash_backward(
-                *given, key[0, :, own], value[0, :, own], *known, True, ctx.scale
+                *incoming, key[0, :, span], value[0, :, span], *saved, True, ctx.scale
             )
-            grad_query[:, :, own] = of_query
-            grad_key[:, own] += of_key
-            grad_value[:, own] += of_value
+            grad_query[:, :, span] = of_query
+            grad_key[:, span] += of_key
+            grad_value[:, span] += of_value
             if part.ranges:
                 keys, values = _gather(key[0], part.ranges), _gather(value[0], part.ranges)
-                of_query, of_key, of_value = _flash_backward(*given, keys, values, *known, False, ctx.scale)
-                grad_query[:, :, own] += of_query
+                of_query, of_key, of_value = _flash_backward(
+                    *incoming, keys, values, *saved, False, ctx.scale
+                )
+                grad_query[:, :, span] += of_query
                 _scatter_add(grad_key, of_key, part.ranges)
                 _scatter_add(grad_value, of_value, part.ranges)
         of_keys, of_values = grad_key.to(key.dtype)[None], grad_value.to(value.dtype)[None]

@@ -97,7 +97,7 @@ def packed_logprobs(
         For each trajectory of the pack (`pack.trajectories`) float32 `[sampled]`, with gradient.
     """
     hidden = packed_hidden(policy, pack, load, attention=attention, features=features)
-    found = logprobs.logprobs_from_hidden(
+    by_prediction = logprobs.logprobs_from_hidden(
         hidden,
         policy.model.lm_head.weight,
         torch.from_numpy(pack.labels).to(policy.device),
@@ -106,4 +106,4 @@ def packed_logprobs(
         chunk=chunk,
         implementation=implementation,
     )
-    return [found[torch.from_numpy(own).to(policy.device)] for own in pack.sampled]
+    return [by_prediction[torch.from_numpy(predictions).to(policy.device)] for predictions in pack.sampled]

@@ -96,9 +96,9 @@ class Pack:
             # The first token of a segment follows the last token of the segment's parent.
             previous[segment.start] = self.segments[segment.parent].end - 1 if segment.parent >= 0 else -1
         base = 1 + max(int(self.token_ids.max()), int(self.labels.max(initial=0)))
-        wanted = self.sources * base + self.labels
-        found: np.ndarray = (previous >= 0) & np.isin(previous * base + self.token_ids, wanted)
-        return found
+        predictions = self.sources * base + self.labels
+        mask: np.ndarray = (previous >= 0) & np.isin(previous * base + self.token_ids, predictions)
+        return mask
 
     @cached_property
     def segment_of(self) -> np.ndarray:
@@ -254,7 +254,7 @@ def _flatten(tree: PrefixTree, paths: Sequence[tuple[Path, Node]]) -> Pack:
 def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, ...]:
     """The segments of the nodes. A node joins its parent's if it is the only child, of the same round."""
     index_of: dict[int, int] = {}
-    found: list[list[int]] = []  # start, end, parent, round
+    bounds: list[list[int]] = []  # start, end, parent, round
     for node in nodes:
         start = starts[id(node)]
         end = start + len(node.stretch)
@@ -266,19 +266,19 @@ def _segments(nodes: Sequence[Node], starts: dict[int, int]) -> tuple[Segment, .
             and starts[id(parent)] + len(parent.stretch) == start
         ):
             index = index_of[id(parent)]
-            found[index][1] = end
+            bounds[index][1] = end
         else:
-            index = len(found)
-            found.append([start, end, -1 if parent is None else index_of[id(parent)], node.stretch.round])
+            index = len(bounds)
+            bounds.append([start, end, -1 if parent is None else index_of[id(parent)], node.stretch.round])
         index_of[id(node)] = index
-    ends = [end for _, end, _, _ in found]
-    for index in range(len(found) - 1, -1, -1):
-        parent_index = found[index][2]
+    ends = [end for _, end, _, _ in bounds]
+    for index in range(len(bounds) - 1, -1, -1):
+        parent_index = bounds[index][2]
         if parent_index >= 0:
             ends[parent_index] = max(ends[parent_index], ends[index])
     return tuple(
         Segment(start, end, ends[index], parent_index, number)
-        for index, (start, end, parent_index, number) in enumerate(found)
+        for index, (start, end, parent_index, number) in enumerate(bounds)
     )
 
 

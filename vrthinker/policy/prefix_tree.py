@@ -106,17 +106,17 @@ class PrefixTree:
         while pending:
             stretch = pending.pop()
             siblings = self.roots if node is None else node.children
-            found = siblings.get(stretch.key)
-            if found is None:
+            child = siblings.get(stretch.key)
+            if child is None:
                 node = siblings[stretch.key] = Node(stretch, node)
                 continue
             if stretch.frame is None:
-                shared = _common(stretch.ids, found.stretch.ids)
-                if shared < len(found.stretch):
-                    found = self._split(found, shared)
+                shared = _common(stretch.ids, child.stretch.ids)
+                if shared < len(child.stretch):
+                    child = self._split(child, shared)
                 if shared < len(stretch):
                     pending.append(stretch.cut(shared)[1])
-            node = found
+            node = child
         assert node is not None, "a context has tokens"
         return node
 
@@ -126,22 +126,22 @@ class PrefixTree:
         pending = [stretch for stretch in reversed(context) if len(stretch)]
         while pending:
             stretch = pending.pop()
-            found = siblings.get(stretch.key)
-            if found is None:
+            child = siblings.get(stretch.key)
+            if child is None:
                 break
             if stretch.frame is not None:
                 tokens += len(stretch)
             else:
-                common = _common(stretch.ids, found.stretch.ids)
+                common = _common(stretch.ids, child.stretch.ids)
                 tokens += common
                 if common < len(stretch):
                     pending.append(stretch.cut(common)[1])
-                if common < len(found.stretch):
+                if common < len(child.stretch):
                     # The match ends inside this node: later tokens may continue in its text or differ.
-                    rest = found.stretch.cut(common)[1]
-                    siblings = {rest.key: Node(rest, None, found.children)}
+                    rest = child.stretch.cut(common)[1]
+                    siblings = {rest.key: Node(rest, None, child.children)}
                     continue
-            siblings = found.children
+            siblings = child.children
         return tokens
 
     def nodes(self) -> Iterator[Node]:

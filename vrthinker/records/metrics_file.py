@@ -128,7 +128,7 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     except OSError as error:
         raise InputError(f"{path}: cannot be read ({error.strerror})") from None
     *whole, _torn = content.split(b"\n")
-    found: list[dict[str, Any]] = []
+    lines: list[dict[str, Any]] = []
     for number, text in enumerate(whole, start=1):
         try:
             line = json.loads(text)
@@ -136,12 +136,12 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
             raise InputError(f"{path}: line {number} is no JSON ({error}); remove it") from None
         if not isinstance(line, dict) or not isinstance(line.get("step"), int):
             raise InputError(f"{path}: line {number} has no step; it is no metrics file")
-        if found and line["step"] <= found[-1]["step"]:
+        if lines and line["step"] <= lines[-1]["step"]:
             raise InputError(
-                f"{path}: line {number} has step {line['step']} after step {found[-1]['step']}; remove one"
+                f"{path}: line {number} has step {line['step']} after step {lines[-1]['step']}; remove one"
             )
-        found.append(line)
-    return found
+        lines.append(line)
+    return lines
 
 
 def _finite(value: float) -> float | None:

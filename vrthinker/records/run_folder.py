@@ -28,7 +28,7 @@ def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], outpu
         VRThinkerError: The configuration could not be written.
     """
     try:
-        found = json.loads(path.read_bytes())
+        stored = json.loads(path.read_bytes())
     except FileNotFoundError:
         text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
         # A lone surrogate is written as JSON's escape.
@@ -36,9 +36,11 @@ def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], outpu
         return
     except (OSError, ValueError, RecursionError) as error:
         raise InputError(f"{path}: cannot be read ({error}); restore it or choose another output") from None
-    if not isinstance(found, dict):
-        raise InputError(f"{path}: got {type(found).__name__}, allowed: a JSON object; choose another output")
-    before, now = _flat(found), _flat(run)
+    if not isinstance(stored, dict):
+        raise InputError(
+            f"{path}: got {type(stored).__name__}, allowed: a JSON object; choose another output"
+        )
+    before, now = _flat(stored), _flat(run)
     differing = [
         key
         for key in dict.fromkeys((*before, *now))

@@ -118,7 +118,7 @@ def read_traces(source: FileTraces) -> list[Trajectory]:
     labels: dict[str, Mapping[str, int]] | None = None
     if source.pairs is not None:
         labels = {pair.id: pair.labels or {} for pair in load_pairs(source.pairs)}
-    found: dict[tuple[object, ...], Trajectory | None] = {}
+    latest: dict[tuple[object, ...], Trajectory | None] = {}
     for trajectory in load_trajectories(source.path):
         if labels is not None and len(labels.get(trajectory.id, ())) < 4:
             raise InputError(
@@ -126,11 +126,11 @@ def read_traces(source: FileTraces) -> list[Trajectory]:
             )
         kept = keep_trace(trajectory, labels[trajectory.id] if labels is not None else None)
         clips = tuple(video.path for video in trajectory.videos)
-        found[trajectory.id, trajectory.seed, trajectory.prompt, clips] = trajectory if kept else None
-    traces = [trajectory for trajectory in found.values() if trajectory is not None]
+        latest[trajectory.id, trajectory.seed, trajectory.prompt, clips] = trajectory if kept else None
+    traces = [trajectory for trajectory in latest.values() if trajectory is not None]
     if not traces:
         raise InputError(
-            f"{source.path}: none of its {len(found)} traces is well formed and right; nothing to learn"
+            f"{source.path}: none of its {len(latest)} traces is well formed and right; nothing to learn"
         )
     return traces
 

@@ -106,14 +106,14 @@ class FrameCache:
         view: Region | None,
     ) -> list[np.ndarray[Any, Any]]:
         state = file_state(name)
-        found: dict[int, np.ndarray[Any, Any]] = {}
+        frames_by_index: dict[int, np.ndarray[Any, Any]] = {}
         with self._lock:
             for index in dict.fromkeys(frame_indices):
                 key = (name, state, index, *size, view)
                 if key in self._frames:
                     self._frames.move_to_end(key)
-                    found[index] = self._frames[key]
-            missing = [index for index in dict.fromkeys(frame_indices) if index not in found]
+                    frames_by_index[index] = self._frames[key]
+            missing = [index for index in dict.fromkeys(frame_indices) if index not in frames_by_index]
             self.hits += len(frame_indices) - len(missing)
         if missing:
             decoded = reader.frames_at(name, missing, tolerate_truncation=tolerate_truncation).numpy()
@@ -121,12 +121,12 @@ class FrameCache:
                 seen = frame if view is None else _cut_out(name, frame, view)
                 resized = resize_frame(seen, size)
                 # A view of the decoder's batch would keep the whole batch in memory.
-                found[index] = resized.copy() if resized is seen else resized
+                frames_by_index[index] = resized.copy() if resized is seen else resized
             with self._lock:
                 self.misses += len(missing)
                 for index in missing:
-                    self._keep((name, state, index, *size, view), found[index])
-        return [found[index] for index in frame_indices]
+                    self._keep((name, state, index, *size, view), frames_by_index[index])
+        return [frames_by_index[index] for index in frame_indices]
 
     def _keep(self, key: _Key, frame: np.ndarray[Any, Any]) -> None:
         size_bytes = int(frame.nbytes)

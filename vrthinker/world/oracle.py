@@ -247,12 +247,12 @@ class OracleEngine(Engine):
         """Reads the new frames: notes newly found events, and gaps that are now marked or resolved."""
         pair = state.pair
         before = {number for events in state.found for number, _ in events}
-        known = {(clip, pair.clips[clip].event_at(i)) for clip, i in map(pair.locate, before)}
+        known_events = {(clip, pair.clips[clip].event_at(i)) for clip, i in map(pair.locate, before)}
         for number in state.new_frames:
             clip, index = pair.locate(number)
             event = pair.clips[clip].event_at(index)
-            if event is not None and event.defects and (clip, event) not in known:
-                known.add((clip, event))
+            if event is not None and event.defects and (clip, event) not in known_events:
+                known_events.add((clip, event))
                 state.found[clip].append((number, event.defects))
         state.shown.update(state.new_frames)
         for clip, truth in enumerate(pair.clips):
@@ -316,10 +316,10 @@ def _file(frame: FrameSegment) -> str:
 
 def _are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, files: tuple[str, str]) -> bool:
     """Whether the frames' numbers refer to the same frames as in the truth."""
-    places = [(frame, *pair.locate(frame.shown.frame_number)) for frame in frames]
+    located = [(frame, *pair.locate(frame.shown.frame_number)) for frame in frames]
     return all(
         (_file(frame), *frame.key[1:2]) == (files[clip], index) and index < pair.clips[clip].n_frames
-        for frame, clip, index in places
+        for frame, clip, index in located
     )
 
 

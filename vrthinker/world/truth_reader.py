@@ -36,11 +36,11 @@ Seen = Sequence[frozenset[int]]
 
 def seen_indices(pair: PairTruth, frame_numbers: Iterable[int]) -> Seen:
     """Converts frame numbers of the workspace to frame indices of each clip."""
-    found: tuple[set[int], set[int]] = (set(), set())
+    seen: tuple[set[int], set[int]] = (set(), set())
     for number in frame_numbers:
         clip, index = pair.locate(number)
-        found[clip].add(index)
-    return [frozenset(indices) for indices in found]
+        seen[clip].add(index)
+    return [frozenset(indices) for indices in seen]
 
 
 def first_seen(pair: PairTruth) -> Seen:
@@ -152,11 +152,11 @@ def probes(gap: tuple[int, int], config_span: float) -> tuple[int, ...]:
     shortest = max(2, int(np.ceil(config_span * (end - start))))
     for number in (4, 8):
         number = min(number, inside)
-        found = tuple(start + 1 + int((j + 0.5) * inside / number) for j in range(number))
-        edges = (start, *found, end)
+        indices = tuple(start + 1 + int((j + 0.5) * inside / number) for j in range(number))
+        edges = (start, *indices, end)
         if all(b - a - 1 < shortest for a, b in pairwise(edges)):
             break
-    return found
+    return indices
 
 
 def hinted_gaps(clip: ClipTruth) -> list[tuple[int, int]]:

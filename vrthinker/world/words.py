@@ -39,9 +39,9 @@ def snapshot(pair: PairTruth, frame_numbers: Sequence[int]) -> str:
     """The snapshot of newly shown frames, with a line per video."""
     lines = []
     for video in (1, 2):
-        own = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
-        if own:
-            lines.append(f"video {video}: " + "; ".join(frame_words(pair, number) for number in own))
+        video_frames = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
+        if video_frames:
+            lines.append(f"video {video}: " + "; ".join(frame_words(pair, number) for number in video_frames))
     return "<snapshot>" + ("\n".join(lines) or "nothing new") + "</snapshot>"
 
 

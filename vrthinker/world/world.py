@@ -233,8 +233,8 @@ class ClipTruth(_Model):
 
     def hint_at(self, frame_index: int) -> Hint | None:
         """The hint that is seen on a frame. If there are two, the one about the next gap is seen."""
-        found = [event.hint for event in self.events if event.hint_index == frame_index]
-        return min(found, key=lambda hint: hint is Hint.SPEED, default=None)
+        hints = [event.hint for event in self.events if event.hint_index == frame_index]
+        return min(hints, key=lambda hint: hint is Hint.SPEED, default=None)
 
     @property
     def counts(self) -> tuple[int, int, int]:

@@ -150,17 +150,17 @@ def error_message(body: bytes, *, secret: str = "") -> str:
     """The server's error message as one clean line: from the usual JSON fields, else the head of the body."""
     text = body[:65536].decode("utf-8", "replace")
     try:
-        said = json.loads(body)
+        value = json.loads(body)
     except (ValueError, RecursionError):
         return clean_line(text, secret=secret)
     code = ""
     for key in ("error", "detail", "message"):
-        if isinstance(said, dict) and said.get(key) is not None:
-            if isinstance(said.get("code"), str):
-                code = said["code"]
-            said = said[key]
-    found = said if isinstance(said, str) else text
-    return clean_line(f"{found} ({code})" if code and code not in found else found, secret=secret)
+        if isinstance(value, dict) and value.get(key) is not None:
+            if isinstance(value.get("code"), str):
+                code = value["code"]
+            value = value[key]
+    message = value if isinstance(value, str) else text
+    return clean_line(f"{message} ({code})" if code and code not in message else message, secret=secret)
 
 
 def is_context_error(status: int, message: str) -> bool:

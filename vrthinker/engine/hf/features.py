@@ -42,12 +42,12 @@ class FeatureCache:
         Raises:
             VideoError: A frame does not decode.
         """
-        found = {}
+        features_by_key = {}
         missing: dict[Hashable, FrameSegment] = {}
         for segment in segments:
             if segment.key in self._kept:
                 self._kept.move_to_end(segment.key)
-                found[segment.key] = self._kept[segment.key]
+                features_by_key[segment.key] = self._kept[segment.key]
                 self.hits += counted
             elif segment.key in missing:
                 self.hits += counted
@@ -61,9 +61,9 @@ class FeatureCache:
             with torch.inference_mode():
                 encoded = [features.copied() for features in self._model.encode(pixels)]
             for segment, features in zip(part, encoded, strict=True):
-                found[segment.key] = features
+                features_by_key[segment.key] = features
                 self._keep(segment.key, features)
-        return [found[segment.key] for segment in segments]
+        return [features_by_key[segment.key] for segment in segments]
 
     @property
     def hit_rate(self) -> float:

@@ -367,16 +367,18 @@ class VisionLanguageModel:
         Raises:
             EngineError: A name is unknown or missing, or a shape differs; nothing is changed then.
         """
-        own = dict(self.model.state_dict())
+        weights = dict(self.model.state_dict())
         pairs = list(named_tensors.items() if hasattr(named_tensors, "items") else named_tensors)
         for name, tensor in pairs:
-            if name not in own:
+            if name not in weights:
                 raise EngineError(f"update_weights: unknown tensor {name!r}")
-            if tuple(tensor.shape) != tuple(own[name].shape):
-                got, wanted = tuple(tensor.shape), tuple(own[name].shape)
+            if tuple(tensor.shape) != tuple(weights[name].shape):
+                got, wanted = tuple(tensor.shape), tuple(weights[name].shape)
                 raise EngineError(f"update_weights: {name}: got shape {got}, wanted {wanted}")
-        given = {own[name].data_ptr() for name, _ in pairs}
-        if missing := sorted(name for name, tensor in own.items() if tensor.data_ptr() not in given):
+        given_storages = {weights[name].data_ptr() for name, _ in pairs}
+        if missing := sorted(
+            name for name, tensor in weights.items() if tensor.data_ptr() not in given_storages
+        ):
             more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
             raise EngineError(
                 f"update_weights: got {len(pairs)} tensors, missing {', '.join(missing[:3])}{more}; "
@@ -384,4 +386,4 @@ class VisionLanguageModel:
             )
         with torch.no_grad():
             for name, tensor in pairs:
-                own[name].copy_(tensor)
+                weights[name].copy_(tensor)

@@ -236,8 +236,8 @@ def _script_data(trajectory: Trajectory, view: _ClipView) -> dict[str, Any]:
     data: dict[str, Any] = {"video": view.video, "times": [round(t, 6) for t in view.clip.times]}
     if trajectory.settings.max_fps is None:
         return {**data, "first": view.first_number}
-    own = [frame for frame in trajectory.frames if frame.video == view.video]
-    return {**data, "numbers": {frame.frame_index: frame.frame_number for frame in own}}
+    clip_frames = [frame for frame in trajectory.frames if frame.video == view.video]
+    return {**data, "numbers": {frame.frame_index: frame.frame_number for frame in clip_frames}}
 
 
 def _verdict_row(text: DimensionText, trajectory: Trajectory, truth: Truth | None) -> dict[str, Any]:

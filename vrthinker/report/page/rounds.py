@@ -209,8 +209,8 @@ def _changed(before: Judgments | None, now: Judgments | None) -> frozenset[str]:
 
 def _sections(record: RoundRecord, parsed: ParsedRound) -> tuple[Section, ...]:
     """The text cut at the elements that were read. The text between them is raw."""
-    text, known = record.text, _told_elsewhere(record, parsed)
-    pieces: list[tuple[Span, Section | None]] = [(span, None) for span in known]
+    text, shown_elsewhere = record.text, _told_elsewhere(record, parsed)
+    pieces: list[tuple[Span, Section | None]] = [(span, None) for span in shown_elsewhere]
     for kind, element in (("snapshot", parsed.snapshot), ("think", parsed.think)):
         if element is not None:
             content = text[element.content.start : element.content.end].strip()

@@ -41,7 +41,7 @@ class EventView:
 def marks(trajectory: Trajectory, video: int, events: Sequence[PlantedEvent]) -> tuple[Mark, ...]:
     """All marks on one clip's bar, those underneath first."""
     n_frames = trajectory.videos[video - 1].n_frames
-    found = [
+    placed = [
         _mark("hidden" if event.hidden else "event", event.first_index, event.end_index, n_frames, event.text)
         for event in events
         if event.video == video and event.first_index < n_frames
@@ -56,8 +56,8 @@ def marks(trajectory: Trajectory, video: int, events: Sequence[PlantedEvent]) ->
         done.add((kind, number))
         index = frames[number].frame_index
         how = f"asked for in round {outcome}" if outcome else "first input"
-        found.append(_mark(kind, index, index + 1, n_frames, f"frame {number}, {how}"))
-    return tuple(found)
+        placed.append(_mark(kind, index, index + 1, n_frames, f"frame {number}, {how}"))
+    return tuple(placed)
 
 
 def event_views(

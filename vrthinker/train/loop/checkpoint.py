@@ -115,7 +115,7 @@ def save_checkpoint(
     target = folder / _folder_name(step)
     spare = folder / f"{_WRITING}{target.name}"
     tensors = {MODEL_FILE: model_tensors(model), OPTIMIZER_FILE: optimizer_tensors(model, optimizer)}
-    own = json.loads(json.dumps(dict(state), allow_nan=False))
+    json_state = json.loads(json.dumps(dict(state), allow_nan=False))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run)
@@ -123,7 +123,7 @@ def save_checkpoint(
             _refuse_whole(target)
             _remove(target)
         spare.mkdir()
-        _write(spare, step, tensors, own)
+        _write(spare, step, tensors, json_state)
         spare.rename(target)
         sync_folder(folder)
     except (OSError, SafetensorError, InputError) as error:

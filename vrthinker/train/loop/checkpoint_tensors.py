@@ -40,7 +40,7 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
     """
     names = {id(parameter): name for name, parameter in model.named_parameters()}
     kept = _moments(optimizer)
-    found: dict[str, torch.Tensor] = {}
+    tensors: dict[str, torch.Tensor] = {}
     for parameter, state in optimizer.state.items():
         if state.keys() != set(kept[parameter]):
             raise ValueError(
@@ -48,8 +48,8 @@ def optimizer_tensors(model: torch.nn.Module, optimizer: torch.optim.Optimizer) 
                 "(AdamW's, or Muon's)"
             )
         for moment, value in state.items():
-            found[f"{moment}/{names[id(parameter)]}"] = value.detach()
-    return _apart(found)
+            tensors[f"{moment}/{names[id(parameter)]}"] = value.detach()
+    return _apart(tensors)
 
 
 def put_back(
@@ -92,9 +92,9 @@ def _apart(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     seen: set[tuple[torch.device, int]] = set()
     apart = {}
     for name, tensor in tensors.items():
-        place = (tensor.device, tensor.untyped_storage().data_ptr())
-        shared = place in seen
-        seen.add(place)
+        storage = (tensor.device, tensor.untyped_storage().data_ptr())
+        shared = storage in seen
+        seen.add(storage)
         apart[name] = tensor.clone(memory_format=torch.contiguous_format) if shared else tensor.contiguous()
     return apart
 
@@ -105,11 +105,11 @@ def _wanted_moments(
     """The moments that the file should hold: for each parameter of the optimizer all, or none."""
     names = {id(tensor): name for name, tensor in changing.items()}
     kept = {names[id(p)]: (p, moments) for p, moments in _moments(optimizer).items()}
-    found = {key.partition("/")[2] for key in file.keys()}  # noqa: SIM118 (it is no dict)
+    stored_names = {key.partition("/")[2] for key in file.keys()}  # noqa: SIM118 (it is no dict)
     return {
         f"{moment}/{name}": torch.zeros((), dtype=torch.float32) if moment == "step" else parameter
         for name, (parameter, moments) in kept.items()
-        if name in found
+        if name in stored_names
         for moment in moments
     }
 
@@ -136,15 +136,15 @@ def _opened(path: Path) -> Iterator[Any]:
 def _check(path: Path, file: Any, wanted: Mapping[str, torch.Tensor]) -> None:
     """Compares names, shapes and types with those of the tensors that the values go to."""
     advice = "resume with the model and settings it was saved with, or choose another run folder"
-    found = set(file.keys())
-    missing = [name for name in wanted if name not in found]
-    strange = sorted(found - wanted.keys())
+    stored_names = set(file.keys())
+    missing = [name for name in wanted if name not in stored_names]
+    strange = sorted(stored_names - wanted.keys())
     if missing or strange:
         raise InputError(
             f"{path}: does not fit this model: lacks {_some(missing)}, and has {_some(strange)} that is not "
             f"trained here; {advice}"
         )
-    for name in sorted(found):
+    for name in sorted(stored_names):
         tensor, like = file.get_tensor(name), wanted[name]
         if tensor.shape != like.shape or tensor.dtype != like.dtype:
             raise InputError(

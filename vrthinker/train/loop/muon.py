@@ -96,10 +96,10 @@ def orthogonalize(matrices: torch.Tensor) -> torch.Tensor:
         Matrices of the same shape and dtype, with the same singular vectors.
     """
     tall = matrices.shape[-2] > matrices.shape[-1]
-    found: torch.Tensor = matrices.mT if tall else matrices
-    found = found / (found.norm(dim=(-2, -1), keepdim=True) + _EPS)
+    result: torch.Tensor = matrices.mT if tall else matrices
+    result = result / (result.norm(dim=(-2, -1), keepdim=True) + _EPS)
     first, second, third = _COEFFICIENTS
     for _ in range(_ITERATIONS):
-        gram = found @ found.mT
-        found = first * found + (second * gram + third * gram @ gram) @ found
-    return found.mT if tall else found
+        gram = result @ result.mT
+        result = first * result + (second * gram + third * gram @ gram) @ result
+    return result.mT if tall else result
