@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 
 for _module in (
+    "torch._dynamo",  # by an optimizer's first step
     "vrthinker.engine.hf.engine",
     "vrthinker.engine.hf.tiny",
     "vrthinker.evals.world_table",

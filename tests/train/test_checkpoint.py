@@ -12,7 +12,8 @@ from typing import Any, Literal
 
 import pytest
 import torch
-from training_worker import SmallModel, small_losses, small_model
+from forks import Outcomes
+from training_worker import SmallModel, job, small_losses, small_model
 
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.train.loop.checkpoint import (
@@ -28,7 +29,6 @@ from vrthinker.train.loop.checkpoint import (
 from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
 
 SEED = 20261121
-Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 
 
 def trained(steps: int = 3, kind: Literal["adamw", "muon"] = "adamw") -> tuple[SmallModel, torch.optim.AdamW]:
@@ -361,18 +361,15 @@ def assert_loadable(run: Path) -> int:
 def test_killed_before_any_change_of_the_disk_a_whole_one_stays(
     run: Path, outcomes_of: Outcomes, caplog: pytest.LogCaptureFixture
 ) -> None:
-    (whole,) = outcomes_of([{"job": "die_in_save", "arguments": {"run": str(run), "call": 0}}])
+    (whole,) = outcomes_of([job("die_in_save", run, call=0)])
     calls = whole["result"]["calls"]
     assert calls > 12
     assert assert_loadable(run) == 3
-    jobs = [
-        {"job": "die_in_save", "arguments": {"run": str(run / str(call)), "call": call}}
-        for call in range(1, calls + 1)
-    ]
+    jobs = [job("die_in_save", run / str(call), call=call) for call in range(1, calls + 1)]
     steps = []
-    for job, outcome in zip(jobs, outcomes_of(jobs), strict=True):
+    for given, outcome in zip(jobs, outcomes_of(jobs), strict=True):
         assert outcome["code"] == -9
-        folder = Path(job["arguments"]["run"])
+        folder = Path(given["arguments"]["run"])
         steps.append(assert_loadable(folder))
         assert "passed over" not in caplog.text
         for path in (folder / "checkpoints").glob("step-*"):
@@ -387,16 +384,22 @@ def test_killed_before_any_change_of_the_disk_a_whole_one_stays(
 def test_killed_at_any_time_a_whole_one_stays(
     run: Path, outcomes_of: Outcomes, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """At changes of the file system, and in the middle of writing a file."""
     chance = random.Random(SEED)
-    kill = {"job": "save_for_ever", "arguments": {"run": str(run)}}
-    jobs: list[dict[str, Any]] = [{**kill, "kill_after_seconds": 0.3}]
-    for _ in range(20):
+    whole = (save(run.with_name("size"), 1) / MODEL_FILE).stat().st_size
+    jobs: list[dict[str, Any]] = []
+    for _ in range(24):
+        at = {"calls": 0, "size": 0}
+        if jobs and chance.random() < 0.3:
+            at["size"] = chance.randrange(1, whole)
+        else:
+            at["calls"] = chance.randrange(1, 70) if jobs else 30
         jobs += [
-            {"job": "look", "arguments": {"run": str(run)}},
-            {**kill, "kill_after_seconds": chance.uniform(0.0, 0.05)},
+            job("save_until_killed", run, **at),
+            job("look", run),
         ]
     outcomes = outcomes_of(jobs)
-    assert all(outcome["code"] == -9 for outcome in outcomes[::2])
+    assert {outcome["code"] for outcome in outcomes[::2]} == {-9, -25}
     looks = [outcome["result"] for outcome in outcomes[1::2]]
     steps = [look["step"] for look in looks]
     assert steps == sorted(steps)
@@ -411,8 +414,8 @@ def test_killed_at_any_time_a_whole_one_stays(
 def test_a_disk_without_room_leaves_the_checkpoints(run: Path, outcomes_of: Outcomes) -> None:
     sizes = {path.name: path.stat().st_size for path in save(run / "size", 1).iterdir()}
     jobs = [
-        {"job": "train", "arguments": {"run": str(run), "steps": 5, "signal_at": {}}},
-        {"job": "full_disk", "arguments": {"run": str(run), "limit": sizes[MODEL_FILE] - 100}},
+        job("train", run, steps=5),
+        job("full_disk", run, limit=sizes[MODEL_FILE] - 100),
     ]
     first, second = outcomes_of(jobs)
     assert first["result"]["step"] == 5

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import pytest
 import torch
 import yaml
+from command_worker import at, command
+from forks import Outcomes
+from quick_judge import make_quick_judge
 from safetensors.torch import load_file
 
-from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.data.pairs import load_pairs
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.episode.prompts import PromptTemplates
@@ -37,23 +40,36 @@ from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import OracleEngine, truths_by_clip
 from vrthinker.world.world import PRESETS
 
-Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
-
+STEPS = 26
 OVERFIT: dict[str, Any] = {
     "model": "nano-from-nothing",
     "seed": 1,
-    "note": "knows three pairs",
+    "note": "knows two pairs",
     "clips": "synthetic",
-    "optimizer": {"beta2": 0.98},
+    "optimizer": {"kind": "muon", "matrix_rate": 3.0},
     "checkpoint_every": 20,
     "phases": [
         {
             "name": "episodes",
+            "steps": STEPS,
+            "batch_size": 2,
+            "micro_batch_size": 2,
+            "learning_rate": {"peak": 6e-3, "warmup_ratio": 0.05, "final_ratio": 0.2},
+            "traces": {"kind": "world", "pairs": 2, "calls": 1, "seed": 3, "filter": False},
+        }
+    ],
+}
+THREE_BY_ADAMW: dict[str, Any] = {
+    **OVERFIT,
+    "optimizer": {"beta2": 0.98},
+    "phases": [
+        {
+            **OVERFIT["phases"][0],
             "steps": 42,
             "batch_size": 3,
             "micro_batch_size": 3,
             "learning_rate": {"peak": 4e-3, "warmup_ratio": 0.1, "final_ratio": 0.1},
-            "traces": {"kind": "world", "pairs": 3, "calls": 1, "seed": 3, "filter": False},
+            "traces": {**OVERFIT["phases"][0]["traces"], "pairs": 3},
         }
     ],
 }
@@ -100,7 +116,7 @@ def weights_of(folder: Path) -> dict[str, torch.Tensor]:
 
 @pytest.fixture(scope="module")
 def overfit(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that learned three pairs by heart."""
+    """A run that learned two pairs by heart."""
     out = tmp_path_factory.mktemp("overfit") / "run"
     assert started(OVERFIT, out) == out / "model"
     return out
@@ -131,14 +147,14 @@ def taught(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_the_loss_falls_and_the_run_has_everything(overfit: Path) -> None:
     lines = metrics_of(overfit)
-    assert [line["step"] for line in lines] == list(range(1, 43))
+    assert [line["step"] for line in lines] == list(range(1, STEPS + 1))
     losses = [line["loss/sft"] for line in lines]
     assert losses[0] > 4
     assert losses[-1] < 0.1
     assert lines[-1]["sft/token_accuracy"] == pytest.approx(1.0, abs=0.01)
-    assert {line["sft/tokens"] for line in lines} == {lines[0]["sft/tokens"]}, "three sequences every step"
-    rate = LearningRate(peak=4e-3, warmup_ratio=0.1, final_ratio=0.1)
-    assert [line["optim/learning_rate"] for line in lines] == [rate.at(step, 42) for step in range(42)]
+    assert {line["sft/tokens"] for line in lines} == {lines[0]["sft/tokens"]}, "all sequences every step"
+    rate = LearningRate(**OVERFIT["phases"][0]["learning_rate"])
+    assert [line["optim/learning_rate"] for line in lines] == [rate.at(step, STEPS) for step in range(STEPS)]
 
     config = json.loads((overfit / "config.json").read_text())
     assert cold_start_settings(config) == cold_start_settings(OVERFIT) == resume_settings(overfit)
@@ -148,9 +164,9 @@ def test_the_loss_falls_and_the_run_has_everything(overfit: Path) -> None:
     ).keys()
     checkpoint = latest_checkpoint(overfit)
     assert checkpoint is not None
-    assert checkpoint.step == 42
+    assert checkpoint.step == STEPS
     kept = [path.name for path in sorted((overfit / "checkpoints").iterdir())]
-    assert kept == ["step-00000040", "step-00000042"]
+    assert kept == ["step-00000020", f"step-{STEPS:08d}"]
     assert not [path.name for path in overfit.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
@@ -178,7 +194,7 @@ def test_the_exported_judge_is_a_checkpoint_with_its_prompts_and_settings(overfi
     stored, before = load_judge_settings(model), load_judge_settings(base)
     assert stored is not None
     assert before is not None
-    assert (stored.note, stored.clips) == ("knows three pairs", "synthetic")
+    assert (stored.note, stored.clips) == ("knows two pairs", "synthetic")
     assert stored == before.model_copy(update={"note": stored.note, "clips": stored.clips})
     prompts = [PromptTemplates.load(folder / PROMPTS_FOLDER).digest for folder in (base, model)]
     assert prompts[0] == prompts[1]
@@ -201,6 +217,16 @@ def test_the_exported_judge_is_a_checkpoint_with_its_prompts_and_settings(overfi
 
 
 def test_an_overfit_judge_writes_its_teachers_text(overfit: Path) -> None:
+    assert_writes_its_teachers_text(overfit)
+
+
+@pytest.mark.slow
+def test_three_pairs_are_learned_by_adamw(tmp_path: Path) -> None:
+    started(THREE_BY_ADAMW, tmp_path / "run")
+    assert_writes_its_teachers_text(tmp_path / "run")
+
+
+def assert_writes_its_teachers_text(overfit: Path) -> None:
     """Greedily, round by round: masking, positions, frames and turns are those of the engine."""
     (record,) = (overfit / "data").glob("*/traces/*.jsonl")
     taught = {trace.id: trace for trace in load_trajectories(record)}
@@ -215,7 +241,7 @@ def test_an_overfit_judge_writes_its_teachers_text(overfit: Path) -> None:
             assert [r.live for r in done.trajectory.rounds] == [r.live for r in trace.rounds]
             assert all(r.finish_reason == "stop" for r in done.trajectory.rounds), "it ends its turns itself"
         verdict = judge(pairs[0].prompt, pairs[0].video_1, pairs[0].video_2)
-        assert "knows three pairs" in verdict.notes
+        assert "knows two pairs" in verdict.notes
         assert verdict.judgments == taught[pairs[0].id].outcome.judgments
 
 
@@ -241,17 +267,13 @@ def test_phases_follow_each_other(tmp_path: Path) -> None:
 def test_micro_batches_are_one_step(tmp_path: Path) -> None:
     """A token weighs the same, whatever its sequence's length and its micro-batch's size."""
     found = []
-    for size in (1, 3, 4):
+    for size in (1, 3):
         phase = {**SHORT["phases"][1], "steps": 1, "batch_size": 4, "micro_batch_size": size}
         values = {**SHORT, "phases": [phase]}
         started(values, tmp_path / str(size))
         found += metrics_of(tmp_path / str(size))
     for name in ("loss/sft", "optim/grad_norm", "sft/token_accuracy", "sft/tokens"):
-        assert (
-            found[0][name]
-            == pytest.approx(found[1][name], rel=1e-4)
-            == pytest.approx(found[2][name], rel=1e-4)
-        )
+        assert found[0][name] == pytest.approx(found[1][name], rel=1e-4)
     assert 4 < found[0]["loss/sft"] < 9, "a mean over tokens, of which nothing is known yet"
 
 
@@ -264,30 +286,26 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(run: Path, commands: Outcom
     recipe.write_text(yaml.safe_dump(SHORT))
     straight, broken = run / "straight", run / "broken"
 
-    def job(out: Path, *arguments: object, **signal_at: str) -> dict[str, Any]:
-        given = ["train", "cold-start", *map(str, arguments)]
-        when = {key.removeprefix("at_").replace("_", "."): name for key, name in signal_at.items()}
-        return {"job": "command", "arguments": {"run": str(out), "arguments": given, "signal_at": when}}
-
-    begin = ("--recipe", recipe, "--out", broken)
+    begin, resume = ("train", "cold-start", "--recipe", recipe, "--out"), ("train", "cold-start", "--resume")
+    backward = "torch:Tensor.backward"  # twice a step: micro-batches of two, and of one
     outcomes = commands(
         [
-            job(straight, "--recipe", recipe, "--out", straight),
-            job(broken, *begin, at_1_1="SIGKILL"),
-            job(broken, "--resume", broken, at_2_0="SIGTERM"),
-            job(broken, "--resume", broken),
+            command(*begin, straight),
+            command(*begin, broken, moments=[at(backward, 4, "SIGKILL")]),
+            command(*resume, broken, moments=[at(backward, 5, "SIGTERM")]),
+            command(*resume, broken),
         ]
     )
     whole, killed, stopped, resumed = outcomes
-    assert whole["result"] == {"exit": 0}, whole
+    assert whole["result"] == 0, whole
     assert whole["stdout"] == f"{straight / 'model'}\n"
     assert killed["code"] == -9
-    assert stopped["result"] == {"exit": 130}, stopped
+    assert stopped["result"] == 130, stopped
     assert stopped["stdout"] == ""
     hint = f"vrthinker train cold-start --resume {broken} goes on"
     assert stopped["stderr"].count(hint) == 1, stopped["stderr"]
     assert "got SIGTERM, stopped after step 3 of 5; checkpoint" in stopped["stderr"]
-    assert resumed["result"] == {"exit": 0}, resumed
+    assert resumed["result"] == 0, resumed
     assert "resumed from" in resumed["stderr"]
     models = [folder / "model" / "model.safetensors" for folder in (straight, broken)]
     assert models[0].read_bytes() == models[1].read_bytes()
@@ -303,8 +321,8 @@ def test_another_config_in_the_folder_is_refused_and_named(overfit: Path) -> Non
         ({"seed": 2}, "seed=1; this run has seed=2"),
         ({"train_vision": False}, "train_vision=true; this run has train_vision=false"),
         (
-            {"phases": [{**OVERFIT["phases"][0], "steps": 43}]},
-            "phases.0.steps=42; this run has phases.0.steps=43",
+            {"phases": [{**OVERFIT["phases"][0], "steps": STEPS + 1}]},
+            f"phases.0.steps={STEPS}; this run has phases.0.steps={STEPS + 1}",
         ),
     ):
         with pytest.raises(InputError) as caught:
@@ -343,11 +361,9 @@ def test_one_process_trains_into_a_folder(tmp_path: Path, commands: Outcomes) ->
     recipe = tmp_path / "short.yaml"
     recipe.write_text(yaml.safe_dump(SHORT))
     out = tmp_path / "run"
-    given = ["train", "cold-start", "--recipe", str(recipe), "--out", str(out)]
     with lock_run(out):
-        job = {"run": str(out), "arguments": given, "signal_at": {}}
-        (refused,) = commands([{"job": "command", "arguments": job}])
-    assert refused["result"] == {"exit": 1}
+        (refused,) = commands([command("train", "cold-start", "--recipe", recipe, "--out", out)])
+    assert refused["result"] == 1
     assert "another process trains into it" in refused["stderr"]
     assert not (out / "config.json").exists()
 
@@ -366,9 +382,9 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
 # From a checkpoint
 
 
-def fine_tuned(base: Path, taught: Path, out: Path, **more: Any) -> Path:
+def fine_tuned(base: Path, taught: Path, out: Path, steps: int = 1, **more: Any) -> Path:
     traces = {"kind": "file", "path": taught}
-    phase = {"steps": 2, "batch_size": 3, "learning_rate": {"peak": 1e-3}, "traces": traces}
+    phase = {"steps": steps, "batch_size": 2, "learning_rate": {"peak": 1e-3}, "traces": traces}
     return started({"model": str(base), "phases": [phase], **more}, out)
 
 
@@ -376,11 +392,11 @@ def fine_tuned(base: Path, taught: Path, out: Path, **more: Any) -> Path:
 def test_fine_tuning_keeps_prompts_and_settings_and_the_judge_judges(
     family: Any, taught: Path, world: Path, tmp_path: Path
 ) -> None:
-    base = make_tiny_judge(tmp_path / "base", family)
+    base = make_quick_judge(tmp_path / "base", family)
     (base / PROMPTS_FOLDER / "system.jinja").write_text("You judge {{ n_frames }} frames.", "utf-8")
     (base / "pytorch_model.bin").touch()
     (base / "LICENSE").write_text("a license")
-    model = fine_tuned(base, taught, tmp_path / "run")
+    model = fine_tuned(base, taught, tmp_path / "run", steps=2)
     lines = metrics_of(tmp_path / "run")
     assert lines[-1]["loss/sft"] < lines[0]["loss/sft"]
     assert load_judge_settings(model) == load_judge_settings(base)
@@ -388,7 +404,7 @@ def test_fine_tuning_keeps_prompts_and_settings_and_the_judge_judges(
     assert (model / "LICENSE").read_text() == "a license"
     assert not (model / "pytorch_model.bin").exists()
     pair = load_pairs(world / PAIRS_FILE)[0]
-    with Judge.from_pretrained(model, device="cpu", max_round_tokens=200) as judge:
+    with Judge.from_pretrained(model, device="cpu") as judge:
         verdict = judge(pair.prompt, pair.video_1, pair.video_2)
     assert verdict.judgments is not None, "the base is guided, and so is what was made of it"
 
@@ -409,7 +425,7 @@ def test_a_base_without_settings_gets_the_defaults_on_its_own_grid(
 
 
 def test_settings_of_another_grid_are_refused(taught: Path, tmp_path: Path) -> None:
-    base = make_tiny_judge(tmp_path / "base", "qwen3-vl")
+    base = make_quick_judge(tmp_path / "base", "qwen3-vl")
     stored = json.loads((base / "vrthinker.json").read_text())
     stored["resize"]["patch_size"] = 14
     (base / "vrthinker.json").write_text(json.dumps(stored))
@@ -418,7 +434,7 @@ def test_settings_of_another_grid_are_refused(taught: Path, tmp_path: Path) -> N
 
 
 def test_a_frozen_tower_stays_as_it_was_bit_by_bit(taught: Path, tmp_path: Path) -> None:
-    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
     before = weights_of(base)
     for train_vision in (False, True):
         out = tmp_path / f"run-{train_vision}"
@@ -433,7 +449,7 @@ def test_a_frozen_tower_stays_as_it_was_bit_by_bit(taught: Path, tmp_path: Path)
 
 
 def test_runs_that_cannot_be(taught: Path, world: Path, tmp_path: Path) -> None:
-    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
     config = json.loads((base / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 300
     (base / "config.json").write_text(json.dumps(config))
@@ -459,20 +475,20 @@ def test_a_clip_that_is_gone_ends_the_run_with_one_line(taught: Path, world: Pat
     shutil.copytree(world, there)
     moved = tmp_path / "traces.jsonl"
     moved.write_text(taught.read_text().replace(str(world), str(there)))
-    base = make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
     victim = sorted((there / "clips").iterdir())[2]
     victim.unlink()
     with pytest.raises(VideoError, match=victim.name) as caught:
-        fine_tuned(base, moved, tmp_path / "run")
+        fine_tuned(base, moved, tmp_path / "run", steps=4)
     assert "\n" not in str(caught.value)
     shutil.copyfile(world / "clips" / victim.name, victim)
-    fine_tuned(base, moved, tmp_path / "run")
+    fine_tuned(base, moved, tmp_path / "run", steps=4)
 
 
 def test_a_run_can_be_resumed_from_another_folder(
     taught: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    make_tiny_judge(tmp_path / "base", "qwen2.5-vl")
+    make_quick_judge(tmp_path / "base", "qwen2.5-vl")
     monkeypatch.chdir(taught.parent)
     shutil.copytree(tmp_path / "base", "base", dirs_exist_ok=True)
     phase = {"steps": 1, "batch_size": 1, "traces": {"kind": "file", "path": "traces.jsonl"}}

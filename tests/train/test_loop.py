@@ -14,9 +14,10 @@ from typing import Any
 
 import pytest
 import torch
+from forks import Outcomes
 from pydantic import ValidationError
 from terminals import stderr_on_terminal
-from training_worker import RATE, SmallModel, small_losses, small_model, train
+from training_worker import RATE, SmallModel, job, small_losses, small_model, train
 
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
@@ -26,7 +27,6 @@ from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_l
 from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
 
 SEED = 20261121
-Outcomes = Callable[[list[dict[str, Any]]], list[dict[str, Any]]]
 MEASURED = ("time_seconds", "perf/tokens_per_s", "perf/step_seconds")
 
 
@@ -92,12 +92,9 @@ def test_killed_and_resumed_ends_in_the_same_bits(run: Path, outcomes_of: Outcom
     chance = random.Random(SEED)
     kills = [f"{step}.{chance.randrange(3)}" for step in (2, 9, 17, 26)]
     straight, broken = str(run / "straight"), str(run / "broken")
-    jobs = [{"job": "train", "arguments": {"run": straight, "steps": 30, "signal_at": {}}}]
-    jobs += [
-        {"job": "train", "arguments": {"run": broken, "steps": 30, "signal_at": {at: ["SIGKILL"]}}}
-        for at in kills
-    ]
-    jobs += [{"job": "train", "arguments": {"run": broken, "steps": 30, "signal_at": {}}}]
+    jobs = [job("train", straight, steps=30)]
+    jobs += [job("train", broken, steps=30, signal_at={at: ["SIGKILL"]}) for at in kills]
+    jobs += [job("train", broken, steps=30)]
     outcomes = outcomes_of(jobs)
     assert [outcome["code"] for outcome in outcomes] == [0, -9, -9, -9, -9, 0], outcomes
     assert outcomes[0]["result"] == {"step": 30, "outcome": "finished", "resumed_from": None}
@@ -301,18 +298,17 @@ def test_too_many_bad_steps_in_a_row_end_the_run_and_the_checkpoint_stays(run: P
 
 @pytest.mark.multi_process
 def test_signals_finish_the_step_and_a_second_one_ends_at_once(run: Path, outcomes_of: Outcomes) -> None:
-    def job(folder: str, signals: dict[str, list[str]]) -> dict[str, Any]:
-        arguments = {"run": str(run / folder), "steps": 20, "signal_at": signals, "checkpoint_every": 50}
-        return {"job": "train", "arguments": arguments}
+    def signalled(folder: str, signal_at: dict[str, list[str]]) -> dict[str, Any]:
+        return job("train", run / folder, steps=20, signal_at=signal_at, checkpoint_every=50)
 
     outcomes = outcomes_of(
         [
-            job("term", {"7.1": ["SIGTERM"]}),
-            job("term", {"11.0": ["SIGINT"]}),
-            job("twice", {"7.0": ["SIGTERM"], "7.2": ["SIGTERM"]}),
-            job("both", {"7.0": ["SIGTERM", "SIGINT"]}),
-            job("straight", {}),
-            job("term", {}),
+            signalled("term", {"7.1": ["SIGTERM"]}),
+            signalled("term", {"11.0": ["SIGINT"]}),
+            signalled("twice", {"7.0": ["SIGTERM"], "7.2": ["SIGTERM"]}),
+            signalled("both", {"7.0": ["SIGTERM", "SIGINT"]}),
+            signalled("straight", {}),
+            signalled("term", {}),
         ]
     )
     term, interrupt, twice, both, _, rest = outcomes
@@ -356,8 +352,7 @@ def test_a_second_process_is_told_and_touches_nothing(run: Path, outcomes_of: Ou
     with lock_run(run):
         train(run, steps=2)
         before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}
-        job = {"job": "train", "arguments": {"run": str(run), "steps": 4, "signal_at": {}}}
-        (outcome,) = outcomes_of([job])
+        (outcome,) = outcomes_of([job("train", run, steps=4)])
         assert {path: path.read_bytes() for path in run.rglob("*") if path.is_file()} == before
     assert outcome["exit_code"] == 1
     assert outcome["error"] == (

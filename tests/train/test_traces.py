@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import signal
-import subprocess
-import sys
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import pytest
+import traces_worker
+from forks import Outcomes
 from pydantic import ValidationError
-from traces_worker import SHARD_PAIRS, SOURCE
 from transformers import AutoTokenizer
 
 from vrthinker.data.pairs import load_pairs
@@ -37,7 +36,6 @@ from vrthinker.world.oracle import BehaviorMix, OracleEngine, truths_by_clip
 from vrthinker.world.world import PRESETS, Difficulty
 
 MakeCheckpoint = Callable[[str], Path]
-WORKER = Path(__file__).with_name("traces_worker.py")
 PAIRS = 8
 
 
@@ -196,18 +194,6 @@ def test_an_episode_that_fails_names_its_pair(tmp_path: Path) -> None:
     assert "\n" not in str(caught.value)
 
 
-def worker(folder: Path, workers: int, output: int = subprocess.PIPE) -> subprocess.Popen[str]:
-    command = [sys.executable, str(WORKER), str(folder), str(workers)]
-    errors = None if output == subprocess.PIPE else output
-    return subprocess.Popen(command, text=True, stdout=output, stderr=errors, start_new_session=True)
-
-
-def finished(process: subprocess.Popen[str]) -> str:
-    out, _ = process.communicate(timeout=120)
-    assert process.returncode == 0
-    return out
-
-
 def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("traces/*.jsonl")}
 
@@ -226,28 +212,29 @@ def alive_in_session(session: int) -> list[int]:
 
 
 @pytest.mark.multi_process
-def test_killed_and_made_again_the_files_are_equal_whatever_the_number_of_workers(tmp_path: Path) -> None:
-    folder = tmp_path / "data"
-    assert finished(worker(folder, 1)).strip() == str(SOURCE.pairs)
-    wanted = shards(folder)
-    assert len(wanted) == SOURCE.pairs // SHARD_PAIRS
-    shutil.rmtree(folder)
-    killed = worker(folder, 2, subprocess.DEVNULL)
-    while not shards(folder):
-        assert killed.poll() is None, "it ended before it could be killed"
-        time.sleep(0.002)
-    os.kill(killed.pid, signal.SIGKILL)
-    killed.wait()
-    deadline = time.monotonic() + 20
-    while (left := alive_in_session(killed.pid)) and time.monotonic() < deadline:
-        time.sleep(0.05)
+def test_killed_and_made_again_the_files_are_equal_whatever_the_number_of_workers(
+    tmp_path: Path, outcomes_of: Outcomes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(traces, "_SHARD_PAIRS", traces_worker.SHARD_PAIRS)
+    alone, folder = tmp_path / "alone", tmp_path / "data"
+    traces_worker.make(alone, workers=1)
+    paths = (str(alone).encode(), str(folder).encode())  # traces name their clips
+    wanted = {name: content.replace(*paths) for name, content in shards(alone).items()}
+    assert len(wanted) == traces_worker.SOURCE.pairs // traces_worker.SHARD_PAIRS
+    (killed,) = outcomes_of([traces_worker.job(folder, die_after=1)])
+    assert killed["code"] == -9, killed
+    session = int((folder / "session").read_text())
+    give_up = time.monotonic() + 120
+    while (left := alive_in_session(session)) and time.monotonic() < give_up:
+        time.sleep(0.02)
     for process in left:
         os.kill(process, signal.SIGKILL)
     assert not left, "workers outlive the process that started them"
     there = shards(folder)
     assert 0 < len(there) < len(wanted), "it was in the middle"
     assert there == {name: wanted[name] for name in there}
-    assert finished(worker(folder, 2)).strip() == str(SOURCE.pairs)
+    (finished,) = outcomes_of([traces_worker.job(folder)])
+    assert finished["result"] == traces_worker.SOURCE.pairs, finished
     assert shards(folder) == wanted
 
 
@@ -390,4 +377,4 @@ def test_paths_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (source.path, source.pairs) == (tmp_path / "t.jsonl", tmp_path / "p.jsonl")
     assert FileTraces.model_validate_json(source.model_dump_json()) == source
     assert FileTraces(path=Path("t.jsonl")).pairs is None
-    assert traces._SHARD_PAIRS > SHARD_PAIRS
+    assert traces._SHARD_PAIRS > traces_worker.SHARD_PAIRS

@@ -1,7 +1,13 @@
-"""Makes traces in many small shards, as a program that a test can kill: FOLDER WORKERS."""
+"""Traces in many small shards, made by several processes that a test can kill: a job for `forks.py`."""
 
-import sys
+from __future__ import annotations
+
+import os
+import signal
+from collections.abc import Iterator
+from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from vrthinker.train import traces
 from vrthinker.world.nano import nano_settings, nano_templates
@@ -16,9 +22,31 @@ SOURCE = traces.WorldTraces(
 )
 SHARD_PAIRS = 3
 
-if __name__ == "__main__":
+
+def make(folder: Path, *, workers: int) -> int:
+    """Makes them; returns how many there are."""
+    return len(traces.make_traces(SOURCE, folder, nano_settings(), nano_templates(), seed=7, workers=workers))
+
+
+def job(folder: Path, die_after: int = 0) -> dict[str, Any]:
+    """Makes them in two processes; dies when so many shards are made."""
+    return {"job": "traces_worker:job_make", "arguments": {"folder": str(folder), "die_after": die_after}}
+
+
+def job_make(folder: str, die_after: int) -> object:
+    """See `job`; `session` holds the number by which its processes can be found."""
+    if os.getsid(0) != os.getpid():
+        os.setsid()
+    Path(folder).mkdir(exist_ok=True)
+    Path(folder, "session").write_text(str(os.getpid()))
     traces._SHARD_PAIRS = SHARD_PAIRS
-    made = traces.make_traces(
-        SOURCE, Path(sys.argv[1]), nano_settings(), nano_templates(), seed=7, workers=int(sys.argv[2])
-    )
-    sys.stdout.write(f"{len(made)}\n")
+    whole = ProcessPoolExecutor.map
+
+    def map_and_die(self: ProcessPoolExecutor, act: Any, tasks: Any) -> Iterator[Any]:
+        for number, found in enumerate(whole(self, act, tasks), start=1):
+            if number == die_after and act is traces._run_shard:
+                os.kill(os.getpid(), signal.SIGKILL)
+            yield found
+
+    ProcessPoolExecutor.map = map_and_die  # type: ignore[assignment,method-assign]
+    return make(Path(folder), workers=2)

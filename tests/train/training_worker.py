@@ -1,25 +1,17 @@
-"""A small language model that is trained, in processes that are killed. The tests import the first half.
-
-As a program it reads lists of jobs, one a line, and runs each job in a process of its own, forked before
-torch starts a thread; it prints how they ended.
-"""
+"""A small language model that is trained, also in processes that are killed: jobs for `forks.py`."""
 
 from __future__ import annotations
 
-import json
 import os
 import resource
 import signal
-import sys
-import tempfile
-import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+import torch._dynamo  # what an optimizer's first step loads
 
-from vrthinker.errors import VRThinkerError
 from vrthinker.policy.losses import sft_loss_from_hidden
 from vrthinker.train.loop import checkpoint as checkpoint_module
 from vrthinker.train.loop.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
@@ -106,14 +98,21 @@ def train(
     )
 
 
-# Jobs. Each runs in a process of its own and returns what its outcome says.
+# Jobs; each runs in a process of its own.
 
 
-def job_train(run: str, steps: int, signal_at: dict[str, list[str]], checkpoint_every: int = 5) -> object:
+def job(name: str, run: Path | str, **arguments: Any) -> dict[str, Any]:
+    """What `forks.py` runs: one of the functions below, by its name without `job_`."""
+    return {"job": f"training_worker:job_{name}", "arguments": {"run": str(run), **arguments}}
+
+
+def job_train(
+    run: str, steps: int, signal_at: dict[str, list[str]] | None = None, checkpoint_every: int = 5
+) -> object:
     """Trains, and sends itself signals: `{"17.1": ["SIGKILL"]}` means step 17, micro-batch 1."""
 
     def at(step: int, micro: int) -> None:
-        for name in signal_at.get(f"{step}.{micro}", ()):
+        for name in (signal_at or {}).get(f"{step}.{micro}", ()):
             os.kill(os.getpid(), getattr(signal, name))
 
     result = train(Path(run), steps=steps, checkpoint_every=checkpoint_every, at=at)
@@ -129,6 +128,13 @@ def job_die_in_save(run: str, call: int) -> object:
     optimizer.step()
     for step in (1, 2):
         save_checkpoint(Path(run), step=step, model=model, optimizer=optimizer, state={"n": step}, keep=1)
+    calls = _die_at(call)
+    save_checkpoint(Path(run), step=3, model=model, optimizer=optimizer, state={"n": 3}, keep=1)
+    return {"calls": calls()}
+
+
+def _die_at(call: int) -> Callable[[], int]:
+    """Dies in front of the `call`-th change of the file system; what it returns counts them."""
     done = 0
 
     def counted(act: Callable[..., Any]) -> Callable[..., Any]:
@@ -144,13 +150,17 @@ def job_die_in_save(run: str, call: int) -> object:
     for name in ("mkdir", "rename", "open", "fsync", "chmod", "unlink", "rmdir"):
         setattr(os, name, counted(getattr(os, name)))
     checkpoint_module.save_file = counted(checkpoint_module.save_file)
-    save_checkpoint(Path(run), step=3, model=model, optimizer=optimizer, state={"n": 3}, keep=1)
-    return {"calls": done}
+    return lambda: done
 
 
-def job_save_for_ever(run: str) -> object:
-    """Saves checkpoints until it is killed."""
-    Path(run).mkdir(parents=True, exist_ok=True)
+def job_save_until_killed(run: str, calls: int, size: int) -> object:
+    """Goes on saving checkpoints. Dies at a change of the file system, or when it writes that much of a file.
+
+    Args:
+        run: The run's folder.
+        calls: It dies in front of this change of the file system; 0 for none.
+        size: It dies in the middle of writing a file of more than so many bytes; 0 for none.
+    """
     model = small_model()
     optimizer = make_optimizer(model, OptimizerSettings())
     found = latest_checkpoint(Path(run))
@@ -158,7 +168,11 @@ def job_save_for_ever(run: str) -> object:
     if found is not None:
         load_checkpoint(found, model, optimizer)
         step = found.step
-    Path(run, "ready").touch()
+    if size:
+        signal.signal(signal.SIGXFSZ, signal.SIG_DFL)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (size, resource.RLIM_INFINITY))
+    _die_at(calls)
     with torch.no_grad():
         while True:
             step += 1
@@ -180,56 +194,10 @@ def job_look(run: str) -> object:
 def job_full_disk(run: str, limit: int) -> object:
     """Trains where no file may grow beyond `limit` bytes."""
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    return job_train(run, 10, {})
+    return job_train(run, 10)
 
 
-JOBS: dict[str, Callable[..., object]] = {
-    "train": job_train,
-    "die_in_save": job_die_in_save,
-    "save_for_ever": job_save_for_ever,
-    "look": job_look,
-    "full_disk": job_full_disk,
-}
-
-
-def run_job(job: dict[str, Any]) -> dict[str, Any]:
-    """Forks, runs, waits: exit code (minus the signal that ended it), output, result or error."""
-    ready = Path(job["arguments"]["run"], "ready")
-    ready.unlink(missing_ok=True)
-    with tempfile.TemporaryFile() as answer, tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        pid = os.fork()
-        if pid == 0:
-            # Whoever runs the tests in the background may have left SIGINT ignored.
-            signal.signal(signal.SIGINT, signal.default_int_handler)
-            os.dup2(out.fileno(), 1)
-            os.dup2(err.fileno(), 2)
-            try:
-                said: dict[str, Any] = {"result": JOBS[job["job"]](**job["arguments"])}
-            except VRThinkerError as error:
-                said = {"error": str(error), "exit_code": error.exit_code}
-            except BaseException as error:
-                said = {"crash": type(error).__name__, "text": str(error)}
-            sys.stdout.flush()
-            resource.setrlimit(resource.RLIMIT_FSIZE, (resource.RLIM_INFINITY,) * 2)
-            os.pwrite(answer.fileno(), json.dumps(said).encode(), 0)
-            os._exit(0 if "result" in said else 1)
-        if "kill_after_seconds" in job:
-            while not ready.exists():
-                time.sleep(0.001)
-            time.sleep(job["kill_after_seconds"])
-            os.kill(pid, signal.SIGKILL)
-        code = os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1])
-        texts = [os.pread(file.fileno(), 1 << 20, 0).decode() for file in (answer, out, err)]
-    return {"code": code, "stdout": texts[1], "stderr": texts[2], **json.loads(texts[0] or "{}")}
-
-
-def main() -> None:
+def prepare() -> None:
+    """Loads what each job would load."""
     torch.set_num_threads(1)
-    make_optimizer(small_model(), OptimizerSettings()).step()  # loads here what each job would load
-    for line in sys.stdin:
-        sys.stdout.write(json.dumps([run_job(job) for job in json.loads(line)]) + "\n")
-        sys.stdout.flush()
-
-
-if __name__ == "__main__":
-    main()
+    make_optimizer(small_model(), OptimizerSettings()).step()
