@@ -43,7 +43,8 @@ void launch(dim3 grid, dim3 block, std::uint64_t seed, void (*kernel)(Parameters
             Arguments&&... arguments) {
     now.block_size = block;
     now.grid_size = grid;
-    if (block.count() < 1 || block.count() > 1024 || grid.count() < 1 || grid.y > 65535 || grid.z > 65535) {
+    if (block.count() < 1 || block.count() > kMostThreads || grid.count() < 1 || grid.y > 65535 ||
+        grid.z > 65535) {
         machine.fault("a launch that CUDA refuses (blocks of 1 to 1024 threads, at least one block)");
     }
     const auto shared = find_shared_arrays(reinterpret_cast<std::uintptr_t>(kernel));

@@ -34,7 +34,8 @@ namespace vrthinker::emulator {
 
 inline constexpr int kFaultExit = 70;
 inline constexpr unsigned kWarp = 32;
-inline constexpr unsigned kWholeBlock = 0;  // as a mask of lanes
+inline constexpr unsigned kMostThreads = 1024;  // of a block
+inline constexpr unsigned kWholeBlock = 0;      // as a mask of lanes
 inline constexpr std::size_t kStackBytes = 256 * 1024;
 
 struct Coordinates {
@@ -151,6 +152,8 @@ class Machine {
     void prepare(unsigned count) {
         count_ = count;
         returned_ = 0;
+        waiting_ = 0;
+        waiting_in_warp_.fill(0);
         last_ = 0;
         if (threads_.size() < count) {
             threads_.resize(count);
@@ -190,26 +193,38 @@ class Machine {
     // A random ready thread. In some blocks never, in some half of the time, in some whenever it can be one
     // of the warp that ran last: then a warp runs far ahead, to where only a barrier holds it.
     unsigned take(std::vector<unsigned>& ready, Random& random) {
-        std::size_t at = random.below(ready.size());
+        const std::size_t count = ready.size();
+        unsigned* const threads = ready.data();  // unoptimised, every use of a vector is a call
+        std::size_t at = random.below(count);
         if (random.below(4) < stickiness_) {
-            for (std::size_t i = 0; i < ready.size(); ++i) {
-                const std::size_t candidate = (at + i) % ready.size();
-                if (ready[candidate] / kWarp == last_ / kWarp) {
+            const unsigned warp = last_ / kWarp;
+            for (std::size_t i = 0, candidate = at; i < count; ++i) {
+                if (threads[candidate] / kWarp == warp) {
                     at = candidate;
                     break;
                 }
+                candidate = candidate + 1 < count ? candidate + 1 : 0;
             }
         }
-        last_ = ready[at];
-        ready[at] = ready.back();
+        last_ = threads[at];
+        threads[at] = threads[count - 1];
         ready.pop_back();
         return last_;
     }
 
     void release_if_complete(unsigned arrived, std::vector<unsigned>& ready) {
-        const Wait& wait = threads_[arrived].wait;
+        Thread* const threads = threads_.data();
+        const Wait& wait = threads[arrived].wait;
         const bool whole = wait.mask == kWholeBlock;
-        const unsigned first = whole ? 0 : arrived / kWarp * kWarp;
+        const unsigned warp = arrived / kWarp;
+        ++waiting_;
+        ++waiting_in_warp_[warp];
+        // Most arrivals are not the last one: that is seen without a look at the others.
+        if (whole ? waiting_ < count_
+                  : waiting_in_warp_[warp] < static_cast<unsigned>(__builtin_popcount(wait.mask))) {
+            return;
+        }
+        const unsigned first = whole ? 0 : warp * kWarp;
         const unsigned last = whole ? count_ : first + kWarp;
         const auto named = [&](unsigned i) { return whole || (wait.mask >> (i - first) & 1U) != 0; };
         Lanes brought;
@@ -218,28 +233,31 @@ class Machine {
             if (!named(i)) {
                 continue;
             }
-            if (i >= count_ || threads_[i].state != State::kWaiting || !agree(threads_[i].wait, wait)) {
+            if (i >= count_ || threads[i].state != State::kWaiting || !agree(threads[i].wait, wait)) {
                 return;
             }
-            brought[i % kWarp] = threads_[i].wait.value;
+            brought[i % kWarp] = threads[i].wait.value;
         }
         for (unsigned i = first; i < last; ++i) {
             if (named(i)) {
-                threads_[i].state = State::kReady;
-                threads_[i].heard = brought;
+                threads[i].state = State::kReady;
+                threads[i].heard = brought;
+                --waiting_;
+                --waiting_in_warp_[i / kWarp];
                 ready.push_back(i);
             }
         }
     }
 
+    // Equal texts mostly are one text: comparing characters is what costs.
+    static bool same(const char* a, const char* b) { return a == b || std::strcmp(a, b) == 0; }
+
     static bool same(const Site& a, const Site& b) {
-        return a.line() == b.line() && a.column() == b.column() &&
-               std::strcmp(a.file_name(), b.file_name()) == 0;
+        return a.line() == b.line() && a.column() == b.column() && same(a.file_name(), b.file_name());
     }
 
     static bool agree(const Wait& a, const Wait& b) {
-        return std::strcmp(a.intrinsic, b.intrinsic) == 0 && a.mask == b.mask &&
-               (!a.same_site || same(a.site, b.site));
+        return same(a.intrinsic, b.intrinsic) && a.mask == b.mask && (!a.same_site || same(a.site, b.site));
     }
 
     [[noreturn]] void report_stuck() const {
@@ -311,6 +329,8 @@ class Machine {
     std::uint64_t seed_ = 0;
     unsigned count_ = 0;
     unsigned returned_ = 0;
+    unsigned waiting_ = 0;
+    std::array<unsigned, kMostThreads / kWarp> waiting_in_warp_{};
     unsigned running_ = kNone;
     unsigned last_ = 0;
     unsigned stickiness_ = 2;
