@@ -6,7 +6,6 @@ import io
 import json
 import subprocess
 import sys
-import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -15,7 +14,7 @@ from typing import Any
 import numpy as np
 import pytest
 from clips import make_clip
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
 
@@ -159,7 +158,6 @@ def naive_accuracy(pairs: Sequence[ScoredPair], code: str, ties: bool) -> float 
     return right / counted if counted else None
 
 
-@settings(max_examples=150, deadline=None)
 @given(pairs=scored())
 def test_accuracies_are_those_of_a_naive_loop(pairs: list[ScoredPair]) -> None:
     found = measure(pairs, resamples=20)
@@ -172,7 +170,6 @@ def test_accuracies_are_those_of_a_naive_loop(pairs: list[ScoredPair]) -> None:
     assert found["all_four"].value == wanted
 
 
-@settings(max_examples=100, deadline=None)
 @given(pairs=scored())
 def test_swapping_the_two_videos_changes_nothing(pairs: list[ScoredPair]) -> None:
     def swap(said: Any) -> Any:
@@ -182,7 +179,6 @@ def test_swapping_the_two_videos_changes_nothing(pairs: list[ScoredPair]) -> Non
     assert measure(swapped, resamples=50) == measure(pairs, resamples=50)
 
 
-@settings(max_examples=100, deadline=None)
 @given(pairs=scored(), seed=st.integers(0, 1000))
 def test_the_interval_holds_the_value(pairs: list[ScoredPair], seed: int) -> None:
     for name, estimate in measure(pairs, resamples=400, seed=seed).items():
@@ -219,14 +215,21 @@ def test_the_same_seed_gives_the_same_intervals() -> None:
     assert any(measure(pairs, seed=3)[name] != measure(pairs, seed=4)[name] for name in MEASURES)
 
 
-def test_an_evaluation_set_is_measured_in_a_blink() -> None:
-    pairs = simulated(512, 0.8, seed=2)
-    seconds = []
-    for _ in range(5):
-        started = time.perf_counter()
+def test_resamples_are_drawn_by_the_array_not_one_by_one() -> None:
+    """2000 resamples of 512 pairs are a million draws: none of them is a call of its own."""
+    pairs, calls = simulated(512, 0.8, seed=2), 0
+
+    def count(frame: object, event: str, argument: object) -> None:
+        nonlocal calls
+        calls += event in ("call", "c_call")
+
+    before = sys.getprofile()
+    sys.setprofile(count)
+    try:
         measure(pairs, resamples=2000)
-        seconds.append(time.perf_counter() - started)
-    assert min(seconds) < 0.3, seconds
+    finally:
+        sys.setprofile(before)
+    assert calls < 100 * len(pairs)
 
 
 def test_a_difference_is_paired() -> None:
@@ -356,7 +359,7 @@ def test_evaluation_loads_no_tensor_library() -> None:
         "import sys, vrthinker.evals.metrics as m; m.measure([]);"
         "sys.exit(','.join({'torch', 'av', 'scipy', 'transformers'} & set(sys.modules)) or 0)"
     )
-    subprocess.run([sys.executable, "-c", code], check=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 # Episodes

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 from clips import make_clip
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.engine.scripted import ScriptedEngine
@@ -56,7 +56,6 @@ def calls(draw: st.DrawFn) -> tuple[list[int], dict[str, Any]]:
     return asked, context
 
 
-@settings(max_examples=300, deadline=None, derandomize=True)
 @given(calls(), st.sampled_from(OTHERS))
 def test_as_many_distinct_frames_as_were_asked_for_half_of_each_video(
     call: tuple[list[int], dict[str, Any]], retrieval: Retrieval
@@ -86,7 +85,6 @@ def test_as_many_distinct_frames_as_were_asked_for_half_of_each_video(
     )
 
 
-@settings(max_examples=60, deadline=None, derandomize=True)
 @given(st.integers(1, 12), st.integers(1, 12), st.integers(1, 6), st.integers(0, 1 << 40))
 def test_random_calls_go_through_all_frames_before_one_comes_again(
     first: int, second: int, budget: int, seed: int

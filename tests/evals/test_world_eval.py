@@ -7,8 +7,10 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import numpy as np
 import pytest
+from quick_judge import make_quick_judge
 
 from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.episode.trajectory import load_trajectories
@@ -306,7 +308,7 @@ def test_what_cannot_be_evaluated_binds_nothing(tmp_path: Path) -> None:
 
 
 def test_a_judge_without_verdicts_is_wrong_and_listed(tmp_path: Path) -> None:
-    folder = make_tiny_judge(tmp_path / "tiny", "qwen2.5-vl")
+    folder = make_quick_judge(tmp_path / "tiny")
     with Judge.from_pretrained(
         folder, device="cpu", guided=False, temperature=1.0, max_round_tokens=6
     ) as judge:
