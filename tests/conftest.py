@@ -43,6 +43,17 @@ def pytest_configure(config: pytest.Config) -> None:
     config.pluginmanager.register(Gauge(config), "cpu-gauge")
 
 
+def pytest_collection_finish(session: pytest.Session) -> None:
+    """Imports what every model needs, so that no first test is charged for it."""
+    folders = {Path(item.nodeid.partition("::")[0]).parent.name for item in session.items}
+    if folders & {"engine", "policy", "train", "judge", "doctor", "evals", "commands"}:
+        import importlib
+
+        for family in ("qwen2_5_vl", "qwen3_vl"):
+            importlib.import_module(f"transformers.models.{family}.modeling_{family}")
+        importlib.import_module("transformers.models.auto.image_processing_auto")
+
+
 @functools.cache
 def _why_no_gpu() -> str | None:
     import torch

@@ -57,6 +57,8 @@ def by_part(result: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any
     return findings
 
 
+@pytest.mark.slow  # imports torch and transformers in a process of its own
+@pytest.mark.guard
 @pytest.mark.multi_process
 def test_this_machine_has_what_its_tests_use() -> None:
     findings = by_part(run_doctor())
@@ -98,6 +100,8 @@ def test_with_nothing_there_it_still_reports() -> None:
     assert {"CUDA", "CPU and memory", "disk", "python"} <= set(findings)
 
 
+@pytest.mark.slow  # imports torch and transformers in a process of its own
+@pytest.mark.guard
 @pytest.mark.multi_process
 def test_a_torchvision_that_breaks_transformers_is_named(tmp_path: Path) -> None:
     (tmp_path / "torchvision").mkdir()

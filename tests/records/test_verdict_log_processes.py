@@ -185,11 +185,13 @@ def die_at(point: int, how: str) -> None:
 
 
 @pytest.mark.parametrize("how", ["before", "half", "after"])
-def test_killed_at_every_step_nothing_is_lost_or_doubled(memory_path: Path, how: str) -> None:
-    point = 0
+@pytest.mark.parametrize("stride", [4, pytest.param(1, marks=pytest.mark.slow)])
+def test_killed_at_every_step_nothing_is_lost_or_doubled(memory_path: Path, how: str, stride: int) -> None:
+    # With a stride, each way of dying starts elsewhere, so that together they reach most steps.
+    point = ["before", "half", "after"].index(how) % stride - stride + 1
     survived = False
     while not survived:
-        point += 1
+        point += stride
         out = memory_path / str(point) / "verdicts.jsonl"
         listen, said = os.pipe()
 
@@ -276,27 +278,33 @@ def test_four_processes_judge_each_id_once(
     assert len({record.model for record in read_verdicts(out)}) == 4
 
 
-def test_killed_at_ten_moments_every_id_is_there_once(
-    out: Path, workers: list[subprocess.Popen[bytes]]
+@pytest.mark.parametrize("moments", [4, pytest.param(10, marks=pytest.mark.slow)])
+def test_killed_at_random_moments_every_id_is_there_once(
+    out: Path, workers: list[subprocess.Popen[bytes]], moments: int
 ) -> None:
     sys.stdout.write(f"seed {SEED}\n")
     chance = random.Random(SEED)
-    ids = 2000
+    ids = 400
     seen: list[tuple[set[str], int]] = []
-    for moment in range(10):
+    finished = False  # a busy machine may let the workers judge everything before all moments have come
+    for moment in range(moments):
         # Two at work: one is killed under the other's eyes, then the other.
-        pair = [start_worker(out, ids, 2 * moment + n, sleep=0.01) for n in range(2)]
+        pair = [start_worker(out, ids, 2 * moment + n, sleep=0.02) for n in range(2)]
         workers.extend(pair)
         for victim in chance.sample(pair, 2):
             wait_for_work(out, victim)
             time.sleep(chance.uniform(0, 0.06))
-            assert victim.poll() is None, "everything was judged before the last kill: use more ids"
             victim.kill()
-            assert victim.wait() == -signal.SIGKILL
+            finished = victim.wait() != -signal.SIGKILL
+            if finished:
+                break
             recorded = whole_ids(out)
             assert len(recorded) == len(set(recorded))
             assert all(earlier <= set(recorded) for earlier, _ in seen)
             seen.append((set(recorded), len(started_by(out))))
+        if finished:
+            break
+    assert seen, "no worker was killed at work"
     last = [start_worker(out, ids, n, sleep=0) for n in range(2)]
     workers.extend(last)
     assert [worker.wait(PATIENCE) for worker in last] == [0, 0]
