@@ -23,7 +23,7 @@ MAX_NUMBER = (1 << _NUMBER_BITS) - 1
 
 ENCODERS: dict[str, tuple[str, dict[str, str]]] = {
     "h264": ("libx264", {"preset": "ultrafast"}),
-    "hevc": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    "hevc": ("libx265", {"preset": "ultrafast", "x265-params": "log-level=none:pools=1:frame-threads=1"}),
     "vp8": ("libvpx", {"deadline": "realtime", "cpu-used": "8"}),
     "vp9": ("libvpx-vp9", {"deadline": "realtime", "cpu-used": "8"}),
     "av1": ("libsvtav1", {"preset": "8", "crf": "20"}),
@@ -148,6 +148,7 @@ def make_clip(
         colour = "yuv444p" if odd and codec in _NO_ODD_CHROMA else "yuv420p"
         stream.pix_fmt = _PIXEL_FORMATS.get(codec, colour)
         stream.codec_context.gop_size = gop
+        stream.codec_context.thread_count = 1  # on pictures this small threads only wait for each other
         if codec in {"mpeg4", "mpeg2video"}:
             stream.codec_context.max_b_frames = b_frames
         if pts is not None:

@@ -10,14 +10,15 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import numpy as np
 import pytest
 from clips import cut, make_clip, read_number
 from PIL import Image
+from quick_judge import make_quick_judge
 
 from vrthinker import Judge, StopReason, load_trajectories
 from vrthinker.cli import main
-from vrthinker.commands.make_tiny import make_tiny_judge
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.trajectory import Trajectory, VideoRecord
 from vrthinker.errors import InputError, VRThinkerError
@@ -604,7 +605,7 @@ def test_a_page_must_not_be_the_trajectories_file(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return make_tiny_judge(tmp_path_factory.mktemp("model") / "tiny", "qwen2.5-vl")
+    return make_quick_judge(tmp_path_factory.mktemp("model") / "tiny")
 
 
 def command(capsys: pytest.CaptureFixture[str], *args: object) -> tuple[int, str, str]:
