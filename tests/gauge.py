@@ -36,6 +36,7 @@ class Gauge:
     def __init__(self, config: pytest.Config) -> None:
         self._config = config
         self._tests: dict[str, float] = {}
+        self._calls: dict[str, float] = {}
         self._process_seconds = 0.0
         self._calibrations: list[float] = []
         self._calibrated = 0.0
@@ -57,6 +58,15 @@ class Gauge:
             return (yield)
         finally:
             self._tests[item.nodeid] = (self._before_teardown or cpu_seconds()) - before
+
+    @pytest.hookimpl(wrapper=True, tryfirst=True)
+    def pytest_runtest_call(self, item: pytest.Item) -> Generator[None, object, object]:
+        """Times the test itself, without fixtures, which it may share with others."""
+        before = cpu_seconds()
+        try:
+            return (yield)
+        finally:
+            self._calls[item.nodeid] = cpu_seconds() - before
 
     @pytest.hookimpl(tryfirst=True)
     def pytest_runtest_teardown(self, item: pytest.Item, nextitem: pytest.Item | None) -> None:
@@ -81,6 +91,7 @@ class Gauge:
         """Writes the file, and a line per folder."""
         parts = [*self._others, self._own()]
         tests = {name: seconds for part in parts for name, seconds in part["tests"].items()}
+        calls = {name: seconds for part in parts for name, seconds in part["calls"].items()}
         if not tests:
             return
         calibrations = [seconds for part in parts for seconds in part["calibrations"]]
@@ -99,6 +110,7 @@ class Gauge:
             "wall_seconds": round(time.monotonic() - self._start, 1),
             "folders": {name: round(folders[name], 1) for name in sorted(folders)},
             "tests": {n: round(s, 2) for n, s in sorted(tests.items(), key=lambda pair: -pair[1])},
+            "without_fixtures": {n: round(s, 2) for n, s in sorted(calls.items(), key=lambda pair: -pair[1])},
         }
         default = Path(self._config.rootpath) / "build" / "test-cpu.json"
         path = Path(os.environ.get("TEST_CPU_JSON", default))
@@ -114,7 +126,12 @@ class Gauge:
     def _own(self) -> dict[str, Any]:
         # The controller waits for its workers, whose seconds it was handed: they must not count twice.
         seconds = sum(os.times()[:2]) if self._others else cpu_seconds()
-        return {"tests": self._tests, "process_seconds": seconds, "calibrations": self._calibrations}
+        return {
+            "tests": self._tests,
+            "calls": self._calls,
+            "process_seconds": seconds,
+            "calibrations": self._calibrations,
+        }
 
 
 def folder_of(nodeid: str) -> str:
