@@ -39,10 +39,10 @@ def nano_judge(max_rounds: int = 3) -> Judge:
 @pytest.mark.guard
 def test_the_packed_forward_gives_what_was_sampled(tmp_path: Path) -> None:
     with nano_judge() as judge:
-        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 4, seed=5))
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 8, seed=5))
     assert [mode.memory for mode in report.modes] == ["rerender", "evict", "renumber"]
     for mode in report.modes[:2]:
-        assert mode.episodes == 4
+        assert mode.episodes == 8
         assert mode.tokens > 100
         assert mode.largest is not None
         assert mode.mean is not None
