@@ -5,13 +5,14 @@ Wall time on a shared machine says little; CPU seconds say what a test costs eve
 stands in a line of its own. `scripts/check_test_cpu.py` compares the file with CONTRIBUTING.md's budgets.
 
 Machines differ in speed, and a shared machine differs from minute to minute. A fixed piece of work is timed
-every few seconds between tests; `slowness` is its mean relative to the machine that the budgets were set on.
+every few seconds between tests; `slowness` is its median relative to the machine that the budgets were set on.
 """
 
 from __future__ import annotations
 
 import json
 import os
+import statistics
 import time
 from collections import defaultdict
 from collections.abc import Generator
@@ -95,7 +96,7 @@ class Gauge:
         if not tests:
             return
         calibrations = [seconds for part in parts for seconds in part["calibrations"]]
-        slowness = sum(calibrations) / len(calibrations) / _REFERENCE_SECONDS
+        slowness = statistics.median(calibrations) / _REFERENCE_SECONDS
         folders: dict[str, float] = defaultdict(float)
         counts: dict[str, int] = defaultdict(int)
         for name, seconds in tests.items():
