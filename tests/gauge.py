@@ -5,7 +5,7 @@ Wall time on a shared machine says little; CPU seconds say what a test costs eve
 stands in a line of its own. `scripts/check_test_cpu.py` compares the file with CONTRIBUTING.md's budgets.
 
 Machines differ in speed, and a shared machine differs from minute to minute. A fixed piece of work is timed
-every few seconds between tests; `slowness` is its median relative to the machine that the budgets were set on.
+every few seconds between tests; `slowness` is its median relative to the machine of the budgets.
 """
 
 from __future__ import annotations
