@@ -4,9 +4,10 @@ Importing torch and transformers takes seconds, forking takes milliseconds. The 
 when the first test wants it and ends with the session; both count as work outside tests. It starts no thread,
 so that its children begin as sound as itself.
 
-A job is a function `module:name` with arguments that JSON can carry; its module's `prepare` loads what each
-job would load. What became of it is a dict: `code` (minus the signal that ended it), `stdout`, `stderr`, and
-`result`, or `error` with `exit_code`, or `crash` with `text`.
+A job is a function `module:name` with arguments that JSON can carry. What became of it is a dict: `pid`,
+`code` (minus the signal that ended it), `stdout`, `stderr`, and `result`, or `error` with `exit_code`, or
+`crash` with `text`. A job's process leads a session of its own, by which the processes that it started can be
+found.
 """
 
 from __future__ import annotations
@@ -22,7 +23,9 @@ import signal
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Generator, Sequence
+from pathlib import Path
 from typing import IO, Any, Protocol
 
 import pytest
@@ -37,8 +40,8 @@ class Outcomes(Protocol):
     def __call__(self, jobs: Sequence[Job], *, together: bool = False) -> list[Outcome]: ...
 
 
-MODULES = {"outcomes_of": ["training_worker"], "commands": ["command_worker"]}
-"""Fixture to the modules that its jobs are in."""
+MODULES = {"forked": [], "outcomes_of": ["training_worker"], "commands": ["command_worker"]}
+"""Fixture to the modules that are prepared before its jobs run."""
 
 
 class _Server:
@@ -96,6 +99,12 @@ def pytest_collection_finish(session: pytest.Session) -> None:
 
 
 @pytest.fixture
+def forked() -> Outcomes:
+    """Runs jobs of modules that take no time to import."""
+    return functools.partial(_server.ask, MODULES["forked"])
+
+
+@pytest.fixture
 def outcomes_of() -> Outcomes:
     """Runs jobs of `training_worker`."""
     return functools.partial(_server.ask, MODULES["outcomes_of"])
@@ -105,6 +114,30 @@ def outcomes_of() -> Outcomes:
 def commands() -> Outcomes:
     """Runs jobs of `command_worker`: whole commands."""
     return functools.partial(_server.ask, MODULES["commands"])
+
+
+def alive_in_session(session: int) -> list[int]:
+    """The processes of a session that have not ended."""
+    found = []
+    for entry in os.listdir("/proc"):
+        if entry.isdigit():
+            try:
+                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+            except OSError:
+                continue
+            if int(fields[3]) == session and fields[0] not in "ZX":
+                found.append(int(entry))
+    return found
+
+
+def assert_session_ends(session: int) -> None:
+    """Nothing that a killed job started outlives it; what takes longer than two minutes is killed."""
+    give_up = time.monotonic() + 120
+    while (left := alive_in_session(session)) and time.monotonic() < give_up:
+        time.sleep(0.02)
+    for process in left:
+        os.kill(process, signal.SIGKILL)
+    assert not left, "processes outlive the one that started them"
 
 
 # The process that forks
@@ -120,6 +153,7 @@ class _Child:
         self._pid = os.fork()
         if self._pid == 0:
             try:
+                os.setsid()
                 _run(act, job["arguments"], *(file.fileno() for file in self._files))
             finally:
                 os._exit(70)
@@ -129,7 +163,13 @@ class _Child:
         answer, out, err = (os.pread(file.fileno(), 1 << 20, 0).decode() for file in self._files)
         for file in self._files:
             file.close()
-        return {"code": code, "stdout": out, "stderr": err, **json.loads(answer or "{}")}
+        return {
+            "pid": self._pid,
+            "code": code,
+            "stdout": out,
+            "stderr": err,
+            **json.loads(answer or "{}"),
+        }
 
 
 def _run(act: Callable[..., Any], arguments: dict[str, Any], answer: int, out: int, err: int) -> None:

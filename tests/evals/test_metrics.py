@@ -21,6 +21,7 @@ from rich.console import Console
 from vrthinker.engine.base import FinishReason
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import StopReason, Trajectory
@@ -42,6 +43,7 @@ from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 
+TEMPLATES = PromptTemplates.load()
 CODES = ("TA", "VQ", "MQ", "OA")
 
 
@@ -392,7 +394,7 @@ def episode(clips: tuple[Path, Path], *texts: str, **changes: Any) -> Trajectory
         reader, cache = open_reader(), FrameCache(8 << 20)
         return Workspace.open(*clips, reader=reader, resize=ResizeSettings(), cache=cache)
 
-    runner = EpisodeRunner(ScriptedEngine([texts]), EpisodeSettings(**changes))
+    runner = EpisodeRunner(ScriptedEngine([texts]), EpisodeSettings(**changes), templates=TEMPLATES)
     return runner.run_one(EpisodeItem("pair", "a dog", workspace))
 
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import ToolCall
+from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolOutcome
@@ -24,6 +25,7 @@ from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 
+TEMPLATES = PromptTemplates.load()
 OTHERS = (Retrieval.RANDOM, Retrieval.UNIFORM)
 
 
@@ -189,6 +191,7 @@ def episode(
     runner = EpisodeRunner(
         ScriptedEngine([[round_text(asked) for asked in script]]),
         EpisodeSettings(initial_frames=4, window=1),
+        templates=TEMPLATES,
         tools=tools_for(retrieval),
     )
     return runner.run_one(EpisodeItem("e", "a dog", open_it, seed=seed))

@@ -3,9 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
-import signal
-import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +10,7 @@ from typing import Any
 import heavy  # noqa: F401
 import pytest
 import traces_worker
-from forks import Outcomes
+from forks import Outcomes, assert_session_ends
 from pydantic import ValidationError
 from transformers import AutoTokenizer
 
@@ -198,19 +195,6 @@ def shards(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.rglob("traces/*.jsonl")}
 
 
-def alive_in_session(session: int) -> list[int]:
-    found = []
-    for entry in os.listdir("/proc"):
-        if entry.isdigit():
-            try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
-            except OSError:
-                continue
-            if int(fields[3]) == session and fields[0] != "Z":
-                found.append(int(entry))
-    return found
-
-
 @pytest.mark.multi_process
 def test_killed_and_made_again_the_files_are_equal_whatever_the_number_of_workers(
     tmp_path: Path, outcomes_of: Outcomes, monkeypatch: pytest.MonkeyPatch
@@ -223,13 +207,7 @@ def test_killed_and_made_again_the_files_are_equal_whatever_the_number_of_worker
     assert len(wanted) == traces_worker.SOURCE.pairs // traces_worker.SHARD_PAIRS
     (killed,) = outcomes_of([traces_worker.job(folder, die_after=1)])
     assert killed["code"] == -9, killed
-    session = int((folder / "session").read_text())
-    give_up = time.monotonic() + 120
-    while (left := alive_in_session(session)) and time.monotonic() < give_up:
-        time.sleep(0.02)
-    for process in left:
-        os.kill(process, signal.SIGKILL)
-    assert not left, "workers outlive the process that started them"
+    assert_session_ends(killed["pid"])
     there = shards(folder)
     assert 0 < len(there) < len(wanted), "it was in the middle"
     assert there == {name: wanted[name] for name in there}

@@ -34,11 +34,8 @@ def job(folder: Path, die_after: int = 0) -> dict[str, Any]:
 
 
 def job_make(folder: str, die_after: int) -> object:
-    """See `job`; `session` holds the number by which its processes can be found."""
-    if os.getsid(0) != os.getpid():
-        os.setsid()
+    """See `job`."""
     Path(folder).mkdir(exist_ok=True)
-    Path(folder, "session").write_text(str(os.getpid()))
     traces._SHARD_PAIRS = SHARD_PAIRS
     whole = ProcessPoolExecutor.map
 

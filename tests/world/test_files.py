@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import os
+import resource
 import shutil
-import signal
-import subprocess
-import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+from forks import Outcomes, assert_session_ends
+from world_worker import PAIRS_PER_TASK, job
 
 from vrthinker.data.pairs import load_pairs
 from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.world import files
 from vrthinker.world.files import (
     MAX_LINE_BYTES,
     PAIRS_FILE,
@@ -87,12 +85,13 @@ def test_a_folder_can_be_moved(own: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.multi_process
-def test_the_number_of_processes_does_not_matter(tmp_path: Path) -> None:
+def test_the_number_of_processes_does_not_matter(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(files, "_PAIRS_PER_TASK", 3)
     for workers in (1, 2):
-        made = make_world(tmp_path / str(workers), EASY, pairs=36, seed=9, prefix="p", workers=workers)
-        assert [truth.id for truth in made] == [f"p-9-{index:06d}" for index in range(36)]
+        made = make_world(tmp_path / str(workers), EASY, pairs=10, seed=9, prefix="p", workers=workers)
+        assert [truth.id for truth in made] == [f"p-9-{index:06d}" for index in range(10)]
     one, two = tree(tmp_path / "1"), tree(tmp_path / "2")
-    assert len(one) == 2 * 36 + 3
+    assert len(one) == 2 * 10 + 3
     assert one == two
 
 
@@ -112,55 +111,20 @@ def test_given_pairs_are_written_as_a_world_folder(tmp_path: Path) -> None:
 # Runs that were cut short
 
 
-def start(*args: object) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "vrthinker", "world", "make", *map(str, args)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-
-
-def wait_for(what: Callable[[], Any], seconds: float = 60) -> Any:
-    deadline = time.monotonic() + seconds
-    while time.monotonic() < deadline:
-        found = what()
-        if found:
-            return found
-        time.sleep(0.01)
-    raise AssertionError("it did not happen in time")
-
-
-def workers_of(pid: int) -> list[int]:
-    """Pool workers among a process's children."""
-    children = []
-    for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split():
-        with contextlib.suppress(OSError):
-            if b"spawn_main" in Path(f"/proc/{child}/cmdline").read_bytes():
-                children.append(int(child))
-    return children
-
-
-def lives(pid: int) -> bool:
-    try:
-        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] not in "ZX"
-    except OSError:
-        return False
-
-
 def clips_in(folder: Path) -> list[Path]:
     return list((folder / "clips").glob("*.mp4"))
 
 
 @pytest.mark.multi_process
-def test_a_killed_run_is_continued_to_the_same_bytes_and_leaves_no_process_behind(tmp_path: Path) -> None:
-    pairs, folder = 64, tmp_path / "world"
-    args = ("--pairs", pairs, "--seed", 3, "--difficulty", "medium", "--workers", 2, "--out", folder)
-    process = start(*args)
-    wait_for(lambda: len(clips_in(folder)) >= 8)
-    workers = workers_of(process.pid)
-    assert len(workers) == 2
-    process.kill()
-    process.communicate(timeout=60)
-    wait_for(lambda: not any(map(lives, workers)), seconds=20)
+def test_a_killed_run_is_continued_to_the_same_bytes_and_leaves_no_process_behind(
+    tmp_path: Path, forked: Outcomes
+) -> None:
+    pairs, folder = 16, tmp_path / "world"
+    (killed,) = forked([job(folder, pairs=pairs, seed=3, die_after=1)])
+    assert killed["code"] == -9, killed
+    assert_session_ends(killed["pid"])
     assert not (folder / PAIRS_FILE).exists()
-    assert len(clips_in(folder)) < 2 * pairs
+    assert 2 * PAIRS_PER_TASK <= len(clips_in(folder)) < 2 * pairs
     with pytest.raises(InputError, match=r"truth\.jsonl"):
         load_truths(folder)
 
@@ -175,36 +139,28 @@ def test_a_killed_run_is_continued_to_the_same_bytes_and_leaves_no_process_behin
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_killed_again_and_again_it_gets_there(tmp_path: Path) -> None:
-    pairs, folder = 150, tmp_path / "world"
-    args = ("--pairs", pairs, "--seed", 4, "--difficulty", "medium", "--workers", 2, "--out", folder)
-    kills = 0
-    while kills < 6:
-        before = len(clips_in(folder))
-        process = start(*args)
-        wait_for(lambda: process.poll() is not None or len(clips_in(folder)) > before + 3 * kills)  # noqa: B023
-        process.kill()
-        process.communicate(timeout=60)
+def test_killed_again_and_again_it_gets_there(tmp_path: Path, forked: Outcomes) -> None:
+    pairs, folder = 40, tmp_path / "world"
+    for die_after in (1, 3, 2, 1):
+        (killed,) = forked([job(folder, pairs=pairs, seed=4, die_after=die_after)])
+        assert killed["code"] == -9, killed
+        assert_session_ends(killed["pid"])
         assert not (folder / PAIRS_FILE).exists()
-        kills += 1
-    process = start(*args)
-    output, errors = process.communicate(timeout=120)
-    assert process.returncode == 0, errors
-    assert output.strip() == str(folder / PAIRS_FILE)
+    (finished,) = forked([job(folder, pairs=pairs, seed=4)])
+    assert finished["result"] == pairs, finished
     make_world(tmp_path / "whole", MEDIUM, pairs=pairs, seed=4, prefix="medium", workers=1)
     assert tree(folder) == tree(tmp_path / "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path) -> None:
+def test_a_worker_that_dies_is_one_clear_line(tmp_path: Path, forked: Outcomes) -> None:
+    """As when memory runs out."""
     folder = tmp_path / "world"
-    process = start("--pairs", 120, "--difficulty", "medium", "--workers", 2, "--out", folder)
-    wait_for(lambda: len(clips_in(folder)) >= 8)
-    os.kill(workers_of(process.pid)[0], signal.SIGKILL)  # as when memory runs out
-    output, errors = process.communicate(timeout=60)
-    assert (process.returncode, output) == (1, "")
-    assert errors == f"vrthinker: {folder}: a worker process died; give the same command again\n"
+    (broken,) = forked([job(folder, pairs=200, seed=0, die_after=1, whose="worker")])
+    assert (broken["exit_code"], broken["stderr"]) == (1, "")
+    assert broken["error"] == f"{folder}: a worker process died; give the same command again"
+    assert_session_ends(broken["pid"])
     assert not (folder / PAIRS_FILE).exists()
 
 
@@ -232,29 +188,30 @@ def test_a_whole_folder_is_left_alone(own: Path) -> None:
     assert {path: path.stat().st_mtime_ns for path in own.rglob("*")} == before
 
 
+@pytest.mark.slow
 @pytest.mark.multi_process
-@pytest.mark.parametrize("workers", [1, pytest.param(2, marks=pytest.mark.slow)])
-def test_a_full_disk_is_one_clear_line_and_leaves_no_clip(workers: int, tmp_path: Path) -> None:
-    code = (
-        "import resource, signal, sys\n"
-        "signal.signal(signal.SIGXFSZ, signal.SIG_IGN)\n"
-        "resource.setrlimit(resource.RLIMIT_FSIZE, (4096, 4096))\n"
-        "from vrthinker.cli import main\n"
-        "if __name__ == '__main__': main(sys.argv[1:])\n"
-    )
-    program = tmp_path / "program.py"
-    program.write_text(code)
-    args = ["world", "make", "--pairs", "40", "--workers", str(workers), "--out", str(tmp_path / "w")]
-    done = subprocess.run(
-        [sys.executable, str(program), *args],
-        capture_output=True,
-        text=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == 1, done.stderr
-    assert "cannot be written (File too large); make room" in done.stderr
-    assert len(done.stderr.splitlines()) == 1, done.stderr
+def test_a_full_disk_is_one_clear_line_and_leaves_no_clip_of_any_process(
+    tmp_path: Path, forked: Outcomes
+) -> None:
+    (full,) = forked([job(tmp_path / "w", pairs=8, seed=0, most_bytes=4096)])
+    assert (full["exit_code"], full["stderr"]) == (1, "")
+    assert "cannot be written (File too large); make room" in full["error"]
+    assert_session_ends(full["pid"])
+    assert list((tmp_path / "w" / "clips").iterdir()) == []
+    assert not (tmp_path / "w" / PAIRS_FILE).exists()
+
+
+def test_a_full_disk_is_one_clear_line_and_leaves_no_clip(tmp_path: Path) -> None:
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, before[1]))
+    try:
+        with pytest.raises(
+            VRThinkerError, match=r"cannot be written \(File too large\); make room"
+        ) as caught:
+            make_world(tmp_path / "w", EASY, pairs=2, seed=0, workers=1)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert "\n" not in str(caught.value)
     assert list((tmp_path / "w" / "clips").iterdir()) == []
     assert not (tmp_path / "w" / PAIRS_FILE).exists()
 
@@ -387,10 +344,8 @@ def test_a_damaged_truth_file_is_one_clear_line(name: str, own: Path) -> None:
     path = own / TRUTH_FILE
     lines = path.read_bytes().splitlines(keepends=True)
     path.write_bytes(b"".join(damage(lines)))
-    begun = time.perf_counter()
     with pytest.raises(InputError) as caught:
         load_truths(own)
-    assert time.perf_counter() - begun < 2
     message = str(caught.value)
     assert message.startswith(str(path)), message
     assert words in message

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.episode.episode import EpisodeItem
@@ -38,7 +38,6 @@ def shows_something(clip: ClipTruth, index: int) -> bool:
 
 
 @given(st.sampled_from(PRESET_NAMES), st.integers(0, 10**6), st.integers(1, 4))
-@settings(max_examples=150, deadline=None)
 def test_a_lesson_takes_at_most_one_frame_of_each_quarter(
     name: Difficulty, seed: int, frames_per_clip: int
 ) -> None:

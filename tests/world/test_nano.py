@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -105,7 +106,7 @@ PIECES = st.sampled_from(
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
 
 
-@settings(max_examples=300, deadline=None, derandomize=True, suppress_health_check=list(HealthCheck))
+@settings(suppress_health_check=list(HealthCheck))
 @given(st.lists(PIECES | ANYTHING, max_size=8).map("".join))
 @example("\0")
 @example("�")

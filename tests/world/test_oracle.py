@@ -25,6 +25,7 @@ from vrthinker.engine.base import (
     write_rounds,
 )
 from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
@@ -46,6 +47,7 @@ from vrthinker.world.world import DEFECTS, PRESETS, Difficulty, Hint, PairTruth,
 PAIRS: dict[Difficulty, int] = {"easy": 24, "medium": 12, "hard": 3}
 MIXED = BehaviorMix(oracle=0.4, random_segment=0.2, random_frames=0.2, immediate=0.2)
 ONLY = {behavior: BehaviorMix(**{"oracle": 0.0, behavior.value: 1.0}) for behavior in Behavior}
+TEMPLATES = PromptTemplates.load()
 READER, CACHE = open_reader(), FrameCache(128 << 20)
 
 
@@ -89,7 +91,9 @@ def run(engine: OracleEngine, items: Sequence[EpisodeItem], **options: Any) -> d
     """Episodes by pair, on the real runner."""
     settings = EpisodeSettings(**{"max_rounds": 9, **options.pop("settings", {})})
     found = {}
-    for finished in EpisodeRunner(engine, settings, **options).run(items):
+    # The oracle looks at no pixel, so none is decoded; prompts are compiled once.
+    runner = EpisodeRunner(engine, settings, templates=TEMPLATES, decode_ahead=False, **options)
+    for finished in runner.run(items):
         assert finished.trajectory is not None, finished.error
         found[finished.item.id] = finished.trajectory
     assert len(found) == len(items)

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import assume, given, settings
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 from vrthinker.errors import InputError
@@ -75,7 +75,6 @@ def some_seen(pair: PairTruth, seed: int, share: float) -> Seen:
 
 
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.floats(0, 1))
-@settings(max_examples=150, deadline=None)
 def test_counting_is_what_a_naive_loop_counts(config: WorldConfig, seed: int, share: float) -> None:
     pair = sample_pair(config, seed, 0)
     rng = np.random.default_rng(seed)
@@ -163,7 +162,6 @@ def posterior(pair: PairTruth, seen: Seen, config: WorldConfig) -> list[dict[int
 
 
 @given(st.sampled_from(CONFIGS), st.integers(0, 10**6), st.floats(0, 0.5))
-@settings(max_examples=150, deadline=None)
 def test_the_best_guess_is_the_most_probable_one(config: WorldConfig, seed: int, share: float) -> None:
     pair = sample_pair(config, seed, 1)
     seen = some_seen(pair, seed, share)
@@ -177,7 +175,7 @@ def test_the_best_guess_is_the_most_probable_one(config: WorldConfig, seed: int,
 
 @pytest.mark.parametrize("name", PRESET_NAMES)
 def test_a_best_guess_is_right_as_often_as_it_thinks(name: Difficulty) -> None:
-    config, pairs = PRESETS[name], 300
+    config, pairs = PRESETS[name], 300 if name != "hard" else 100
     believed = right = variance = 0.0
     for pair in sample_world(config, pairs, 23):
         seen = some_seen(pair, pair.clips[0].seed, 0.12 if name != "hard" else 0.03)
@@ -222,7 +220,6 @@ def test_probes_hit_whatever_a_preset_can_hide() -> None:
 
 
 @given(st.integers(0, 3000), st.integers(4, 1025), st.floats(1e-6, 0.5))
-@settings(max_examples=200, deadline=None)
 def test_probes_lie_inside_their_gap_and_are_as_few_as_are_enough(start: int, size: int, span: float) -> None:
     gap = (start, start + size)
     found = probes(gap, span)
@@ -242,7 +239,6 @@ gap_lists = st.lists(
 
 
 @given(gap_lists, gap_lists, st.sampled_from([0.05, 0.125, 0.25, 0.5]))
-@settings(max_examples=150, deadline=None)
 def test_a_call_looks_into_one_or_two_gaps_with_at_most_eight_frames(
     first: list[tuple[int, int]], second: list[tuple[int, int]], span: float
 ) -> None:
@@ -306,7 +302,7 @@ def test_ceilings_of_easy_are_near_the_published_ones() -> None:
 
 
 def test_few_calls_are_not_enough_for_hard_and_many_are() -> None:
-    rows = ceilings(PRESETS["hard"], sample_world(PRESETS["hard"], 150, 5))
+    rows = ceilings(PRESETS["hard"], sample_world(PRESETS["hard"], 80, 5))
     assert row(rows, "marked gaps")["oa_tau"] < 0.95
     assert row(rows, "first frames only")["oa_tau"] < 0.5
     assert row(rows, "marked gaps, 6 calls")["all_four"] == 1.0
@@ -314,7 +310,7 @@ def test_few_calls_are_not_enough_for_hard_and_many_are() -> None:
 
 def test_a_best_guess_is_never_worse_than_counting_and_left_out_where_hints_are_not_seen() -> None:
     for name in PRESET_NAMES:
-        rows = ceilings(PRESETS[name], sample_world(PRESETS[name], 120, 6))
+        rows = ceilings(PRESETS[name], sample_world(PRESETS[name], 120 if name != "hard" else 40, 6))
         for looks in ("first frames only", "random frames", "marked gaps", "marked gaps, 6 calls"):
             found = row(rows, looks)
             # It is the most probable guess, so it may lose by chance only.

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from world_eyes import see_clip, shape_of
@@ -80,7 +80,6 @@ def gaps_of(clip: ClipTruth) -> list[tuple[int, int]]:
 
 
 @given(configs() | st.sampled_from([PRESETS[name] for name in PRESET_NAMES]), seeds, indices)
-@settings(max_examples=150, deadline=None)
 def test_a_pair_is_a_function_of_configuration_seed_and_index(
     config: WorldConfig, seed: int, index: int
 ) -> None:
@@ -93,7 +92,6 @@ def test_a_pair_is_a_function_of_configuration_seed_and_index(
 
 
 @given(configs() | st.sampled_from([PRESETS[name] for name in PRESET_NAMES]), seeds, indices)
-@settings(max_examples=200, deadline=None)
 def test_events_lie_where_they_should(config: WorldConfig, seed: int, index: int) -> None:
     pair = sample_pair(config, seed, index)
     for clip in pair.clips:
@@ -138,7 +136,6 @@ def test_events_lie_where_they_should(config: WorldConfig, seed: int, index: int
 
 
 @given(configs(), seeds, indices)
-@settings(max_examples=200, deadline=None)
 def test_labels_follow_from_the_events(config: WorldConfig, seed: int, index: int) -> None:
     pair = sample_pair(config, seed, index)
 
@@ -162,7 +159,6 @@ def test_labels_follow_from_the_events(config: WorldConfig, seed: int, index: in
 
 
 @given(configs(), seeds, indices)
-@settings(max_examples=200, deadline=None)
 def test_a_caption_says_what_moves_and_where_and_nothing_of_the_truth(
     config: WorldConfig, seed: int, index: int
 ) -> None:
@@ -191,7 +187,7 @@ def test_frame_numbers_run_on_from_the_first_clip_to_the_second() -> None:
 
 
 def test_odds_are_those_of_the_configuration() -> None:
-    pairs = 2000
+    pairs = 800
     sampled = {name: [sample_pair(PRESETS[name], 17, i) for i in range(pairs)] for name in PRESET_NAMES}
 
     def near(found: float, wanted: float, out_of: int) -> bool:
@@ -454,13 +450,12 @@ def look(path: Path, pair: PairTruth, clip: ClipTruth, seen: Counter[str]) -> No
     ("name", "size", "pairs"),
     [
         ("easy", 112, 6),
-        ("easy", 56, 4),
-        ("easy", 224, 2),
+        ("easy", 56, 2),
+        ("easy", 224, 1),
         ("medium", 112, 6),
-        ("medium", 56, 4),
-        ("medium", 224, 2),
+        ("medium", 56, 2),
+        ("medium", 224, 1),
         ("hard", 112, 1),
-        ("hard", 56, 1),
     ],
 )
 def test_what_is_planted_is_seen_in_the_decoded_files_and_nothing_else(
