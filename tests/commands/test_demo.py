@@ -61,6 +61,7 @@ def test_demo_pairs_mislead_whoever_does_not_look() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.guard
 def test_the_demo_is_right_on_at_least_18_of_20_seeds(tmp_path: Path) -> None:
     pairs = [demo_pair(seed) for seed in range(20)]
     write_pairs(tmp_path, pairs)

@@ -3,22 +3,24 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
+import shutil
 from pathlib import Path
+from typing import Any
 
+import heavy  # noqa: F401
 import pytest
 import torch
+from cli_run import vrthinker
 
-from vrthinker import cli
 from vrthinker.data.pairs import Pair
 from vrthinker.doctor import numerics as drift
 from vrthinker.engine.hf import model as hf_model
+from vrthinker.engine.hf.model import NANO_FOLDER
 from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.episode.settings import SETTINGS_FILE
 from vrthinker.errors import InputError
 from vrthinker.judge import Judge
 from vrthinker.policy.packing import Pack, pack_group
-
-MakeCheckpoint = Callable[[str], Path]
 
 
 @pytest.fixture
@@ -29,20 +31,25 @@ def pairs(clip_pair: tuple[Path, Path]) -> list[Pair]:
     ]
 
 
-def nano_judge(max_rounds: int = 3) -> Judge:
+def nano_judge(**episode: Any) -> Judge:
     """The judge that ships: it looks again, so that frames expire."""
-    return Judge.from_pretrained("nano", device="cpu", max_rounds=max_rounds)
+    return Judge.from_pretrained("nano", device="cpu", **{"max_rounds": 3, **episode})
+
+
+BRIEF = {"max_rounds": 1, "max_round_tokens": 8}
+"""For tests of what does not depend on what is written."""
 
 
 # A decode step takes 7 ms here, and three rounds in three modes are a thousand of them.
 @pytest.mark.slow
 @pytest.mark.guard
 def test_the_packed_forward_gives_what_was_sampled(tmp_path: Path) -> None:
+    """On two pairs at which nano looks twice, so that frames expire."""
     with nano_judge() as judge:
-        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 8, seed=5))
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 2, seed=18))
     assert [mode.memory for mode in report.modes] == ["rerender", "evict", "renumber"]
     for mode in report.modes[:2]:
-        assert mode.episodes == 8
+        assert mode.episodes == 2
         assert mode.tokens > 100
         assert mode.largest is not None
         assert mode.mean is not None
@@ -61,10 +68,10 @@ def test_a_wrong_forward_shows(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
         packs = pack_group(*arguments, **options)  # type: ignore[arg-type]
         return [Pack(**{**vars(p), "positions": p.positions + (p.positions > 60)}) for p in packs]
 
+    monkeypatch.setattr(drift, "pack_group", late)
+    monkeypatch.setattr(drift, "MODES", ("rerender",))
     with nano_judge(max_rounds=1) as judge:
-        pairs = drift.default_pairs(tmp_path, 1, seed=5)
-        monkeypatch.setattr(drift, "pack_group", late)
-        report = drift.measure_numerics(judge, pairs)
+        report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 1, seed=5))
     assert report.modes[0].largest is not None
     assert report.modes[0].largest > 1e-3
 
@@ -73,7 +80,7 @@ def test_modes_that_a_model_does_not_allow_are_left_out(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(hf_model.VisionLanguageModel, "renumber_obstacle", "its frequencies change")
-    with nano_judge(max_rounds=1) as judge:
+    with nano_judge(**BRIEF) as judge:
         report = drift.measure_numerics(judge, drift.default_pairs(tmp_path, 1, seed=5))
     assert [mode.memory for mode in report.modes] == ["rerender", "evict"]
 
@@ -87,20 +94,19 @@ def test_what_cannot_be_measured_is_refused(pairs: list[Pair]) -> None:
         drift.measure_numerics(judge, [])
 
 
-@pytest.mark.slow
-@pytest.mark.guard
-def test_the_command(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["doctor", "--numerics", "nano", "--limit", "1", "--device", "cpu"])
-    assert not ended.value.code
-    shown = capsys.readouterr().out
-    assert "evict" in shown
-    assert "largest" in shown
-    assert "greedy judgments differ between rerender and evict" in shown
-    with pytest.raises(SystemExit) as ended:
-        cli.main(["doctor", "--numerics", "nano", "--limit", "0"])
-    assert ended.value.code
-    assert "--limit: got 0" in capsys.readouterr().err
+def test_the_command(tmp_path: Path) -> None:
+    brief = tmp_path / "brief"
+    shutil.copytree(NANO_FOLDER, brief)
+    settings = json.loads((brief / SETTINGS_FILE).read_text())
+    settings["episode"] |= BRIEF
+    (brief / SETTINGS_FILE).write_text(json.dumps(settings))
+    done = vrthinker("doctor", "--numerics", brief, "--limit", 2, "--device", "cpu")
+    assert done.code == 0, done.err
+    for words in ("evict", "largest", "greedy judgments differ between rerender and evict"):
+        assert words in done.out
+    refused = vrthinker("doctor", "--numerics", "nano", "--limit", 0)
+    assert refused.code == 2
+    assert "--limit: got 0" in refused.line
 
 
 def test_the_weights_are_left_as_they_were(tmp_path: Path) -> None:

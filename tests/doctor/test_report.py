@@ -3,13 +3,16 @@
 import io
 import json
 import os
+import socket
 import subprocess
 import sys
 import tomllib
 from pathlib import Path
 from typing import Any
 
+import heavy  # noqa: F401
 import pytest
+from cli_run import vrthinker
 from rich.console import Console
 
 from vrthinker.doctor import examination
@@ -42,26 +45,28 @@ def run_doctor(
         env=environment,
         capture_output=True,
         text=True,
-        timeout=120,
         check=False,
     )
 
 
 def by_part(result: subprocess.CompletedProcess[str]) -> dict[str, dict[str, Any]]:
-    report = json.loads(result.stdout)
+    return findings_of(result.stdout, result.returncode, result.stderr)
+
+
+def findings_of(out: str, code: int, err: str) -> dict[str, dict[str, Any]]:
+    report = json.loads(out)
     assert report["schema_version"] == 1
-    assert report["ok"] == (result.returncode == 0)
+    assert report["ok"] == (code == 0)
     findings = {finding["part"]: finding for finding in report["findings"]}
     needed = any(finding["required"] and finding["status"] == "missing" for finding in findings.values())
-    assert result.returncode == int(needed), result.stderr
+    assert code == int(needed), err
     return findings
 
 
-@pytest.mark.slow  # imports torch and transformers in a process of its own
-@pytest.mark.guard
-@pytest.mark.multi_process
-def test_this_machine_has_what_its_tests_use() -> None:
-    findings = by_part(run_doctor())
+def test_this_machine_has_what_its_tests_use(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(socket, "socket", lambda *_, **__: pytest.fail("it connected to something"))
+    done = vrthinker("doctor", "--json")
+    findings = findings_of(done.out, done.code, done.err)
     for part in ("python", "torch", "transformers", "av", "pillow", "numpy"):
         assert (findings[part]["status"], findings[part]["required"]) == ("ok", True), findings[part]
     assert "Qwen2.5-VL and Qwen3-VL load" in findings["transformers"]["detail"]
@@ -156,7 +161,6 @@ def test_importing_the_doctor_loads_nothing_heavy() -> None:
         env=environment,
         capture_output=True,
         text=True,
-        timeout=60,
         check=True,
     )
     assert result.stdout.strip() == "[]"

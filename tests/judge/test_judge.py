@@ -159,7 +159,11 @@ def sequential_frames(path: Path, wanted: set[int]) -> dict[int, np.ndarray[Any,
 @pytest.mark.skipif(not REAL_CLIPS.is_dir(), reason="no real clips in ../shared/data/videoalign")
 @pytest.mark.parametrize(
     ("row", "frames"),
-    [(0, 2), pytest.param(0, 8, marks=pytest.mark.slow), pytest.param(1, 8, marks=pytest.mark.slow)],
+    [
+        (0, 2),
+        pytest.param(0, 8, marks=[pytest.mark.slow, pytest.mark.guard]),
+        pytest.param(1, 8, marks=pytest.mark.slow),
+    ],
 )
 def test_real_clips_at_full_preprocessing_show_the_frames_asked_for(
     model: Path, row: int, frames: int
