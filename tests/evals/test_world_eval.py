@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import shutil
+from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,9 @@ import numpy as np
 import pytest
 from quick_judge import make_quick_judge
 
+from vrthinker import judge as judge_module
 from vrthinker.commands.make_tiny import make_tiny_judge
+from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.evals.intervals import Estimate
@@ -46,6 +50,14 @@ def oracle(
     engine = OracleEngine(truths, mix, calls=6, span=PRESETS[difficulty].span[0])
     rounds = nano_settings().episode.model_copy(update={"max_rounds": 8, **episode})
     return Judge(engine, nano_settings().model_copy(update={"episode": rounds}), templates=nano_templates())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def no_decoding_ahead() -> Iterator[None]:
+    """The oracle looks at no pixel, and decoding costs more than all the rest."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(judge_module, "EpisodeRunner", partial(EpisodeRunner, decode_ahead=False))
+        yield
 
 
 @pytest.fixture(scope="module")
