@@ -730,7 +730,7 @@ def test_clicking_a_frame_shows_it_in_its_clip(
     open_page(browser, write_page(tmp_path / "page.html", trajectory))
     seen = browser.evaluate(CLICK_ALL)
     shown = [showing for r in trajectory.rounds for showing in (*r.live, *r.expired)]
-    assert {frame["number"] for frame in seen} == {number for _, number in shown}
+    assert {frame["number"] for frame in seen} == {showing[1] for showing in shown}
     for frame in seen:
         assert frame["shows"] == frame["index"], frame
         assert frame["paused"]
