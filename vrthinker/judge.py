@@ -13,7 +13,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
+from vrthinker.episode.dimensions import Confidence, Judgments, Preference
 from vrthinker.episode.episode import EpisodeItem, episode_seed
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
@@ -45,7 +45,7 @@ FOREIGN_NOTE = (
 )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Verdict:
     """The outcome of one judgment.
 
@@ -73,6 +73,22 @@ class Verdict:
     notes: tuple[str, ...]
     trajectory: Trajectory
 
+    def __repr__(self) -> str:
+        """One line, without the trajectory."""
+        told: dict[str, object] = {"overall": self.overall}
+        if self.judgments is None:
+            told["reason"] = repr(self.reason)
+        else:
+            told |= {name: getattr(self.judgments, name) for name in ("TA", "VQ", "MQ")}
+        told |= {
+            "stop_reason": self.stop_reason,
+            "rounds": self.rounds,
+            "tool_calls": self.tool_calls,
+            "frames_seen": f"{len(self.frames_seen)} frames",
+            "notes": f"{len(self.notes)} notes",
+        }
+        return f"Verdict({', '.join(f'{name}={value}' for name, value in told.items())})"
+
     @classmethod
     def of(cls, trajectory: Trajectory, note: str | None = None) -> Verdict:
         """The verdict that a finished trajectory holds."""
@@ -95,7 +111,7 @@ class Verdict:
         trajectory = self.trajectory
         judgment = None
         if self.judgments is not None:
-            judgment = {dimension: int(getattr(self.judgments, dimension)) for dimension in Dimension}
+            judgment = self.judgments.as_dict()
         return VerdictRecord.model_validate(
             {
                 "id": pair_id,

@@ -29,11 +29,24 @@ class Dimension(enum.StrEnum):
 
 
 class Preference(enum.IntEnum):
-    """The preference for one of the two videos, or a tie."""
+    """The preference for one of the two videos, or a tie.
+
+    Files hold its number, which it equals. It is always true, a tie too, so that `if verdict.overall:` asks
+    whether there is a verdict. Printed, it is "tie", "video 1" or "video 2".
+    """
 
     TIE = 0
     VIDEO_1 = 1
     VIDEO_2 = 2
+
+    def __bool__(self) -> bool:
+        return True
+
+    def __str__(self) -> str:
+        return "tie" if self is Preference.TIE else f"video {int(self)}"
+
+    def __format__(self, specification: str) -> str:
+        return format(str(self), specification)
 
     def swapped(self) -> Preference:
         """The same preference if the two videos change places."""
@@ -57,6 +70,9 @@ class Judgments(BaseModel):
     VQ: Preference
     MQ: Preference
     OA: Preference
+
+    def __str__(self) -> str:
+        return ", ".join(f"{dimension.value}: {getattr(self, dimension.value)}" for dimension in Dimension)
 
     def as_dict(self) -> dict[str, int]:
         """`{"TA": 1, "VQ": 0, "MQ": 2, "OA": 1}`, in the order of the answer line."""

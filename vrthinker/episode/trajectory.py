@@ -289,6 +289,14 @@ class Trajectory(_Record):
     @property
     def frames_seen(self) -> tuple[int, ...]:
         """The distinct frame numbers that were live in some round, ascending."""
+    def __repr_args__(self) -> Iterator[tuple[str, object]]:
+        """What `repr` shows: one line, without the rounds."""
+        yield "id", self.id
+        yield "engine", self.engine
+        yield "rounds", len(self.rounds)
+        yield "frames_seen", len(self.frames_seen)
+        yield "outcome", self.outcome
+
         return tuple(sorted({shown.frame_number for r in self.rounds for shown in r.live}))
 
     @property

@@ -25,7 +25,6 @@ if TYPE_CHECKING:
     from vrthinker.episode.trajectory import RoundRecord, Trajectory
     from vrthinker.records.verdict_log import VerdictRecord
 
-_WORDS = {Preference.TIE: "tie", Preference.VIDEO_1: "video 1", Preference.VIDEO_2: "video 2"}
 _LISTED_FAILURES = 20
 
 
@@ -72,8 +71,8 @@ def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]
     for dimension in Dimension:
         true = getattr(truth, dimension)
         given = None if judged is None else getattr(judged, dimension)
-        said = "none" if given is None else _WORDS[given]
-        table.add_row(dimension.value, said, _WORDS[true], "right" if given == true else "wrong")
+        said = "none" if given is None else str(given)
+        table.add_row(dimension.value, said, str(true), "right" if given == true else "wrong")
     console.print()
     console.print(table)
     console.print(Text("planted:"))
@@ -125,7 +124,7 @@ class FileProgress(Progress):
         overall = Counter(r.judgment["OA"] for r in records if r.judgment is not None)
         console.print(Text(f"{len(records) - len(failed)} verdicts in {out}"))
         if overall:
-            counts = ", ".join(f"{_WORDS[p]} {overall[p.value]}" for p in _WORDS)
+            counts = ", ".join(f"{preference} {overall[preference]}" for preference in Preference)
             console.print(Text(f"better overall: {counts}"))
         if failed:
             console.print(Text(f"{len(failed)} pairs without a verdict (--retry-failed judges them again):"))
@@ -154,7 +153,7 @@ def _print_table(console: Console, trajectory: Trajectory, notes: Sequence[str])
         for text in dimension_texts(trajectory.dataset):
             preference = getattr(outcome.judgments, text.code)
             style = "bold" if text.code == Dimension.OA else ""
-            table.add_row(text.code, text.name, _WORDS[preference], style=style)
+            table.add_row(text.code, text.name, str(preference), style=style)
         console.print(table)
     confidence = "not said" if outcome.confidence is None else outcome.confidence.name.lower()
     rounds, calls = len(trajectory.rounds), trajectory.tool_calls

@@ -24,7 +24,7 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vrthinker._version import __version__
-from vrthinker.episode.dimensions import DimensionText, dimension_texts
+from vrthinker.episode.dimensions import DimensionText, Preference, dimension_texts
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import FrameSegmentRecord, StopReason, Trajectory, VideoRecord
 from vrthinker.errors import InputError
@@ -40,7 +40,7 @@ __all__ = ["MAX_CLIP_BYTES", "PlantedEvent", "Truth", "check_page_path", "render
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAGE_START = b"<!doctype html>"
-_WORDS = {0: "tie", 1: "video 1", 2: "video 2"}
+_WORDS = {preference.value: str(preference) for preference in Preference}
 _HEADLINES = {0: "A tie", 1: "Video 1 is better", 2: "Video 2 is better"}
 _STOPS = {
     StopReason.ANSWERED: "a round gave a final answer",
