@@ -48,11 +48,22 @@ class Done:
         return line
 
 
-def vrthinker(*arguments: object) -> Done:
-    """Runs a command to its end."""
+def vrthinker(*arguments: object, stdout: str | None = None, stderr: str | None = None) -> Done:
+    """Runs a command to its end.
+
+    Args:
+        arguments: Its command line.
+        stdout: A device to write stdout to.
+        stderr: A device to write stderr to.
+    """
     given = list(map(str, arguments))
-    with tempfile.TemporaryFile() as out, tempfile.TemporaryFile() as err:
-        with _streams(out.fileno(), err.fileno()), _as_in_a_process(given):
+    with contextlib.ExitStack() as stack:
+        out, err = (stack.enter_context(tempfile.TemporaryFile()) for _ in range(2))
+        devices = [
+            file if device is None else stack.enter_context(open(device, "wb", buffering=0))
+            for file, device in ((out, stdout), (err, stderr))
+        ]
+        with _streams(devices[0].fileno(), devices[1].fileno()), _as_in_a_process(given):
             code = _exit_status(given)
         texts = []
         for file in (out, err):

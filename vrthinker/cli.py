@@ -17,6 +17,7 @@ from vrthinker.commands.doctor import DoctorCommand
 from vrthinker.commands.evaluate import EvalCommand
 from vrthinker.commands.judge import JudgeCommand
 from vrthinker.commands.make_tiny import MakeTinyCommand
+from vrthinker.commands.output import safe_output
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
 from vrthinker.errors import VRThinkerError
@@ -46,32 +47,40 @@ def main(args: list[str] | None = None) -> None:
     import logging
     import os
 
-    logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
     # Torch reads this when it loads. OpenMP threads that spin while they wait slow down other processes.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
-    arguments = sys.argv[1:] if args is None else args
+    with safe_output() as output:
+        logging.basicConfig(level=logging.WARNING, format="vrthinker: %(message)s")
+        try:
+            code = _run(sys.argv[1:] if args is None else args)
+            if not output.deliver():
+                code = code or 1
+        except BrokenPipeError:  # the reader of stdout is gone (`| head`)
+            code = 1
+    sys.exit(code)
+
+
+def _run(arguments: list[str]) -> int:
+    """Runs the command; returns the exit code."""
     try:
         if arguments == ["--version"]:
             from vrthinker._version import __version__
 
             sys.stdout.write(f"vrthinker {__version__}\n")
-            sys.exit(0)
+            return 0
         command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=arguments)
-        code = command.run()
-        sys.stdout.flush()
+        code: int = command.run()
+        return code
+    except SystemExit as left:  # tyro has printed help or what is wrong
+        return left.code if isinstance(left.code, int) else 0
     except VRThinkerError as error:
         # The message may quote a file name or a hostile file, but has to stay one line.
         line = "".join(c if c.isprintable() else " " for c in str(error))
         sys.stderr.write(f"vrthinker: {line}\n")
-        code = error.exit_code
+        return error.exit_code
     except KeyboardInterrupt:
         sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")
-        code = 130
-    except BrokenPipeError:
-        # The reader of stdout is gone (`| head`). Closing stderr avoids a traceback at shutdown.
-        sys.stderr.close()
-        code = 1
-    sys.exit(code)
+        return 130
 
 
 if __name__ == "__main__":
