@@ -65,5 +65,8 @@ def test_misuse_is_refused() -> None:
     with pytest.raises(ValueError, match="expected 0"):
         record.show(1, [1])
     record.show(0, [1])
-    with pytest.raises(ValueError, match="once"):
+    with pytest.raises(ValueError, match="picture twice"):
         record.show(0, [1])
+    assert record.show(0, [2]) == (ShownFrame(0, 2),), "an outcome may come in parts"
+    with pytest.raises(ValueError, match="picture twice"):
+        record.show(0, [3, 3])

@@ -114,12 +114,13 @@ class VisibilityRecord:
     window: WindowMemory
     rounds: list[RoundVisibility] = field(default_factory=list)
     _shown: list[ShownFrame] = field(default_factory=list)
-    _last_outcome: int = -1
 
     def show(
         self, outcome: int, frame_numbers: Iterable[int], view: Region | None = None
     ) -> tuple[ShownFrame, ...]:
         """Adds an outcome's frames and returns those that the next round will see.
+
+        An outcome may be shown in parts, if a round called tools several times.
 
         Under p = 0 a retrieved frame is recorded but never seen, so the result is empty.
 
@@ -129,15 +130,16 @@ class VisibilityRecord:
             view: The region of each frame that is shown; None for whole frames.
 
         Raises:
-            ValueError: The outcome is not the one that follows the rounds entered so far.
+            ValueError: The outcome is not the one that follows the rounds entered so far, or it shows a
+                picture twice.
         """
-        if outcome != len(self.rounds) or outcome <= self._last_outcome:
-            raise ValueError(
-                f"outcome: got {outcome}, expected {len(self.rounds)} (rounds entered so far), once"
-            )
+        if outcome != len(self.rounds):
+            raise ValueError(f"outcome: got {outcome}, expected {len(self.rounds)} (rounds entered so far)")
         shown = tuple(ShownFrame(outcome, number, view) for number in frame_numbers)
+        before = {showing for showing in reversed(self._shown) if showing.outcome == outcome}
+        if len(before.union(shown)) < len(before) + len(shown):
+            raise ValueError(f"outcome {outcome}: got a picture twice, each may be shown once")
         self._shown.extend(shown)
-        self._last_outcome = outcome
         return shown if self.window.is_live(outcome, outcome + 1) else ()
 
     def enter(self) -> RoundVisibility:

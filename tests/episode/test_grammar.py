@@ -36,13 +36,13 @@ def test_a_round_that_asks_for_frames() -> None:
     parsed = parse_round(text)
     assert parsed.well_formed
     assert isinstance(parsed.ending, ToolRequest)
-    assert parsed.ending.call == ToolCall("select_frames", {"target_frames": [12, 16]})
+    assert parsed.ending.calls == (ToolCall("select_frames", {"target_frames": [12, 16]}),)
     assert parsed.ending.recommendation is not None
     assert parsed.ending.recommendation.judgments == Judgments(TA=1, VQ=0, MQ=2, OA=1)
     assert parsed.ending.recommendation.confidence is Confidence.MIDDLE
     assert parsed.snapshot is not None
     assert text[parsed.snapshot.content.start : parsed.snapshot.content.end] == "1 red, 9 blue"
-    assert text[parsed.ending.span.start : parsed.ending.span.end] == CALL
+    assert [text[span.start : span.end] for span in parsed.ending.spans] == [CALL]
 
 
 @pytest.mark.parametrize(
@@ -77,7 +77,7 @@ def test_an_answer_may_carry_a_confidence() -> None:
         (HEAD + RECOMMEND, FailureReason.NO_ENDING),
         (HEAD + ANSWER + ANSWER, FailureReason.TWO_ENDINGS),
         (HEAD + RECOMMEND + CALL + ANSWER, FailureReason.TWO_ENDINGS),
-        (HEAD + RECOMMEND + CALL + CALL, FailureReason.TWO_ENDINGS),
+        (HEAD + RECOMMEND + CALL + CALL + ANSWER, FailureReason.TWO_ENDINGS),
         (HEAD + "<answer>TA=1, VQ=1, MQ=0</answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=3</answer>", FailureReason.ANSWER_SYNTAX),
         (HEAD + "<answer>TA=1, VQ=1, MQ=0, OA=1, OA=2</answer>", FailureReason.ANSWER_SYNTAX),
@@ -145,7 +145,7 @@ def test_a_flawed_call_is_still_a_call_and_flagged(text: str, reason: FailureRea
     assert isinstance(parsed.ending, ToolRequest)
     assert reason in reasons(parsed)
     if reason is FailureReason.TOOL_SYNTAX:
-        assert isinstance(parsed.ending.call, ParseFailure)
+        assert isinstance(parsed.ending.calls[0], ParseFailure)
 
 
 PIECES = st.sampled_from(
@@ -235,7 +235,7 @@ def test_no_text_of_all_unicode_makes_parsing_raise(text: str, cut: int) -> None
 def test_any_json_in_a_tool_call_is_a_call_or_a_reason(value: object) -> None:
     text = f"{HEAD}{RECOMMEND}<tool_call>{json.dumps(value)}</tool_call>"
     parsed = parse_round(text)
-    if isinstance(parsed.ending, ToolRequest) and isinstance(parsed.ending.call, ToolCall):
+    if isinstance(parsed.ending, ToolRequest) and isinstance(parsed.ending.calls[0], ToolCall):
         assert isinstance(value, dict)
         assert parsed.well_formed == (set(value) == {"name", "arguments"} and value["name"] is not None)
 

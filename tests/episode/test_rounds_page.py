@@ -9,7 +9,7 @@ import pytest
 
 from vrthinker.episode.grammar import FinalAnswer, ParsedRound, ParseFailure, ToolRequest, parse_round
 from vrthinker.episode.repairs import RepairKind
-from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolOutcome
 from vrthinker.episode.tools.registry import ToolRegistry
 
 PAGE = Path(__file__).parents[2] / "docs" / "rounds.md"
@@ -65,10 +65,17 @@ def test_an_answer_is_read_as_the_page_says(text: str, read: str, kind: str) -> 
 def test_a_call_is_read_as_the_page_says(text: str, read: str, kind: str) -> None:
     parsed = parse_round(HEAD + RECOMMEND + text)
     check_class(parsed, kind)
+    if read == "nothing":
+        assert isinstance(parsed.ending, ParseFailure)
+        return
     assert isinstance(parsed.ending, ToolRequest)
-    outcome = ToolRegistry().execute(
-        parsed.ending.call, ToolContext(n_frames=54, max_frames=8, n_frames_1=32)
-    )
+    context = ToolContext(n_frames=54, max_frames=8, n_frames_1=32)
+    outcomes = ToolRegistry().execute_all(parsed.ending.calls, context)
+    for outcome, words in zip(outcomes, read.split(", then "), strict=True):
+        check_outcome(outcome, words)
+
+
+def check_outcome(outcome: ToolOutcome, read: str) -> None:
     if read.startswith("no frames: "):
         assert isinstance(outcome, ToolError)
         assert outcome.message.startswith(read.removeprefix("no frames: "))

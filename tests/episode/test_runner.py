@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import replace
@@ -25,6 +26,7 @@ from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
 from vrthinker.episode.trajectory import (
+    FrameSegmentRecord,
     StopReason,
     Trajectory,
     dump_line,
@@ -36,10 +38,13 @@ from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import Region
 
 
-def asks(*numbers: int) -> str:
+def select_frames(*numbers: int) -> str:
     frames = ", ".join(map(str, numbers))
-    call = f'<tool_call>{{"name": "select_frames", "arguments": {{"target_frames": [{frames}]}}}}</tool_call>'
-    return f"{HEAD}{RECOMMEND}{call}"
+    return f'<tool_call>{{"name": "select_frames", "arguments": {{"target_frames": [{frames}]}}}}</tool_call>'
+
+
+def asks(*numbers: int) -> str:
+    return f"{HEAD}{RECOMMEND}{select_frames(*numbers)}"
 
 
 DONE = HEAD + ANSWER
@@ -129,6 +134,36 @@ def test_a_partly_good_call_shows_what_there_is_and_tells_the_rest(
     assert trajectory.repairs == 1
     assert not trajectory.well_formed
     assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory
+
+
+def test_calls_of_a_round_run_in_order_with_an_outcome_each(make_item: MakeItem) -> None:
+    calls = [select_frames(12, 16), "<tool_call>frame 3 please</tool_call>", select_frames(16, 40)]
+    texts = [HEAD + RECOMMEND + "".join(calls), asks(2), DONE]
+    trajectory, engine = run(texts, make_item())
+    assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    assert trajectory.tool_calls == 3, "those that showed frames"
+    first = trajectory.rounds[0]
+    assert [tool.frame_numbers for tool in first.tools] == [(12, 16), (), (40,)]
+    assert [tool.error_kind for tool in first.tools] == [None, ToolErrorKind.SYNTAX, None]
+    assert first.tools[2].note == "frame 16 is shown by a call before this one."
+    assert [repair.kind for repair in first.repairs] == [RepairKind.SEVERAL_CALLS] * 2
+    (told,) = first.outcome_messages
+    assert text_of(engine.seen[1].context.messages[-1]).count("<tool_response>") == 3
+    marks = [segment.frame_number for segment in told.segments if isinstance(segment, FrameSegmentRecord)]
+    assert marks == [12, 16, 40]
+    assert [s.frame_number for s in engine.seen[1].live if s.outcome == 1] == [12, 16, 40]
+    assert {s.frame_number for s in trajectory.rounds[2].expired} == {12, 16, 40}
+    assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory
+    # One call leaves no trace of the possibility of several.
+    assert "further_tools" not in json.loads(dump_line(trajectory))["rounds"][1]
+
+
+def test_only_the_end_of_several_outcomes_tells_about_the_last_round(make_item: MakeItem) -> None:
+    texts = [HEAD + RECOMMEND + select_frames(3) + select_frames(4), DONE]
+    _, engine = run(texts, make_item(), max_rounds=2)
+    told = text_of(engine.seen[1].context.messages[-1])
+    assert told.count("last round") == 1
+    assert told.rindex("</tool_response>") < told.index("last round")
 
 
 def test_the_last_round_is_told_to_answer(make_item: MakeItem) -> None:

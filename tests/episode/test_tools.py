@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.episode.grammar import FailureReason, ParseFailure, Span, ToolCall
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind
-from vrthinker.episode.tools.registry import ToolRegistry
+from vrthinker.episode.tools.registry import MAX_CALLS, ToolRegistry
 from vrthinker.episode.tools.select_frames import SelectFrames, SelectFramesArguments
 
 CONTEXT = ToolContext(n_frames=64, max_frames=8)
@@ -37,7 +39,7 @@ def test_duplicates_are_dropped_and_order_is_ascending() -> None:
     ("asked", "shown", "note"),
     [
         ([3, 65], (3,), "unknown frame 65: frames are numbered 1 to 64."),
-        (list(range(9, 0, -1)), tuple(range(2, 10)), "frame 1 not shown: at most 8 are shown in one call."),
+        (list(range(9, 0, -1)), tuple(range(2, 10)), "frame 1 not shown: at most 8 are shown in one round."),
         (
             [0, *range(1, 10)],
             tuple(range(1, 9)),
@@ -109,3 +111,34 @@ def test_any_call_gets_an_outcome(name: str, arguments: dict[str, object]) -> No
         if isinstance(outcome, FramesShown):
             assert all(1 <= number <= 64 for number in outcome.frame_numbers)
             assert 1 <= len(outcome.frame_numbers) <= 8
+
+
+def test_calls_of_a_round_share_its_frames_and_show_none_twice() -> None:
+    calls = [call(target_frames=[1, 2, 3]), call(target_frames=[3, 4, 70, 5, 6]), call(target_frames=[3])]
+    context = replace(CONTEXT, max_frames=5)
+    first, second, third = ToolRegistry().execute_all(calls, context)
+    assert first == FramesShown((1, 2, 3))
+    assert second == FramesShown(
+        (4, 5),
+        note="unknown frame 70: frames are numbered 1 to 64. frame 3 is shown by a call before this one. "
+        "frame 6 not shown: at most 2 are shown after the calls before this one.",
+    )
+    assert isinstance(third, ToolError)
+    assert third.kind is ToolErrorKind.TOO_MANY_FRAMES
+
+
+def test_a_call_for_frames_that_the_round_already_shows_is_told_so() -> None:
+    again = ToolRegistry().execute_all([call(target_frames=[1, 2]), call(target_frames=[2, 1])], CONTEXT)[1]
+    assert isinstance(again, ToolError)
+    assert again.kind is ToolErrorKind.SHOWN_BEFORE
+    assert "frame 2, 1 is shown by a call before" in again.message
+
+
+def test_a_round_runs_only_so_many_calls() -> None:
+    calls = [call(target_frames=[number]) for number in range(1, MAX_CALLS + 4)]
+    outcomes = ToolRegistry().execute_all(calls, replace(CONTEXT, max_frames=64))
+    assert outcomes[:-1] == tuple(FramesShown((number,)) for number in range(1, MAX_CALLS + 1))
+    assert outcomes[-1] == ToolError(
+        ToolErrorKind.TOO_MANY_CALLS, f"3 more calls are not run: a round may have {MAX_CALLS}."
+    )
+    assert len(ToolRegistry().execute_all(calls[:MAX_CALLS], CONTEXT)) == MAX_CALLS

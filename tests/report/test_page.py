@@ -222,6 +222,16 @@ def test_a_round_tells_what_was_written_asked_and_answered(page: str) -> None:
     assert "Video 1 is better" in tree.all("h1")[0].text
 
 
+def test_every_call_of_a_round_is_told_with_its_outcome(clips: tuple[Path, Path]) -> None:
+    further = asks("99").partition("</recommend answer>")[2]
+    page = render_page(judged(clips, [asks("5, 12") + further + further.replace("99", "12, 40"), DONE]))
+    told = " ".join(Tree(page).all("round")[0].text.split())
+    assert 'Tool call 1 of 3 select_frames {"target_frames": [5, 12]} shown next: 5 12' in told
+    assert 'Tool call 2 of 3 select_frames {"target_frames": [99]} unknown frame 99' in told
+    assert 'Tool call 3 of 3 select_frames {"target_frames": [12, 40]} shown next: 40 frame 12 is' in told
+    assert "several_calls" in told
+
+
 def test_without_a_truth_nothing_speaks_of_one(page: str) -> None:
     body = page[page.index("<body>") : page.index('<script type="application/json"')]
     for word in ("Truth", "right<", "wrong<", "planted", "badge"):

@@ -12,7 +12,15 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
-from vrthinker.engine.base import FinishReason, FrameKey, FrameSegment, Message, RoundLimits, RoundResult
+from vrthinker.engine.base import (
+    FinishReason,
+    FrameKey,
+    FrameSegment,
+    Message,
+    RoundLimits,
+    RoundResult,
+    TextSegment,
+)
 from vrthinker.episode.dimensions import dimension_texts
 from vrthinker.episode.forms import round_form
 from vrthinker.episode.grammar import (
@@ -90,7 +98,12 @@ class _Received:
     result: RoundResult
     text: str
     parsed: ParsedRound
-    tool_outcome: ToolOutcome | None = None
+    tool_outcomes: tuple[ToolOutcome, ...] = ()
+
+    @property
+    def shown(self) -> list[FramesShown]:
+        """The outcomes that show frames."""
+        return [outcome for outcome in self.tool_outcomes if isinstance(outcome, FramesShown)]
 
 
 @dataclass
@@ -164,11 +177,11 @@ class Episode:
         )
         return entry, self._pending, limits
 
-    def receive(self, result: RoundResult) -> FramesShown | None:
+    def receive(self, result: RoundResult) -> list[FramesShown]:
         """Reads a round. Afterwards either `outcome` is set, or `show_outcome` must be called.
 
         Returns:
-            The frames to decode before the next round; None if there are none.
+            The frames to decode before the next round.
         """
         if not all(map(math.isfinite, result.logprobs or ())):
             error = result.error or "the engine returned logprobs that are not finite"
@@ -180,7 +193,7 @@ class Episode:
         if ended is not None:
             self.outcome = ended
             self._record(())
-            return None
+            return []
         assert isinstance(received.parsed.ending, ToolRequest)
         context = ToolContext(
             self.workspace.n_frames,
@@ -188,29 +201,32 @@ class Episode:
             self.workspace.n_frames_1,
             frozenset(shown.frame_number for entry in self._visibility.rounds for shown in entry.live),
             self.item.seed,
-            1 + sum(record.tool is not None for record in self._rounds),
+            1 + sum(len(record.tools) for record in self._rounds),
         )
-        outcome = self.tools.execute(received.parsed.ending.call, context)
-        received.tool_outcome = outcome
-        return outcome if isinstance(outcome, FramesShown) else None
+        received.tool_outcomes = self.tools.execute_all(received.parsed.ending.calls, context)
+        return received.shown
 
     def show_outcome(self) -> None:
-        """Adds the tool outcome's message to the context of the next round."""
+        """Adds the message with the tool outcomes to the context of the next round."""
         assert self._received is not None
-        outcome = self._received.tool_outcome
-        numbers = outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
         round_number = len(self._visibility.rounds)
-        view = outcome.view if isinstance(outcome, FramesShown) else None
-        visible = self._visibility.show(round_number, numbers, view)
-        message = self.templates.outcome(
-            self._context,
-            self._prompt_frames(numbers),
-            self._segments(visible),
-            error=outcome.message if isinstance(outcome, ToolError) else None,
-            note=outcome.note if isinstance(outcome, FramesShown) else None,
-            last_round=round_number + 1 >= self.settings.max_rounds,
-        )
-        self._pending = (message,)
+        outcomes = self._received.tool_outcomes
+        messages = []
+        for position, outcome in enumerate(outcomes, start=1):
+            numbers = outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
+            view = outcome.view if isinstance(outcome, FramesShown) else None
+            visible = self._visibility.show(round_number, numbers, view)
+            message = self.templates.outcome(
+                self._context,
+                self._prompt_frames(numbers),
+                self._segments(visible),
+                error=outcome.message if isinstance(outcome, ToolError) else None,
+                note=outcome.note if isinstance(outcome, FramesShown) else None,
+                # Only the end of the message tells about the last round.
+                last_round=position == len(outcomes) and round_number + 1 >= self.settings.max_rounds,
+            )
+            messages.append(message)
+        self._pending = (_joined(messages),)
         self._record(self._pending)
 
     def fail(self, stop_reason: StopReason, reason: str) -> None:
@@ -278,6 +294,7 @@ class Episode:
         assert self._received is not None
         entry, result, parsed = self._visibility.rounds[-1], self._received.result, self._received.parsed
         recommendation = parsed.ending.recommendation if isinstance(parsed.ending, ToolRequest) else None
+        tools = _tool_records(parsed, self._received.tool_outcomes)
         self._rounds.append(
             RoundRecord(
                 round_number=entry.round_number,
@@ -297,7 +314,8 @@ class Episode:
                 and RecommendationRecord(
                     judgments=recommendation.judgments, confidence=recommendation.confidence
                 ),
-                tool=_tool_record(parsed, self._received.tool_outcome),
+                tool=tools[0] if tools else None,
+                further_tools=tools[1:],
                 outcome_messages=tuple(MessageRecord.of(message) for message in outcome_messages),
                 repairs=tuple(
                     RepairRecord(kind=repair.kind, start=repair.span.start, end=repair.span.end)
@@ -311,7 +329,7 @@ class Episode:
         """The finished episode's record."""
         assert self.outcome is not None
         seen = {(s.frame_number, s.view) for entry in self._visibility.rounds for s in entry.live}
-        asked = {(n, r.tool.view) for r in self._rounds if r.tool for n in r.tool.frame_numbers}
+        asked = {(n, tool.view) for r in self._rounds for tool in r.tools for n in tool.frame_numbers}
         chosen = sorted(seen | asked, key=lambda frame: (frame[0], frame[1] or ()))
         frames = [self.workspace.frame(number, view) for number, view in chosen]
         return Trajectory(
@@ -358,10 +376,14 @@ class Episode:
         )
 
 
-def _tool_record(parsed: ParsedRound, outcome: ToolOutcome | None) -> ToolRecord | None:
-    if not isinstance(parsed.ending, ToolRequest) or outcome is None:
-        return None
-    call = parsed.ending.call
+def _tool_records(parsed: ParsedRound, outcomes: tuple[ToolOutcome, ...]) -> tuple[ToolRecord, ...]:
+    calls = parsed.ending.calls if isinstance(parsed.ending, ToolRequest) else ()
+    return tuple(
+        map(_tool_record, (*calls[: len(outcomes)], *[None] * (len(outcomes) - len(calls))), outcomes)
+    )
+
+
+def _tool_record(call: ToolCall | ParseFailure | None, outcome: ToolOutcome) -> ToolRecord:
     name = clean(call.name) if isinstance(call, ToolCall) and call.name is not None else None
     if isinstance(outcome, FramesShown):
         return ToolRecord(
@@ -373,3 +395,11 @@ def _tool_record(parsed: ParsedRound, outcome: ToolOutcome | None) -> ToolRecord
             note=None if outcome.note is None else clean(outcome.note),
         )
     return ToolRecord(name=name, frame_numbers=(), error_kind=outcome.kind, error=clean(outcome.message))
+
+
+def _joined(messages: list[Message]) -> Message:
+    """Messages of one role as one message, each on a line of its own."""
+    segments = list(messages[0].segments)
+    for message in messages[1:]:
+        segments += [TextSegment("\n"), *message.segments]
+    return Message(messages[0].role, tuple(segments))

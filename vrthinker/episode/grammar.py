@@ -12,10 +12,11 @@ Tags are read without regard to case and inner spaces. `<final answer>` is read 
 Invariants: parsing never raises, whatever the text. Every departure from the form is a `ParseFailure` with a
 reason and the span where it was found. A parse has a `FinalAnswer` only if the round has exactly one complete
 answer element, outside every other element, and no tool call beside it, so that nothing ambiguous becomes a
-verdict. If only the ending is in the right form (for instance because the snapshot is missing), the ending is
-kept and the failures are listed: use `well_formed` for the format reward and the filters. An answer or a call
-that is not in the right form, but has only one possible meaning, is read and counted as a repair
-(`repairs.py`). docs/rounds.md shows what is well formed, what is repaired, and what stays unread.
+verdict. A round may call tools several times; each call is read by itself. If only the ending is in the right
+form (for instance because the snapshot is missing), the ending is kept and the failures are listed: use
+`well_formed` for the format reward and the filters. An answer or a call that is not in the right form, but
+has only one possible meaning, is read and counted as a repair (`repairs.py`). docs/rounds.md shows what is
+well formed, what is repaired, and what stays unread.
 """
 
 from __future__ import annotations
@@ -51,7 +52,7 @@ class FailureReason(enum.StrEnum):
     NO_ENDING = "no_ending"
     """There is neither an answer nor a tool call."""
     TWO_ENDINGS = "two_endings"
-    """There is more than one answer or tool call, or both, and it cannot be decided which is meant."""
+    """There is more than one answer, or an answer beside a tool call: it cannot be decided which is meant."""
     UNCLOSED_TAG = "unclosed_tag"
     STRAY_CLOSING_TAG = "stray_closing_tag"
     NESTED_TAG = "nested_tag"
@@ -129,10 +130,16 @@ class ToolCall:
 
 @dataclass(frozen=True)
 class ToolRequest:
-    """The ending of a round that calls a tool. A call with incorrect syntax is a failure."""
+    """The ending of a round that calls tools. A call with incorrect syntax is a failure.
 
-    call: ToolCall | ParseFailure
-    span: Span
+    Attributes:
+        calls: The calls, in the order in which they are written; there is at least one.
+        spans: The span of each call's element.
+        recommendation: The recommended answer, if it can be read.
+    """
+
+    calls: tuple[ToolCall | ParseFailure, ...]
+    spans: tuple[Span, ...]
     recommendation: Answer | None
 
 
@@ -357,9 +364,10 @@ def _ending(
         failure = ParseFailure(
             FailureReason.NO_ENDING, Span(len(text), len(text)), "neither an answer nor a tool call"
         )
-    elif len(endings) > 1:
+    elif found["answer"] and len(endings) > 1:
         span = Span(min(e.span.start for e in endings), max(e.span.end for e in endings))
-        failure = ParseFailure(FailureReason.TWO_ENDINGS, span, "more than one answer or tool call")
+        message = "more than one answer, or an answer beside a tool call"
+        failure = ParseFailure(FailureReason.TWO_ENDINGS, span, message)
     elif found["answer"]:
         element = endings[0]
         if found["recommend"]:
@@ -370,14 +378,16 @@ def _ending(
             return FinalAnswer(answer)
         failure = answer
     else:
-        element = endings[0]
         if not found["recommend"]:
             message = "a tool call wants a recommended answer before it"
-            failures.append(ParseFailure(FailureReason.MISSING_RECOMMENDATION, element.span, message))
-        call = parse_tool_call(text[element.content.start : element.content.end], element.span, repairs)
-        if isinstance(call, ParseFailure):
-            failures.append(call)
-        return ToolRequest(call, element.span, recommendation)
+            failures.append(ParseFailure(FailureReason.MISSING_RECOMMENDATION, endings[0].span, message))
+        repairs += [Repair(RepairKind.SEVERAL_CALLS, element.span) for element in endings[1:]]
+        calls = tuple(
+            parse_tool_call(text[element.content.start : element.content.end], element.span, repairs)
+            for element in endings
+        )
+        failures += [call for call in calls if isinstance(call, ParseFailure)]
+        return ToolRequest(calls, tuple(element.span for element in endings), recommendation)
     failures.append(failure)
     return failure
 

@@ -41,6 +41,8 @@ class RepairKind(enum.StrEnum):
     """A call has single quotes instead of JSON's double quotes."""
     TRAILING_COMMA = "trailing_comma"
     """There is a comma before a closing bracket."""
+    SEVERAL_CALLS = "several_calls"
+    """There is a further call in the round. All are run, in order."""
 
 
 _WIDE = str.maketrans(

@@ -20,6 +20,7 @@ from vrthinker.engine.base import Engine, Message, RoundRequest, RoundResult, Se
 from vrthinker.episode.episode import Episode, EpisodeItem
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import EpisodeSettings
+from vrthinker.episode.tools.base import FramesShown
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import StopReason, Trajectory, stop_reason_of
 from vrthinker.errors import EngineError, InputError, UnexpectedError, VRThinkerError, as_reason
@@ -243,9 +244,8 @@ class _Loop:
             return
         if episode.outcome is not None:
             yield self._finish(session, episode)
-        elif shown is not None and shown.frame_numbers and self.runner.decode_ahead:
-            decoded = self.pool.submit(episode.workspace.prefetch, shown.frame_numbers, shown.view)
-            self.decoding[decoded] = (session, episode)
+        elif shown and self.runner.decode_ahead:
+            self.decoding[self.pool.submit(_decode, episode, shown)] = (session, episode)
         else:
             yield from self._next_round(session, episode)
 
@@ -293,6 +293,11 @@ class _Loop:
         self.pool.shutdown(wait=True, cancel_futures=True)
         for session in self.sessions.values():
             self._close(session)
+
+
+def _decode(episode: Episode, shown: list[FramesShown]) -> None:
+    for outcome in shown:
+        episode.workspace.prefetch(outcome.frame_numbers, outcome.view)
 
 
 def _reason_of(error: BaseException, during: str) -> VRThinkerError:

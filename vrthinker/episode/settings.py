@@ -34,7 +34,7 @@ class EpisodeSettings(BaseModel):
     initial_frames: int = Field(8, ge=2, le=256)
     """N_in, the number of frames of the first input, half of them from each video."""
     retrieved_frames: int = Field(8, ge=1, le=256)
-    """N_ex, the most frames that one tool call may show."""
+    """N_ex, the most frames that the tool calls of one round may show."""
     window: int | None = Field(1, ge=0)
     """p, the number of rounds for which a retrieved frame stays visible; null keeps it to the end."""
     memory: MemoryMode = "rerender"

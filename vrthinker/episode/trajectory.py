@@ -211,8 +211,9 @@ class ToolRecord(_Viewed):
 class RoundRecord(_Record):
     """One round: what was visible, what was written, and the outcome.
 
-    `live` and `expired` are showings, copied from the visibility record. `outcome_messages` are the messages
-    that are added to the next round's context.
+    `live` and `expired` are showings, copied from the visibility record. `tool` is the outcome of the first
+    tool call, `further_tools` are those of the others; `tools` has them all. `outcome_messages` are the
+    messages that are added to the next round's context.
     """
 
     round_number: int
@@ -229,6 +230,12 @@ class RoundRecord(_Record):
     tool: ToolRecord | None
     outcome_messages: tuple[MessageRecord, ...]
     repairs: tuple[RepairRecord, ...] = ()
+    further_tools: tuple[ToolRecord, ...] = ()
+
+    @property
+    def tools(self) -> tuple[ToolRecord, ...]:
+        """The outcomes of the round's tool calls, in order."""
+        return self.further_tools if self.tool is None else (self.tool, *self.further_tools)
 
     @property
     def well_formed(self) -> bool:
@@ -236,10 +243,11 @@ class RoundRecord(_Record):
         return not self.failures and not self.repairs
 
     @model_serializer(mode="wrap")
-    def _without_no_repairs(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+    def _without_what_is_rare(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
         written: dict[str, Any] = handler(self)
-        if not written.get("repairs"):
-            written.pop("repairs", None)
+        for name in ("repairs", "further_tools"):
+            if not written.get(name):
+                written.pop(name, None)
         return written
 
 
@@ -281,14 +289,6 @@ class Trajectory(_Record):
     notes: tuple[str, ...]
     latency_seconds: float
 
-    @property
-    def tool_calls(self) -> int:
-        """The number of tool calls that showed frames."""
-        return sum(1 for r in self.rounds if r.tool is not None and r.tool.error_kind is None)
-
-    @property
-    def frames_seen(self) -> tuple[int, ...]:
-        """The distinct frame numbers that were live in some round, ascending."""
     def __repr_args__(self) -> Iterator[tuple[str, object]]:
         """What `repr` shows: one line, without the rounds."""
         yield "id", self.id
@@ -297,6 +297,14 @@ class Trajectory(_Record):
         yield "frames_seen", len(self.frames_seen)
         yield "outcome", self.outcome
 
+    @property
+    def tool_calls(self) -> int:
+        """The number of tool calls that showed frames."""
+        return sum(tool.error_kind is None for r in self.rounds for tool in r.tools)
+
+    @property
+    def frames_seen(self) -> tuple[int, ...]:
+        """The distinct frame numbers that were live in some round, ascending."""
         return tuple(sorted({shown.frame_number for r in self.rounds for shown in r.live}))
 
     @property

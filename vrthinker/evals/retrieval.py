@@ -10,10 +10,11 @@ from __future__ import annotations
 import enum
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
+from dataclasses import replace
 
 import numpy as np
 
-from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolOutcome
+from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.tools.select_frames import SelectFrames, SelectFramesArguments
 
@@ -36,14 +37,20 @@ class _OtherFrames(SelectFrames, ABC):
 
     def run(self, arguments: SelectFramesArguments, context: ToolContext) -> ToolOutcome:
         """Executes a call whose arguments are valid."""
-        outcome = super().run(arguments, context)
+        outcome = super().run(arguments, replace(context, in_round=frozenset()))
         if not isinstance(outcome, FramesShown):
             return outcome
         asked = len(outcome.frame_numbers)
-        videos = (
-            range(1, context.n_frames_1 + 1),
-            range(context.n_frames_1 + 1, context.n_frames + 1),
+        # A round shows no frame twice, so that the frames of its earlier calls are left out.
+        videos = tuple(
+            [number for number in numbers if number not in context.in_round]
+            for numbers in (
+                range(1, context.n_frames_1 + 1),
+                range(context.n_frames_1 + 1, context.n_frames + 1),
+            )
         )
+        if not any(videos):
+            return ToolError(ToolErrorKind.SHOWN_BEFORE, "the calls before this one show every frame.")
         fresh = [len(self.fresh(numbers, context)) for numbers in videos]
         shares = _shares(asked, fresh, [len(numbers) for numbers in videos])
         chosen: list[int] = []

@@ -177,11 +177,11 @@ def _print_round(console: Console, record: RoundRecord) -> None:
     console.print(Text(title, style="bold"))
     for line in _wrapped(record.text, console.width - 4):
         console.print(Text(f"  {line}", style="dim"))
-    if record.tool is not None:
-        asked = ", ".join(map(str, record.tool.frame_numbers))
-        answer = f"shows frames {asked}" if record.tool.error is None else f"refused: {record.tool.error}"
-        note = f"; {record.tool.note}" if record.tool.note else ""
-        console.print(Text(plain(f"  {record.tool.name or 'a call without a name'}: {answer}{note}")))
+    for tool in record.tools:
+        asked = ", ".join(map(str, tool.frame_numbers))
+        answer = f"shows frames {asked}" if tool.error is None else f"refused: {tool.error}"
+        note = f"; {tool.note}" if tool.note else ""
+        console.print(Text(plain(f"  {tool.name or 'a call without a name'}: {answer}{note}")))
     if record.repairs:
         kinds = ", ".join(repair.kind.value for repair in record.repairs)
         console.print(Text(f"  read although not in the right form: {kinds}"))

@@ -23,11 +23,12 @@ class ToolContext:
 
     Attributes:
         n_frames: N, the number of frames in the workspace (numbered 1..N).
-        max_frames: N_ex, the most frames that one call may show.
+        max_frames: The most frames that this call may show: N_ex, less what earlier calls of the round show.
         n_frames_1: N1, the number of frames of video 1, which come first.
         shown: The frame numbers that were shown earlier in this episode.
         seed: The episode's seed.
         call_number: The 1-based number of this call in the episode.
+        in_round: The numbers of the frames that earlier calls of the same round show whole.
     """
 
     n_frames: int
@@ -36,6 +37,7 @@ class ToolContext:
     shown: frozenset[int] = frozenset()
     seed: int = 0
     call_number: int = 1
+    in_round: frozenset[int] = frozenset()
 
 
 class ToolErrorKind(enum.StrEnum):
@@ -47,7 +49,12 @@ class ToolErrorKind(enum.StrEnum):
     NOTHING_ASKED = "nothing_asked"
     UNKNOWN_FRAME = "unknown_frame"
     TOO_MANY_FRAMES = "too_many_frames"
-    """Only in records of version 0.1.0. Since then the frames up to the limit are shown."""
+    """The round's earlier calls already show as many frames as a round may. (Version 0.1.0 recorded this kind
+    for a single call above the limit, too.)"""
+    SHOWN_BEFORE = "shown_before"
+    """The round's earlier calls already show every frame that this call names."""
+    TOO_MANY_CALLS = "too_many_calls"
+    """The round has more calls than are run."""
 
 
 @dataclass(frozen=True)

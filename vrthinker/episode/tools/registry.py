@@ -3,14 +3,25 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 from pydantic import BaseModel, ValidationError
 
 from vrthinker.episode.grammar import ParseFailure, ToolCall
-from vrthinker.episode.tools.base import Tool, ToolContext, ToolError, ToolErrorKind, ToolOutcome
+from vrthinker.episode.tools.base import (
+    FramesShown,
+    Tool,
+    ToolContext,
+    ToolError,
+    ToolErrorKind,
+    ToolOutcome,
+)
 from vrthinker.episode.tools.select_frames import SelectFrames
 from vrthinker.errors import first_problem
+
+MAX_CALLS = 8
+"""The most calls of one round that are run (ours)."""
 
 
 class ToolRegistry:
@@ -38,6 +49,33 @@ class ToolRegistry:
             }
             for tool in self._tools.values()
         ]
+
+    def execute_all(
+        self, calls: Sequence[ToolCall | ParseFailure], context: ToolContext
+    ) -> tuple[ToolOutcome, ...]:
+        """Runs the calls of one round in order. Together they show at most `context.max_frames` frames.
+
+        Returns:
+            The outcome of each call, and one more if there are more than `MAX_CALLS`. No two outcomes show
+            the same picture.
+        """
+        outcomes: list[ToolOutcome] = []
+        for call in calls[:MAX_CALLS]:
+            outcome = self.execute(call, context) if context.max_frames else _NO_FRAMES_LEFT
+            outcomes.append(outcome)
+            if isinstance(outcome, FramesShown):
+                numbers = frozenset(outcome.frame_numbers)
+                context = replace(
+                    context,
+                    max_frames=context.max_frames - len(numbers),
+                    shown=context.shown | numbers,
+                    in_round=context.in_round | (numbers if outcome.view is None else frozenset()),
+                )
+            context = replace(context, call_number=context.call_number + 1)
+        if left := len(calls) - MAX_CALLS if len(calls) > MAX_CALLS else 0:
+            message = f"{left} more calls are not run: a round may have {MAX_CALLS}."
+            outcomes.append(ToolError(ToolErrorKind.TOO_MANY_CALLS, message))
+        return tuple(outcomes)
 
     def execute(self, call: ToolCall | ParseFailure, context: ToolContext) -> ToolOutcome:
         """Runs a call. A bad call never raises; its outcome is a `ToolError` with a `ToolErrorKind`."""
@@ -70,6 +108,11 @@ class ToolRegistry:
             return ToolError(ToolErrorKind.UNKNOWN_TOOL, message)
         tool, valid = takers[0]
         return tool.run(valid, context)
+
+
+_NO_FRAMES_LEFT = ToolError(
+    ToolErrorKind.TOO_MANY_FRAMES, "the calls before this one show as many frames as a round may."
+)
 
 
 def _schema(arguments_type: type[BaseModel]) -> dict[str, Any]:

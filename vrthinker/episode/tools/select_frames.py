@@ -37,16 +37,21 @@ class SelectFrames:
         if not asked:
             return ToolError(ToolErrorKind.NOTHING_ASKED, "target_frames is empty: name at least one frame.")
         known = [number for number in asked if 1 <= number <= context.n_frames]
+        new = [number for number in known if number not in context.in_round]
         problems = []
         if unknown := [number for number in asked if not 1 <= number <= context.n_frames]:
             problems.append(f"unknown frame {_named(unknown)}: frames are numbered 1 to {context.n_frames}.")
-        if not known:
-            return ToolError(ToolErrorKind.UNKNOWN_FRAME, problems[0])
-        if left := known[context.max_frames :]:
+        if again := [number for number in known if number in context.in_round]:
+            problems.append(f"frame {_named(again)} is shown by a call before this one.")
+        if not new:
+            kind = ToolErrorKind.SHOWN_BEFORE if again else ToolErrorKind.UNKNOWN_FRAME
+            return ToolError(kind, " ".join(problems))
+        if left := new[context.max_frames :]:
             problems.append(
-                f"frame {_named(left)} not shown: at most {context.max_frames} are shown in one call."
+                f"frame {_named(left)} not shown: at most {context.max_frames} are shown"
+                f"{' after the calls before this one' if context.in_round else ' in one round'}."
             )
-        shown = tuple(sorted(known[: context.max_frames]))
+        shown = tuple(sorted(new[: context.max_frames]))
         return FramesShown(shown, note=" ".join(problems) or None)
 
 

@@ -6,6 +6,7 @@ a round's text is shown: as a section, as the answer, as the tool call, or raw.
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
@@ -98,7 +99,7 @@ class RoundView:
     confidence: Confidence | None
     is_final: bool
     changed: frozenset[str]
-    call: Call | None
+    calls: tuple[Call, ...]
 
     @property
     def n_expired(self) -> int:
@@ -134,7 +135,7 @@ def round_views(trajectory: Trajectory, events: Sequence[PlantedEvent] = ()) -> 
                 confidence=confidence,
                 is_final=judgments is not None and record.recommendation is None,
                 changed=_changed(before, judgments),
-                call=_call(trajectory, record, parsed, strips),
+                calls=_calls(trajectory, record, parsed, strips),
             )
         )
         before = judgments or before
@@ -235,35 +236,46 @@ def _told_elsewhere(record: RoundRecord, parsed: ParsedRound) -> list[Span]:
         return [ending.answer.span]
     if not isinstance(ending, ToolRequest):
         return []
-    spans = [ending.span] if isinstance(ending.call, ToolCall) else []
+    read = zip(ending.calls, ending.spans, strict=True)
+    spans = [span for call, span in read if isinstance(call, ToolCall)]
     if ending.recommendation is not None and record.recommendation is not None:
         spans.append(ending.recommendation.span)
     return spans
 
 
-def _call(trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, strips: _Strips) -> Call | None:
-    call = parsed.ending.call if isinstance(parsed.ending, ToolRequest) else None
-    if call is None and record.tool is None:
-        return None
-    name, arguments = None, ""
-    if isinstance(call, ToolCall):
-        name, arguments = call.name or "a call without a name", json.dumps(call.arguments, ensure_ascii=False)
-    if record.tool is None:
-        return Call(
-            name, arguments, (), f"not carried out: {trajectory.outcome.reason or 'the episode ended'}"
-        )
-    if record.tool.error is not None:
-        return Call(name, arguments, (), record.tool.error)
-    note = record.tool.note
-    frames = tuple(strips.frame(number, record.tool.view) for number in record.tool.frame_numbers)
-    shown = {
+def _calls(
+    trajectory: Trajectory, record: RoundRecord, parsed: ParsedRound, strips: _Strips
+) -> tuple[Call, ...]:
+    written = parsed.ending.calls if isinstance(parsed.ending, ToolRequest) else ()
+    seen = {
         (segment.frame_number, segment.view)
         for message in record.outcome_messages
         for segment in message.segments
         if isinstance(segment, FrameSegmentRecord)
     }
-    if shown.issuperset((frame.frame_number, frame.view) for frame in frames):
-        return Call(name, arguments, frames, None, note)
-    if record.outcome_messages:
-        return Call(name, arguments, frames, "no round saw these frames: retrieved frames stay for 0 rounds")
-    return Call(name, arguments, frames, f"not shown: {trajectory.outcome.reason or 'the episode ended'}")
+    calls = []
+    for call, tool in itertools.zip_longest(written, record.tools):
+        name, arguments = None, ""
+        if isinstance(call, ToolCall):
+            name = call.name or "a call without a name"
+            arguments = json.dumps(call.arguments, ensure_ascii=False)
+        frames: tuple[FrameRecord, ...] = ()
+        failure = note = None
+        if tool is None:
+            failure = f"not carried out: {trajectory.outcome.reason or _NOT_RUN}"
+        elif tool.error is not None:
+            failure = tool.error
+        else:
+            frames = tuple(strips.frame(number, tool.view) for number in tool.frame_numbers)
+            note = tool.note
+            if not seen.issuperset((frame.frame_number, frame.view) for frame in frames):
+                failure = (
+                    "no round saw these frames: retrieved frames stay for 0 rounds"
+                    if record.outcome_messages
+                    else f"not shown: {trajectory.outcome.reason or 'the episode ended'}"
+                )
+        calls.append(Call(name, arguments, frames, failure, note))
+    return tuple(calls)
+
+
+_NOT_RUN = "the episode ended, or the round has more calls than are run"
