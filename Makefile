@@ -121,9 +121,8 @@ $(VENV)/.build-tools: pyproject.toml | $(VENV)/.python
 	@$(WATCHED)/build-tools.log $(PIP) install --no-compile 'scikit-build-core>=0.11' 'pybind11>=3.0' 'cmake>=3.24' 'ninja>=1.11'
 	@touch $@
 
-$(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.torch $(VENV)/.build-tools
-	@echo "==> vrthinker and what it needs (compiles vrthinker._core)"
-	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/install.log $(PIP) install --no-compile -v --no-build-isolation -e .
+$(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.build-tools
+	@MAKE="$(MAKE)" scripts/install.sh $(VENV)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
