@@ -197,3 +197,22 @@ def cut(source: Path, target: Path, keep: float) -> Path:
     with target.open("r+b") as file:
         file.truncate(int(source.stat().st_size * keep))
     return target
+
+
+def stream_copy(source: Path, target: Path, start_seconds: float) -> Path:
+    """Copies the packets from the keyframe at or before a time on, as clip cutters do without encoding anew.
+
+    The times are shifted so that `start_seconds` becomes 0. What lies before it has negative times, and the
+    container of the target decides what becomes of them.
+    """
+    with av.open(str(source)) as old, av.open(str(target), "w") as new:
+        video = old.streams.video[0]
+        copy = new.add_stream_from_template(video)
+        assert video.time_base is not None
+        shift = round(start_seconds / video.time_base)
+        old.seek(shift, stream=video)
+        for packet in old.demux(video):
+            if packet.size and packet.pts is not None and packet.dts is not None:
+                packet.pts, packet.dts, packet.stream = packet.pts - shift, packet.dts - shift, copy
+                new.mux(packet)
+    return target

@@ -14,7 +14,7 @@ from typing import Any
 import av
 import numpy as np
 import pytest
-from clips import cut, make_clip, read_number
+from clips import cut, make_clip, read_number, stream_copy
 from PIL import Image
 
 from vrthinker.errors import VideoError
@@ -279,6 +279,33 @@ def test_a_damaged_packet_is_met_when_its_frame_is_read(
         with pytest.raises(VideoError, match=r"breaks after frame 12: .*; --tolerate-truncation judges the"):
             reader.frames_at(path, [0, 12])
     assert check_tolerated(reader, path).n_frames == 12
+
+
+def test_damage_is_met_in_a_cut_whose_first_references_are_gone(reader: PyAVReader, tmp_path: Path) -> None:
+    """Missing references at the start are forgiven, damage behind it is not."""
+    options = {"x264-params": "open-gop=1:b-pyramid=2:b-adapt=0:min-keyint=12"}
+    whole = make_clip(tmp_path / "a.mp4", 72, (144, 192), gop=12, b_frames=3, options=options)
+    clip = stream_copy(whole, tmp_path / "b.mkv", 1.2)
+    assert reader.probe(clip).n_frames == 48
+    with av.open(str(clip)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+    whole_bytes, noticed = clip.read_bytes(), []
+    for packet in packets[20:36]:
+        data = bytearray(whole_bytes)
+        data[packet.pos + 40 : packet.pos + packet.size] = b"\xa5" * (packet.size - 40)
+        clip.write_bytes(data)
+        broken = reader.probe(clip, tolerate_truncation=True)
+        if broken.truncated is None:
+            continue  # these bytes decode to something: nobody can notice
+        noticed.append(packet.pts)
+        # Pictures that come before the damaged one and depend on it are not shown either.
+        frames = reader.frames_at(clip, range(broken.n_frames), tolerate_truncation=True).numpy()
+        assert [read_number(frame) for frame in frames] == list(range(24, 24 + broken.n_frames))
+        assert 12 <= broken.n_frames < 40
+        for frame_indices in (range(48), [broken.n_frames]):
+            with pytest.raises(VideoError, match=r"breaks after frame \d+: a frame d"):
+                reader.frames_at(clip, frame_indices)
+    assert len(noticed) > 6
 
 
 def test_frames_that_decode_with_errors_are_not_shown(reader: PyAVReader, tmp_path: Path) -> None:

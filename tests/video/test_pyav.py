@@ -13,12 +13,14 @@ import av
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation
-from clips import draw_number, make_clip, read_number
+from clips import draw_number, make_clip, read_number, stream_copy
 
 from vrthinker.errors import VideoError
 from vrthinker.video import open_reader
 from vrthinker.video.pyav import index as index_module
 from vrthinker.video.pyav import reader as pyav_module
+from vrthinker.video.pyav.clip import open_clip
+from vrthinker.video.pyav.packets import starts_afresh
 from vrthinker.video.pyav.reader import PyAVReader
 
 N_FRAMES = 24
@@ -318,6 +320,51 @@ def test_a_clip_cut_out_between_keyframes_starts_where_players_start(
     expected = list(range(60 - n_frames, 60))
     assert 40 <= n_frames <= 47
     check_every_way(reader, cut_out, expected)
+
+
+STREAM_COPIES = {
+    "h264 all B-frames": ("h264", 3, 0.7, {"x264-params": "open-gop=1:b-pyramid=2:min-keyint=12:b-adapt=0"}),
+    "h264 chosen B-frames": ("h264", 3, 2.2, {"x264-params": "open-gop=1:b-pyramid=2:min-keyint=12:b-adapt=1"}),
+    "h264 strict pyramid": ("h264", 3, 1.2, {"x264-params": "open-gop=1:b-pyramid=1:min-keyint=12:ref=4"}),
+    "hevc": ("hevc", 3, 1.2, {"x265-params": "open-gop=1:b-pyramid=1:b-adapt=0"}),
+    "mpeg2video": ("mpeg2video", 2, 1.2, {}),
+    "mpeg4": ("mpeg4", 2, 1.2, {}),
+}
+"""A codec, its B-frames, the time of the cut, and options that open its groups of pictures."""
+
+
+@pytest.mark.parametrize("ending", ["mp4", "mkv"])
+@pytest.mark.parametrize("name", STREAM_COPIES)
+def test_a_cut_without_encoding_anew_shows_what_plain_decoding_shows(
+    reader: PyAVReader, tmp_path: Path, count_full_reads: list[str], name: str, ending: str
+) -> None:
+    codec, b_frames, start_seconds, options = STREAM_COPIES[name]
+    whole = make_clip(tmp_path / "whole.mp4", 72, codec=codec, gop=12, b_frames=b_frames, options=options)
+    clip = stream_copy(whole, tmp_path / f"cut.{ending}", start_seconds)
+    # The decoder must see the same pictures before and after the cut, whatever it does at the cut itself.
+    oracle = [to_rgb(frame) for frame in decoded(clip)]
+    uncut = [to_rgb(frame) for frame in decoded(whole)][-len(oracle) :]
+    assert all(np.array_equal(a, b) for a, b in zip(oracle, uncut, strict=True))
+    n_frames = reader.probe(clip).n_frames
+    assert n_frames == len(oracle) >= 18
+    assert reader.probe(clip, tolerate_truncation=True).truncated is None
+    for frame_indices in (range(n_frames), [n_frames - 1], [n_frames // 2, 3]):
+        shown = reader.frames_at(clip, frame_indices).numpy()
+        assert all(np.array_equal(a, oracle[i]) for a, i in zip(shown, frame_indices, strict=True))
+    assert count_full_reads == [], "seeks must work in such a clip"
+
+
+def test_units_are_found_whatever_separates_them(tmp_path: Path) -> None:
+    """An IDR picture is told from another keyframe with lengths before the units, and with start codes."""
+    options = {"x264-params": "open-gop=1:b-pyramid=2:b-adapt=0:min-keyint=8"}
+    for ending in ("mp4", "h264"):
+        clip = make_clip(tmp_path / f"a.{ending}", 40, gop=8, b_frames=3, options=options)
+        with open_clip(str(clip)) as opened:
+            afresh = [opened.starts_afresh(packet) for packet in opened.packets() if packet.is_keyframe]
+        assert afresh[0]
+        assert not any(afresh[1:])
+    assert starts_afresh("h264", memoryview(b""), b"")
+    assert starts_afresh("vp9", memoryview(b"x"), b"")
 
 
 def test_hidden_packets_are_no_frames(reader: PyAVReader, tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from av.video.reformatter import Interpolation, VideoReformatter
 
 from vrthinker.errors import VideoError
 from vrthinker.video.pyav.containers import missing_end
-from vrthinker.video.pyav.packets import damage
+from vrthinker.video.pyav.packets import damage, starts_afresh
 from vrthinker.video.reader import MAX_SIDE_PIXELS
 
 _MAX_COMMENT_CHARS = 200
@@ -97,7 +97,25 @@ class OpenClip:
         comments = (value for key, value in container.metadata.items() if key.lower() == "comment")
         self.comment = str(next(comments, ""))[:_MAX_COMMENT_CHARS]
         self.codec: str = stream.codec_context.codec.canonical_name
+        self.marks_damage_late = False
         self._reformatter = VideoReformatter()  # reuses its tables for all frames
+
+    def starts_afresh(self, packet: Any) -> bool:
+        """Whether no picture after this keyframe refers to one before it."""
+        return starts_afresh(self.codec, memoryview(packet), self.stream.codec_context.extradata or b"")
+
+    def allow_missing_references(self) -> None:
+        """Says that decoding starts where pictures before the start may be named. Call it before `decode`.
+
+        H.264's decoder then meets commands to forget pictures that it never had. Under `explode` such a
+        command fails the packet, although the picture is whole. Without `explode` the decoder marks damaged
+        slices in the frames that it returns, and `decode` raises on those. They may come out after pictures
+        that depend on them, so callers have to wait (`marks_damage_late`).
+        """
+        context = self.stream.codec_context
+        if not context.is_open:
+            context.options = {**context.options, "err_detect": "crccheck"}
+            self.marks_damage_late = True
 
     @property
     def is_seekable(self) -> bool:

@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import bisect
 import itertools
+from collections import deque
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from fractions import Fraction
@@ -27,6 +28,8 @@ from vrthinker.video.reader import MAX_FRAMES, VideoInfo, broken_error
 
 _LISTABLE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
 _FALLBACK_FPS = Fraction(25)
+_MAX_REORDERED = 16
+"""The most pictures that H.264 may hold back to put them into order."""
 
 
 @dataclass(frozen=True)
@@ -58,6 +61,7 @@ class ClipIndex:
         ticks: The presentation time of each frame, strictly increasing; None if the file's times are
             unusable, and frames are found by counting.
         keyframes: The places where decoding may start, ascending. The first is the start of the file.
+        has_open_groups: Whether pictures after a keyframe may name pictures before it.
     """
 
     info: VideoInfo
@@ -65,6 +69,7 @@ class ClipIndex:
     stored_size: tuple[int, int]
     ticks: tuple[int, ...] | None = None
     keyframes: tuple[Keyframe, ...] = (_START,)
+    has_open_groups: bool = False
 
     def position(self, pts: int | None) -> int | None:
         """The index of the frame shown at `pts`; None if there is none."""
@@ -91,6 +96,7 @@ class _Listing:
     ticks: list[int | None] = field(default_factory=list)  # of the packets that show a frame
     keyframes: list[tuple[int, int]] = field(default_factory=list)  # (pts, dts)
     durations: dict[int, int] = field(default_factory=dict)  # pts -> ticks, where stated
+    has_open_groups: bool = False
     n_packets: int = 0
     damage: str | None = None
     first_pts: int | None = None
@@ -177,20 +183,55 @@ def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> It
     Raises:
         BreakError: A packet or an output frame is damaged.
     """
-    start: Any = None
-    waiting = []
-    for packet in packets:
-        if start is None and not packet.is_keyframe:
-            waiting.append(packet)
-            continue
-        start = packet if start is None else start
-        if not _refers_to_what_is_gone(clip.codec, start, packet):
-            yield from clip.decode(packet)
-    if start is None:
-        for packet in waiting:
-            yield from clip.decode(packet)
+    usable = _from_first_keyframe(clip, packets)
+    if clip.marks_damage_late:
+        yield from _decoded_and_settled(clip, usable, flush=flush)
+        return
+    for packet in usable:
+        yield from clip.decode(packet)
     if flush:
         yield from clip.decode(None)
+
+
+def _from_first_keyframe(clip: OpenClip, packets: Iterable[Any]) -> Iterator[Any]:
+    """The packets to decode. The clip is told first if pictures before the start may be missing."""
+    packets, early = iter(packets), []
+    for packet in packets:
+        if packet.is_keyframe:
+            break
+        early.append(packet)
+    else:
+        return iter(early)
+    start = packet
+    if not clip.starts_afresh(start):
+        clip.allow_missing_references()
+    rest = (packet for packet in packets if not _refers_to_what_is_gone(clip.codec, start, packet))
+    return itertools.chain([start], rest)
+
+
+def _decoded_and_settled(clip: OpenClip, packets: Iterable[Any], *, flush: bool) -> Iterator[Any]:
+    """Decodes packets, and yields a frame when everything that it may depend on has come out undamaged.
+
+    A frame can depend on any packet that was fed before it came out. Frames come out in the order of their
+    times, so it is settled when a frame as late as the latest of those packets has come out.
+    """
+    waiting: deque[tuple[Any, int]] = deque()  # (frame, the latest time that was fed before it came out)
+    latest = 0
+    for packet in packets:
+        latest = max(latest, packet.pts or 0)
+        for frame in clip.decode(packet):
+            waiting.append((frame, latest))
+            while waiting and _is_settled(waiting, frame.pts):
+                yield waiting.popleft()[0]
+    if flush:
+        frames = clip.decode(None)
+        yield from (frame for frame, _ in waiting)
+        yield from frames
+
+
+def _is_settled(waiting: deque[tuple[Any, int]], reached: int | None) -> bool:
+    """Whether the first of the waiting frames may be shown. Without times, it waits as long as it can matter."""
+    return len(waiting) > _MAX_REORDERED or (reached is not None and waiting[0][1] <= reached)
 
 
 def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
@@ -240,6 +281,10 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
                 listing.durations[packet.pts] = packet.duration
             if packet.is_keyframe and packet.pts is not None:
                 listing.keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
+        if packet.is_keyframe and not clip.starts_afresh(packet):
+            listing.has_open_groups = True
+            if start is None:
+                clip.allow_missing_references()
         start = packet if start is None and packet.is_keyframe else start
         if first or start is None or listing.damage is not None:
             continue
@@ -329,6 +374,7 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
         listing.stored_size,
         tuple(known) if increasing else None,
         tuple(_keyframes(listing, known)) if increasing and listing.is_seekable else (_START,),
+        listing.has_open_groups,
     )
 
 

@@ -1,4 +1,4 @@
-"""Checks of a compressed packet without decoding it: whether it shows a frame, and whether it is damaged.
+"""Checks of a compressed packet without decoding it: what it shows, what it refers to, if it is damaged.
 
 Invariant: a packet that a conforming encoder can write is never called damaged. Damage that is only visible
 in the pixels is not found here. For codecs without checksums, it is not found anywhere.
@@ -6,9 +6,12 @@ in the pixels is not found here. For codecs without checksums, it is not found a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 _ZERO_HEAD_BYTES = 16
 _ZERO_TAIL_BYTES = 8
 _NAL_CODECS = frozenset({"h264", "hevc"})
+_H264_IDR = 5
 _NEVER_ZERO = _NAL_CODECS | {"vp8", "vp9", "av1", "mjpeg", "mpeg4"}
 
 
@@ -32,6 +35,37 @@ def damage(codec: str, packet: memoryview) -> str | None:
     if codec in _NAL_CODECS and len(packet) > _ZERO_TAIL_BYTES and not any(packet[-_ZERO_TAIL_BYTES:]):
         return "frame data is partly zeroed out"
     return None
+
+
+def starts_afresh(codec: str, packet: memoryview, extradata: bytes) -> bool:
+    """Whether no picture after this keyframe refers to one before it, in its data or in its bookkeeping.
+
+    In H.264 only an IDR picture guarantees that. At any other keyframe, pictures from before it may still be
+    named: by pictures that come later in the file but are shown before the keyframe (which no decoder shows if
+    it starts here), and by commands to forget a picture.
+
+    Args:
+        codec: FFmpeg's name of the codec.
+        packet: A packet that the container marks as a keyframe.
+        extradata: The codec's header from the container, which tells how units are separated.
+    """
+    if codec != "h264":
+        return True
+    kinds = (packet[start] & 31 for start in _nal_starts(packet, extradata))
+    return next((kind for kind in kinds if 1 <= kind <= _H264_IDR), _H264_IDR) == _H264_IDR
+
+
+def _nal_starts(packet: memoryview, extradata: bytes) -> Iterator[int]:
+    """The offsets of the first bytes of an H.264 packet's units."""
+    if len(extradata) > 4 and extradata[0] == 1:  # every unit is preceded by its length
+        n_bytes, position = (extradata[4] & 3) + 1, 0
+        while position + n_bytes < len(packet):
+            yield position + n_bytes
+            position += n_bytes + int.from_bytes(packet[position : position + n_bytes], "big")
+        return
+    data, position = bytes(packet), 0
+    while (position := data.find(b"\0\0\1", position) + 3) > 2 and position < len(data):
+        yield position
 
 
 def _vp9_shows(first_byte: int) -> bool:

@@ -147,6 +147,8 @@ def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
         BreakError: Something is inconsistent, so that none of the read frames can be trusted.
     """
     with open_clip(path) as clip:
+        if index.has_open_groups:
+            clip.allow_missing_references()
         for keyframe, last in _runs(index, sorted(slots)):
             for frame_index, frame in _decode_run(clip, index, keyframe, last):
                 if frame_index in slots:
