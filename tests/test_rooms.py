@@ -16,7 +16,7 @@ import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
 PLAN = ROOT / "docs" / "architecture.md"
-GROUND = {"errors", "progress", "visibility", "_version"}
+GROUND = {"bounded_files", "errors", "limits", "progress", "visibility", "_version"}
 """Every room may import these."""
 
 pytestmark = pytest.mark.skipif(not PLAN.exists(), reason="needs the source tree")

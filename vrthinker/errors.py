@@ -117,6 +117,11 @@ def _quoted(value: object) -> str:
         return f"a value of type {_short(type(value).__name__, _MAX_NAME_CHARS)}"
 
 
+def one_line(text: str) -> str:
+    """The beginning of a text that somebody else may have written, as one printable line for a message."""
+    return _short(text, _MAX_MESSAGE_CHARS)
+
+
 def _short(text: str, limit: int) -> str:
     """The beginning of a text on one printable line, with dots if it was cut."""
     line = _printable(text[: limit + 1])

@@ -90,15 +90,25 @@ def test_a_torn_last_line_is_passed_over_and_removed(cut: int, tail: bytes) -> N
 @pytest.mark.parametrize(
     ("line", "said"),
     [
-        ("{", "line 2 is no JSON"),
+        ("{", "line 2: not JSON"),
         ("[1]", "line 2 has no step"),
         ('{"loss/sft": 1}', "line 2 has no step"),
-        ('{"step": 1}', "line 2 has step 1 after step 1"),
+        ('{"step": true, "time_seconds": 2}', "line 2 has no step"),
+        ('{"step": 2}', "line 2 has no time_seconds"),
+        ('{"step": 2, "time_seconds": null}', "line 2 has time_seconds: None, wanted: a number"),
+        ('{"step": 2, "time_seconds": 2, "loss/sft": "low"}', "line 2 has loss/sft: 'low', wanted: a number"),
+        ('{"step": 2, "time_seconds": 2, "loss/sft": [[1]]}', r"line 2 has loss/sft: \[\[1\]\], wanted"),
+        ('{"step": 2, "time_seconds": 2, "loss/sft": NaN}', "line 2: not JSON"),
+        ("[" * 100_000, "line 2: not JSON that can be used .more than 64 levels"),
+        ('{"step": ' + "9" * 5000 + "}", "line 2: not JSON that can be used .a number of 5000"),
+        (" " * (1 << 20) + "{}", ":2: got more than 1048576 bytes"),
+        ('{"step": 1, "time_seconds": 2}', "line 2 has step 1 after step 1"),
     ],
 )
 def test_other_lines_are_named(tmp_path: Path, line: str, said: str) -> None:
     path = tmp_path / "m"
-    path.write_text(f'{{"step": 1}}\n{line}\n{{"step": 3}}\n')
+    before, after = (f'{{"step": {step}, "time_seconds": 1.5}}' for step in (1, 3))
+    path.write_text(f"{before}\n{line}\n{after}\n")
     with pytest.raises(InputError, match=said):
         MetricsFile(path)
     assert path.read_text().count("\n") == 3

@@ -374,6 +374,9 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{")
     with pytest.raises(InputError, match="no run to resume"):
         resume_settings(tmp_path)
+    (tmp_path / "config.json").write_text("[" * 100_000)
+    with pytest.raises(InputError, match=r"no run to resume \(.*more than 64 levels"):
+        resume_settings(tmp_path)
     (tmp_path / "config.json").write_text('{"model": "x", "grpo": 1}')
     with pytest.raises(InputError, match="cold start: phases"):
         resume_settings(tmp_path)
@@ -551,7 +554,7 @@ def test_settings_errors_name_the_key(values: dict[str, Any], key: str) -> None:
 
 
 def test_recipes_that_are_none(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"recipe 'nanno': No such file or directory; there is nano"):
+    with pytest.raises(InputError, match=r"recipe 'nanno': not known; there is nano"):
         load_recipe("nanno")
     for name, content in (
         ("list.yaml", b"- 1\n"),
@@ -565,8 +568,10 @@ def test_recipes_that_are_none(tmp_path: Path) -> None:
             load_recipe(str(tmp_path / name))
         assert "\n" not in str(caught.value)
     (tmp_path / "folder.yaml").mkdir()
-    with pytest.raises(InputError, match="directory"):
+    with pytest.raises(InputError, match="not a file"):
         load_recipe(str(tmp_path / "folder.yaml"))
+    with pytest.raises(InputError, match=r"gone\.yaml: cannot be read \(No such file"):
+        load_recipe(str(tmp_path / "gone.yaml"))
 
 
 def test_the_papers_settings_are_the_defaults(taught: Path) -> None:

@@ -145,6 +145,26 @@ def test_a_stages_own_state_comes_back(run: Path) -> None:
     assert got == [{"drawn": 7}]
 
 
+@pytest.mark.parametrize(
+    "state",
+    [
+        {},
+        {"skipped_steps": 0, "bad_in_a_row": 0},
+        {"skipped_steps": "0", "bad_in_a_row": 0, "stage": {}},
+        {"skipped_steps": 0, "bad_in_a_row": -1, "stage": {}},
+        {"skipped_steps": True, "bad_in_a_row": 0, "stage": {}},
+        {"skipped_steps": 0, "bad_in_a_row": 0, "stage": []},
+    ],
+)
+def test_a_checkpoint_with_another_state_is_one_line(run: Path, state: dict[str, Any]) -> None:
+    checkpoint = train(run, steps=2).checkpoint
+    assert checkpoint is not None
+    record = json.loads((checkpoint / STATE_FILE).read_text())
+    (checkpoint / STATE_FILE).write_text(json.dumps(record | {"state": state}))
+    with pytest.raises(InputError, match="step-00000002: its state is not that of a training run"):
+        train(run, steps=3)
+
+
 def test_another_model_is_refused_before_anything_changes(run: Path) -> None:
     train(run, steps=2)
     before = {path: path.read_bytes() for path in run.rglob("*") if path.is_file()}

@@ -20,11 +20,13 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.bounded_files import parse_json, read_lines
+from vrthinker.errors import InputError, VRThinkerError, one_line
 from vrthinker.records.files import replace_file, spare_name, write_whole
 
 METRICS_FILE = "metrics.jsonl"
 _RESERVED = ("step", "time_seconds")
+_MAX_LINE_BYTES = 1 << 20
 
 
 class MetricsFile:
@@ -123,25 +125,34 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     Raises:
         InputError: The file cannot be read, or a complete line is not one of metrics.
     """
-    try:
-        content = path.read_bytes()
-    except OSError as error:
-        raise InputError(f"{path}: cannot be read ({error.strerror})") from None
-    *whole, _torn = content.split(b"\n")
     lines: list[dict[str, Any]] = []
-    for number, text in enumerate(whole, start=1):
-        try:
-            line = json.loads(text)
-        except ValueError as error:
-            raise InputError(f"{path}: line {number} is no JSON ({error}); remove it") from None
-        if not isinstance(line, dict) or not isinstance(line.get("step"), int):
-            raise InputError(f"{path}: line {number} has no step; it is no metrics file")
+    for number, text in read_lines(path, _MAX_LINE_BYTES):
+        if not text.endswith(b"\n"):
+            break  # a killed writer's
+        line = _line(text, f"{path}: line {number}")
         if lines and line["step"] <= lines[-1]["step"]:
             raise InputError(
                 f"{path}: line {number} has step {line['step']} after step {lines[-1]['step']}; remove one"
             )
         lines.append(line)
     return lines
+
+
+def _line(text: bytes, where: str) -> dict[str, Any]:
+    """Reads one line, and checks that it is one of metrics."""
+    try:
+        line = parse_json(text, where)
+    except InputError as error:
+        raise InputError(f"{error}; remove it") from None
+    if not isinstance(line, dict) or type(line.get("step")) is not int:
+        raise InputError(f"{where} has no step; it is no metrics file")
+    for name, value in line.items():
+        if (value is not None or name == "time_seconds") and type(value) not in (int, float):
+            got = one_line(f"{name}: {value!r}")
+            raise InputError(f"{where} has {got}, wanted: a number; remove the line")
+    if "time_seconds" not in line:
+        raise InputError(f"{where} has no time_seconds; it is no metrics file")
+    return line
 
 
 def _finite(value: float) -> float | None:

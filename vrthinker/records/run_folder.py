@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
-from vrthinker.errors import InputError
+from vrthinker.bounded_files import read_json
+from vrthinker.errors import InputError, one_line
 from vrthinker.records.files import replace_file
 
 _ABSENT = object()
@@ -27,15 +29,15 @@ def adopt_run(path: Path, run: Mapping[str, Any], ignore: Collection[str], outpu
             values.
         VRThinkerError: The configuration could not be written.
     """
-    try:
-        stored = json.loads(path.read_bytes())
-    except FileNotFoundError:
+    if not os.path.lexists(path):
         text = json.dumps(run, indent=2, ensure_ascii=False) + "\n"
         # A lone surrogate is written as JSON's escape.
         replace_file(path, text.encode("utf-8", "backslashreplace"))
         return
-    except (OSError, ValueError, RecursionError) as error:
-        raise InputError(f"{path}: cannot be read ({error}); restore it or choose another output") from None
+    try:
+        stored = read_json(path)
+    except InputError as error:
+        raise InputError(f"{error}; restore it or choose another output") from None
     if not isinstance(stored, dict):
         raise InputError(
             f"{path}: got {type(stored).__name__}, allowed: a JSON object; choose another output"
@@ -76,4 +78,6 @@ def _ignored(key: str, ignore: Collection[str]) -> bool:
 
 
 def _spell(flat: Mapping[str, object], keys: list[str]) -> str:
-    return ", ".join(f"{key}={json.dumps(flat[key]) if key in flat else 'nothing'}" for key in keys)
+    return ", ".join(
+        f"{one_line(key)}={one_line(json.dumps(flat[key])) if key in flat else 'nothing'}" for key in keys
+    )

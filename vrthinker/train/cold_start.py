@@ -22,15 +22,16 @@ from pathlib import Path
 from typing import Annotated, Any, Literal
 
 import torch
-import yaml
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vrthinker.bounded_files import read_json, read_yaml
+from vrthinker.engine.hf.checkpoint import resolve_checkpoint
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
+from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.errors import InputError, first_problem
+from vrthinker.errors import InputError, first_problem, one_line
 from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss_from_hidden
@@ -54,6 +55,8 @@ NANO = "nano-from-nothing"
 """The value of `model` that starts from the nano judge's random weights."""
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 """Suffixes of files that are not copied from the base model to the trained judge."""
+_MAX_SEED, _MAX_STEPS = 1 << 40, 1 << 40
+"""Above these, numbers that are computed from them would not fit into 64 bits."""
 
 
 # Settings
@@ -68,7 +71,7 @@ class Phase(_Settings):
 
     name: str = Field("cold-start", pattern=r"^[a-z0-9][a-z0-9-]*$")
     traces: Annotated[TraceSource, Field(discriminator="kind")]
-    steps: int | None = Field(None, ge=1)
+    steps: int | None = Field(None, ge=1, le=_MAX_STEPS)
     """Number of optimizer steps; one pass over the traces by default."""
     batch_size: int = Field(32, ge=1)
     """Number of sequences per step. The paper uses 32 (accumulated one by one)."""
@@ -89,11 +92,15 @@ class ColdStartSettings(_Settings):
     @classmethod
     def _from_anywhere(cls, model: str) -> str:
         """Makes a path absolute, because a run may be resumed from another folder."""
-        folder = Path(model).expanduser()
-        return str(folder.absolute()) if model != NANO and folder.exists() else model
+        try:
+            folder = Path(model).expanduser()
+            return str(folder.absolute()) if model != NANO and folder.exists() else model
+        except (OSError, RuntimeError):
+            # A name that no file can have, or the home of an unknown user: loading the model says so.
+            return model
 
     phases: tuple[Phase, ...] = Field(min_length=1)
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
     """Seed of generated traces, of the order of batches, and of random initial weights."""
     optimizer: OptimizerSettings = OptimizerSettings()
     train_vision: bool = True
@@ -113,16 +120,14 @@ def load_recipe(name: str) -> dict[str, Any]:
     Raises:
         InputError: There is no such recipe, or it is not a YAML mapping.
     """
-    path = RECIPES / f"{name}.yaml" if not name.endswith((".yaml", ".yml")) else Path(name)
-    try:
-        loaded = yaml.safe_load(path.read_text("utf-8"))
-    except OSError as error:
-        known = ", ".join(sorted(recipe.stem for recipe in RECIPES.glob("*.yaml")))
-        raise InputError(
-            f"recipe {name!r}: {error.strerror}; there is {known}, or give a .yaml file"
-        ) from None
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: not YAML ({str(error).splitlines()[0]})") from None
+    path = Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+        if name not in known:
+            got = one_line(repr(name))
+            raise InputError(f"recipe {got}: not known; there is {', '.join(known)}, or give a .yaml file")
+        path = RECIPES / f"{name}.yaml"
+    loaded = read_yaml(path)
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: got {type(loaded).__name__}, wanted a mapping of settings")
     return loaded
@@ -212,8 +217,8 @@ def resume_settings(run: Path) -> ColdStartSettings:
         InputError: The folder does not hold a run of this stage.
     """
     try:
-        return cold_start_settings(json.loads((run / CONFIG_FILE).read_text("utf-8")))
-    except (OSError, ValueError) as error:
+        return cold_start_settings(read_json(run / CONFIG_FILE))
+    except InputError as error:
         raise InputError(f"{run}: no run to resume ({error})") from None
 
 

@@ -40,6 +40,7 @@ from vrthinker.world.world import FIRST_FRAMES, PairTruth, WorldConfig
 
 _SHARD_PAIRS = 250
 _CACHE_BYTES = 64 << 20
+_MAX_PAIRS, _MAX_SEED = 10_000_000, 1 << 40
 
 
 class _Settings(BaseModel):
@@ -51,9 +52,9 @@ class WorldTraces(_Settings):
 
     kind: Literal["world"] = "world"
     world: WorldConfig = WorldConfig()
-    pairs: int = Field(ge=1)
+    pairs: int = Field(ge=1, le=_MAX_PAIRS)
     """Number of pairs, each of which gives one trace, before filtering."""
-    seed: int = Field(0, ge=0)
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
     """Seed of the pairs, added to the run's seed. The sum should differ from seeds that are evaluated on."""
     mix: BehaviorMix = BehaviorMix()
     """The oracle's behaviours and their weights."""

@@ -32,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from safetensors import SafetensorError
 from safetensors.torch import save_file
 
+from vrthinker.bounded_files import read_json
 from vrthinker.errors import InputError, VRThinkerError, first_problem
 from vrthinker.records.files import sync_folder
 from vrthinker.train.loop.checkpoint_tensors import model_tensors, optimizer_tensors, put_back
@@ -219,12 +220,12 @@ def _write(
 
 def _record(path: Path) -> _Record:
     """Reads state.json, and checks that the checkpoint's files exist with the right sizes."""
+    if not os.path.lexists(path / STATE_FILE):
+        raise InputError(f"{path}: unfinished, it has no {STATE_FILE}")
     try:
-        record = _Record.model_validate_json((path / STATE_FILE).read_bytes())
-    except FileNotFoundError:
-        raise InputError(f"{path}: unfinished, it has no {STATE_FILE}") from None
-    except OSError as error:
-        raise InputError(f"{path}: {STATE_FILE} cannot be read ({error.strerror})") from None
+        record = _Record.model_validate(read_json(path / STATE_FILE))
+    except InputError as error:
+        raise InputError(f"{path}: {STATE_FILE} is damaged ({error})") from None
     except ValidationError as error:
         raise InputError(f"{path}: {STATE_FILE} is damaged ({first_problem(error, '')})") from None
     if _folder_name(record.step) != path.name or record.files.keys() != {MODEL_FILE, OPTIMIZER_FILE}:

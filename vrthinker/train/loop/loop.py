@@ -36,6 +36,7 @@ from vrthinker.records.metrics_file import METRICS_FILE, MetricsFile
 from vrthinker.records.run_lock import lock_run
 from vrthinker.train.loop.checkpoint import (
     CHECKPOINTS_FOLDER,
+    Checkpoint,
     latest_checkpoint,
     load_checkpoint,
     remove_leftovers,
@@ -217,11 +218,12 @@ class _Loop:
                     f"{found.path}: has {found.step} steps, more than the {self._settings.steps} asked for; "
                     "ask for at least as many, or choose another run folder"
                 )
+            skipped, bad_in_a_row, stage = _stored_state(found)
             load_checkpoint(found, self._model, self._optimizer)
-            self.skipped, self._bad_in_a_row = found.state["skipped_steps"], found.state["bad_in_a_row"]
+            self.skipped, self._bad_in_a_row = skipped, bad_in_a_row
             self.step, self._saved_step, self.checkpoint = found.step, found.step, found.path
             if load_state is not None:
-                load_state(found.state["stage"])
+                load_state(stage)
         elif any((self._run / CHECKPOINTS_FOLDER).glob("step-*")):
             raise VRThinkerError(
                 f"{self._run}: none of its checkpoints is whole; remove {CHECKPOINTS_FOLDER} to begin again, "
@@ -301,6 +303,17 @@ class _Loop:
             keep=self._settings.keep_checkpoints,
         )
         self._saved_step = self.step
+
+
+def _stored_state(checkpoint: Checkpoint) -> tuple[int, int, dict[str, Any]]:
+    """What `_Loop.save` wrote about the run: skipped steps, those of them in a row, the stage's state."""
+    counts = [checkpoint.state.get(name) for name in ("skipped_steps", "bad_in_a_row")]
+    stage = checkpoint.state.get("stage")
+    if not all(type(count) is int and count >= 0 for count in counts) or not isinstance(stage, dict):
+        raise InputError(
+            f"{checkpoint.path}: its state is not that of a training run; remove this checkpoint, then resume"
+        )
+    return counts[0], counts[1], stage  # type: ignore[return-value]
 
 
 @contextlib.contextmanager
