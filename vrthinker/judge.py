@@ -188,24 +188,23 @@ class Judge:
         Raises:
             InputError: The checkpoint, a template or a setting cannot be used.
         """
+        from vrthinker.engine.hf.checkpoint import grid, load_config, resolve_checkpoint
         from vrthinker.engine.hf.engine import HFEngine
-        from vrthinker.engine.hf.model import resolve_checkpoint
 
         folder = resolve_checkpoint(model)
         stored = load_judge_settings(folder)
         prompts = Path(templates) if templates is not None else folder / PROMPTS_FOLDER
         loaded_templates = _load_templates(prompts, required=templates is not None)
-        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings)
-        engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
-        grid = {"patch_size": engine.model.patch_size, "merge_size": engine.model.merge_size}
-        if stored is None:
-            settings = _override(settings, None, {}, **grid)
-        for name, wanted in grid.items():
-            got = getattr(settings.resize, name)
+        # Everything about the checkpoint that can be refused is refused before its weights are loaded.
+        sizes = grid(load_config(folder))
+        for name, wanted in sizes.items():
+            got = wanted if stored is None else getattr(stored.resize, name)
             if got != wanted:
                 raise InputError(
                     f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}"
                 )
+        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings, **sizes)
+        engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
         return cls(engine, settings, templates=loaded_templates)
 
     @classmethod

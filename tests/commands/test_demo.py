@@ -11,7 +11,7 @@ from cli_run import vrthinker
 from clips import make_clip
 
 from vrthinker.commands.demo import demo_pair
-from vrthinker.engine.hf.model import NANO_FOLDER
+from vrthinker.engine.hf.checkpoint import NANO_FOLDER
 from vrthinker.episode.dimensions import Preference
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.judge import FOREIGN_NOTE, Judge

@@ -15,7 +15,7 @@ from cli_run import vrthinker
 from vrthinker.data.pairs import Pair
 from vrthinker.doctor import numerics as drift
 from vrthinker.engine.hf import model as hf_model
-from vrthinker.engine.hf.model import NANO_FOLDER
+from vrthinker.engine.hf.checkpoint import NANO_FOLDER
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.settings import SETTINGS_FILE
 from vrthinker.errors import InputError

@@ -562,13 +562,13 @@ def drop_a_weight(folder: Path) -> None:
     [
         (lambda folder: (folder / "config.json").unlink(), "no config.json"),
         (lambda folder: (folder / "model.safetensors").unlink(), "safetensors"),
-        (lambda folder: (folder / "config.json").write_text("{"), "not a loadable checkpoint"),
+        (lambda folder: (folder / "config.json").write_text("{"), "not JSON that can be used"),
         (lambda folder: (folder / "config.json").write_text('{"model_type": "bert"}'), "model_type"),
         (
             lambda folder: (folder / "model.safetensors").write_bytes(b"\xff" * 64),
             "not a loadable checkpoint",
         ),
-        (lambda folder: (folder / "tokenizer.json").write_text("[]"), "not a loadable checkpoint"),
+        (edit_json("tokenizer.json", added_tokens=7), "not a loadable checkpoint"),
         (drop_a_weight, "weights missing.*q_proj"),
         (edit_json("config.json", _attn_implementation="attacker/kernel"), "attn_implementation: got"),
         (edit_json("config.json", quantization_config={"quant_method": "fp8"}), "quantised"),

@@ -7,12 +7,12 @@ paper's settings.
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
 
+from vrthinker.bounded_files import read_json
 from vrthinker.engine.base import MIN_TEMPERATURE
 from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName
 from vrthinker.errors import InputError, first_problem
@@ -77,7 +77,7 @@ class JudgeSettings(BaseModel):
     """The settings that the checkpoint was trained with."""
     dataset: DatasetName = DEFAULT_DATASET
     """The dataset whose names and explanations of the dimensions the prompt uses if a pair has no dataset."""
-    note: str | None = None
+    note: str | None = Field(None, max_length=1000)
     """A line about the checkpoint that is added to every verdict."""
     clips: Literal["any", "synthetic"] = "any"
     """The clips that it was trained to judge. With `synthetic` (the package's synthetic world), a verdict
@@ -93,11 +93,8 @@ def load_judge_settings(folder: Path) -> JudgeSettings | None:
     path = folder / SETTINGS_FILE
     if not path.is_file():
         return None
-    if path.stat().st_size > MAX_SETTINGS_BYTES:
-        raise InputError(f"{path}: got {path.stat().st_size} bytes, allowed: up to {MAX_SETTINGS_BYTES}")
+    content = read_json(path, MAX_SETTINGS_BYTES)
     try:
-        return JudgeSettings.model_validate(json.loads(path.read_text("utf-8")))
+        return JudgeSettings.model_validate(content)
     except ValidationError as error:
         raise InputError(f"{path}: {first_problem(error)}; see docs/checkpoints.md") from None
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{path}: not JSON ({str(error)[:80]})") from None

@@ -18,9 +18,10 @@ from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from vrthinker.bounded_files import read_json
 from vrthinker.data.pairs import load_pairs
 from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError, one_line, unwritable
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.metrics import ScoredPair, by_group, difference, from_trajectory, measure
 from vrthinker.evals.retrieval import Retrieval, tools_for
@@ -115,7 +116,7 @@ def evaluate_world(
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{out}: the folder cannot be made ({error.strerror}); name another") from None
+        raise unwritable(out, error, "name another", failed="the folder cannot be made") from None
     adopt_run(out / RUN_FILE, run, (), out)
     truths = make_world(out / "world", PRESETS[difficulty], pairs=limit, seed=seed, prefix=difficulty)
     trajectories: dict[Retrieval, dict[str, Trajectory]] = {}
@@ -135,11 +136,11 @@ def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
         InputError: The folder does not hold a run.
     """
     try:
-        run = json.loads((out / RUN_FILE).read_text("utf-8"))
+        run = read_json(out / RUN_FILE)
         config = WorldConfig.model_validate(run["world"])
         truths = sample_world(config, int(run["limit"]), int(run["seed"]), str(run["difficulty"]))
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise InputError(f"{out}: no run of `vrthinker eval world` ({error})") from None
+    except (ValueError, KeyError, TypeError) as error:
+        raise InputError(f"{out}: no run of `vrthinker eval world` ({one_line(str(error))})") from None
     ways = [way for way in Retrieval if (out / f"{way.value}.jsonl").is_file()]
     if Retrieval.OWN not in ways:
         raise InputError(f"{out}: has no episode yet; `vrthinker eval world` goes on with it")
@@ -186,8 +187,8 @@ def report_of(
 
 def _weights(judge: Judge) -> str | None:
     """A fingerprint of the judge's weights; None if they are not local files."""
+    from vrthinker.engine.hf.checkpoint import weights_fingerprint
     from vrthinker.engine.hf.engine import HFEngine
-    from vrthinker.engine.hf.model import weights_fingerprint
 
     return weights_fingerprint(judge.engine.model.folder) if isinstance(judge.engine, HFEngine) else None
 
@@ -210,6 +211,8 @@ def _run(
     on_episode(way.value, done, len(pairs))
     if not todo:
         return recorded
+    if path.is_fifo():  # opening it would wait for a reader
+        raise InputError(f"{path}: got a pipe, allowed: a file of episodes")
     with path.open("ab") as stream:
         for finished in judge.judge_pairs(todo, seed=seed, tools=tools_for(way)):
             done += 1

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, Self
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from vrthinker.errors import InputError
+from vrthinker.limits import MAX_FRAME_PIXELS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -24,9 +25,9 @@ class ResizeSettings(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
 
-    patch_size: int = Field(default=14, ge=1)
+    patch_size: int = Field(default=14, ge=1, le=256)
     """Side of a vision patch in pixels."""
-    merge_size: int = Field(default=2, ge=1)
+    merge_size: int = Field(default=2, ge=1, le=16)
     """Number of patches per side that the model merges into one token."""
     min_pixels: int = Field(default=56 * 56, ge=1)
     """A frame with fewer pixels than this is enlarged."""
@@ -38,6 +39,11 @@ class ResizeSettings(BaseModel):
         if self.min_pixels > self.max_pixels:
             raise ValueError(
                 f"min_pixels: got {self.min_pixels}, allowed: at most max_pixels ({self.max_pixels})"
+            )
+        if self.max_pixels > MAX_FRAME_PIXELS.value:
+            raise ValueError(
+                f"max_pixels: got {self.max_pixels}, allowed: up to {MAX_FRAME_PIXELS.value}; "
+                f"{MAX_FRAME_PIXELS.how_to_raise}"
             )
         if self.max_pixels < self.multiple**2:
             raise ValueError(

@@ -26,10 +26,11 @@ from typing import Any
 import torch
 
 from vrthinker.engine.base import Engine, FinishReason, Message, RoundRequest, RoundResult, Session
+from vrthinker.engine.hf.checkpoint import resolve_checkpoint
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.features import FeatureCache
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.engine.hf.model import VisionLanguageModel, resolve_checkpoint
+from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.engine.hf.rows import SessionRows
 from vrthinker.engine.hf.sampling import Draw, FormCursor, round_uniforms, sample
 from vrthinker.engine.hf.session import RoundState, SessionState

@@ -16,6 +16,8 @@ from vrthinker.errors import InputError
 
 _REMEMBERED_CHARACTERS = 8_000_000
 """The most characters of text whose ids are kept. Labels, roles, options and prompts are encoded often."""
+_ROUND = "<think>frame 12, 0.5 s</think>\n<answer>TA=1, VQ=0, MQ=2, OA=1</answer>"
+"""A text that every tokenizer must encode and decode without loss."""
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -51,6 +53,10 @@ class Markup:
         self.image_pad = known["<|image_pad|>"]
         self._remembered: dict[str, tuple[int, ...]] = {}
         self._remembered_characters = 0
+        for text in ("\n", "assistant\n", _ROUND):
+            got = self.decode(self.encode(text))
+            if got != text:
+                raise InputError(f"tokenizer: {text!r} comes back as {got[:80]!r}; it cannot write a round")
         self.newline = self.encode("\n")
         self.generation_prompt = [self.turn_start, *self.encode("assistant\n")]
 

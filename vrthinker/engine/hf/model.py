@@ -7,8 +7,6 @@ never run.
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -20,20 +18,10 @@ import numpy as np
 import torch
 
 from vrthinker.engine.hf.cache import KVCache
+from vrthinker.engine.hf.checkpoint import FAMILIES, check_size, load_config, unloadable
 from vrthinker.engine.hf.patch_embed import use_patch_product
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
-
-FAMILIES = {"qwen2_5_vl": "qwen2.5-vl", "qwen3_vl": "qwen3-vl"}
-_MAX_CONFIG_BYTES = 4 << 20
-_HASHED_BYTES = 64 << 20
-_PLAIN = (None, "eager", "sdpa", "flash_attention_2")
-_CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "vrthinker_prompts/*"]
-
-
-NANO = "nano"
-"""The name of the judge that ships with the package."""
-NANO_FOLDER = Path(__file__).parents[2] / "checkpoints" / "nano"
 
 
 @dataclass(frozen=True)
@@ -58,55 +46,6 @@ class FrameFeatures:
         return FrameFeatures(self.embeds.clone(), tuple(layer.clone() for layer in self.deepstack))
 
 
-def resolve_checkpoint(model: str | Path) -> Path:
-    """The folder of a checkpoint.
-
-    Args:
-        model: A local folder, which is returned as it is; `nano`, the judge that ships with the package; or a
-            hub id, which is fetched.
-
-    Raises:
-        InputError: `model` is neither a folder with safetensors weights nor a hub id that can be fetched.
-    """
-    folder = Path(model).expanduser()
-    if str(model) == NANO and not folder.exists():
-        folder = NANO_FOLDER
-    if folder.exists() or str(model).startswith((".", "/", "~")):
-        if not folder.is_dir():
-            raise InputError(f"{model}: not a checkpoint folder; give a folder or a hub id")
-    else:
-        folder = _fetch(str(model))
-    if not (folder / "config.json").is_file():
-        raise InputError(f"{model}: no config.json in it; give the folder of a transformers checkpoint")
-    if not any(folder.glob("*.safetensors")):
-        raise InputError(f"{model}: no *.safetensors weights in it; other formats are not loaded")
-    return folder
-
-
-def _refuse_hostile_files(folder: Path) -> None:
-    """Refuses files that make transformers load code, or weights from elsewhere or in another format."""
-    path = folder / "config.json"
-    if path.stat().st_size > _MAX_CONFIG_BYTES:
-        raise InputError(f"config.json: got {path.stat().st_size} bytes, allowed: up to {_MAX_CONFIG_BYTES}")
-    if (folder / "adapter_config.json").exists():
-        raise InputError("adapter_config.json: adapters are not loaded; merge them into the weights")
-    pending: list[object] = [json.loads(path.read_text("utf-8"))]
-    while pending:
-        value = pending.pop()
-        if isinstance(value, dict):
-            pending += value.values()
-            for key in value:
-                if (
-                    key.startswith(("_attn_implementation", "attn_implementation"))
-                    and value[key] not in _PLAIN
-                ):
-                    raise InputError(f"config.json: {key}: got {value[key]!r}, allowed: {_PLAIN}")
-                if key == "quantization_config" and value[key] is not None:
-                    raise InputError("config.json: quantization_config: quantised weights are not supported")
-        elif isinstance(value, list):
-            pending += value
-
-
 def _three(values: object, name: str) -> tuple[float, float, float]:
     """Checks a mean or standard deviation, one number per colour."""
     numbers = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
@@ -116,37 +55,12 @@ def _three(values: object, name: str) -> tuple[float, float, float]:
     return numbers
 
 
-def _fetch(name: str) -> Path:
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import HFValidationError
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=_CHECKPOINT_FILES))
-    except HFValidationError:
-        raise InputError(f"{name}: neither a folder nor a hub id") from None
-    except Exception as error:
-        cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-        raise InputError(f"{name}: not a folder here, and the hub did not give it ({cause})") from None
-
-
-def weights_fingerprint(folder: Path) -> str:
-    """A SHA-256 to tell checkpoints of one name apart: of the weights; of size and time for large ones."""
-    digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
-        status = path.stat()
-        digest.update(f"{path.name}:{status.st_size}:".encode())
-        if status.st_size <= _HASHED_BYTES:
-            digest.update(path.read_bytes())
-        else:
-            digest.update(str(status.st_mtime_ns).encode())
-    return digest.hexdigest()[:16]
-
-
 class VisionLanguageModel:
     """A loaded checkpoint.
 
     Args:
-        folder: The checkpoint folder (see `resolve_checkpoint`).
+        folder: The checkpoint folder (see `resolve_checkpoint`). Its files are checked first
+            (`checkpoint.py`).
         device: The device that the model runs on.
         dtype: The dtype of weights and activations: bfloat16, float16 or float32.
 
@@ -155,7 +69,7 @@ class VisionLanguageModel:
     """
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoConfig, AutoModelForImageTextToText, AutoTokenizer
+        from transformers import AutoModelForImageTextToText, AutoTokenizer
 
         # `from transformers import AutoImageProcessor` gives a stand-in that requires torchvision (5.17).
         from transformers.models.auto.image_processing_auto import AutoImageProcessor
@@ -164,9 +78,8 @@ class VisionLanguageModel:
         transformers_logging.disable_progress_bar()
         self.folder, self.device, self.dtype = folder, device, dtype
         try:
-            _refuse_hostile_files(folder)
-            config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
-            self._check_family(config)
+            config = load_config(folder)
+            check_size(config, folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
             self.mean, self.std = _three(processor.image_mean, "mean"), _three(processor.image_std, "std")
@@ -190,25 +103,10 @@ class VisionLanguageModel:
             self.max_positions = int(text.max_position_embeddings)
             self.patch_size, self.merge_size = int(vision.patch_size), int(vision.spatial_merge_size)
             self.temporal_patch_size = int(vision.temporal_patch_size)
-            if self.max_positions < 2:
-                raise InputError(f"max_position_embeddings: got {self.max_positions}, allowed: 2 and above")
-        except InputError as error:
-            raise InputError(f"{folder}: {error}") from None
-        except Exception as error:  # a checkpoint is untrusted: its files may provoke any error
-            cause = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
-            raise InputError(
-                f"{folder}: not a loadable checkpoint ({type(error).__name__}: {cause})"
-            ) from None
-
-    @staticmethod
-    def _check_family(config: Any) -> None:
-        if config.model_type not in FAMILIES:
-            allowed = ", ".join(FAMILIES)
-            raise InputError(f"model_type: got {config.model_type!r}, allowed: {allowed}")
-        if "sliding_attention" in (getattr(config.text_config, "layer_types", None) or ()):
-            raise InputError(
-                "config: sliding-window attention layers are not supported; allowed: full attention"
-            )
+        except BaseException as error:  # a tokenizer's panic is no Exception
+            if isinstance(error, KeyboardInterrupt | SystemExit):
+                raise
+            raise unloadable(folder, error) from None
 
     @staticmethod
     def _check_complete(loading: Any) -> None:

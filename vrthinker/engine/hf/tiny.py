@@ -24,7 +24,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from vrthinker.engine.hf.tiny_corpus import tiny_corpus
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, unwritable
 
 TinyFamily = Literal["qwen2.5-vl", "qwen3-vl"]
 
@@ -101,7 +101,7 @@ def make_tiny(
     try:
         scratch.mkdir(parents=True)
     except OSError as error:
-        raise InputError(f"{out}: the folder cannot be made ({error.strerror}); name another") from error
+        raise unwritable(out, error, "name another", failed="the folder cannot be made") from error
     try:
         _write(scratch, family, seed, layers, initializer_range)
         try:
