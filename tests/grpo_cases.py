@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from itertools import product
 from typing import Any
 
 import torch
@@ -106,6 +107,56 @@ def run(batch: Batch, device: str = "cpu", **options: Any) -> tuple[GrpoLoss, to
     result = grpo_loss(policy, *others, **batch.options, **options)  # type: ignore[arg-type]
     (gradient,) = torch.autograd.grad(result.loss, policy)
     return result, gradient.cpu()
+
+
+GAPS = torch.cat([torch.logspace(-9, 1.5, 4000), torch.linspace(0.3, 0.4, 1000)])
+"""Sizes of ref - policy over orders of magnitude, and about where versions change their formula. Below 1e-9
+double precision loses digits itself."""
+
+
+def assert_kl_is_right_near_zero(device: str = "cpu", *, rtol: float = 2e-6) -> None:
+    """k3 and its slope against double precision, relative to their own size."""
+    gaps = torch.cat([GAPS, -GAPS])
+    result, slope = run(_only_kl(gaps), device)
+    exact = gaps.double().expm1()
+    near = {"rtol": rtol, "atol": 0.0}
+    torch.testing.assert_close(result.token_loss.cpu().double(), exact - gaps.double(), **near)
+    torch.testing.assert_close(slope.double(), -exact, **near)
+    # Two computations of the same policy: what a run begins with.
+    noise = 2e-4 * torch.randn(20_000, generator=torch.Generator().manual_seed(1))
+    mean = run(_only_kl(noise), device)[0].metrics["kl/ref"].item()
+    wanted = (noise.double().expm1() - noise.double()).mean().item()
+    assert abs(mean - wanted) <= 1e-5 * wanted
+
+
+def _only_kl(gaps: torch.Tensor) -> Batch:
+    """Tokens whose reference logprobs differ by the gaps, and whose loss is their k3."""
+    zeros, learned = torch.zeros_like(gaps), torch.ones_like(gaps, dtype=torch.bool)
+    options = {"aggregation": "token_mean", "normalizer": 1.0, "kl_weight": 1.0}
+    return Batch(zeros, zeros, gaps, zeros, learned, torch.tensor([0, len(gaps)]), options)
+
+
+def assert_what_is_not_finite_shows(device: str = "cpu") -> None:
+    """Every value that is not finite in every column of a learned token, with any sign of the advantage."""
+    columns = ("policy", "old", "ref", "advantages")
+    for where, value, advantage, kl_weight in product(
+        columns, (torch.nan, torch.inf, -torch.inf), (1.0, -1.0, 0.0), (0.0, 0.01)
+    ):
+        batch = random_batch(1, (4, 3), per_episode=False, learned=1.0, kl_weight=kl_weight)
+        batch.advantages[5] = advantage
+        getattr(batch, where)[5] = value
+        result, gradient = run(batch, device)
+        case = f"{where} {value}, advantage {advantage}, KL weight {kl_weight}"
+        counts = where != "ref" or kl_weight != 0
+        assert bool(result.loss.isnan()) == counts, case
+        wanted = [[5]] if counts else []
+        assert result.token_loss.cpu().isnan().nonzero().tolist() == wanted, case
+        assert gradient.isnan().nonzero().tolist() == wanted, case
+        assert counts or not result.metrics["kl/ref"].isfinite(), case
+        loss, token_loss, _, slope = reference_of(batch)
+        assert bool(loss.isnan()) == counts, case
+        assert token_loss.isnan().nonzero().tolist() == wanted, case
+        assert slope.isnan().nonzero().tolist() == wanted, case
 
 
 def assert_equals_reference(batch: Batch, device: str = "cpu", **options: Any) -> None:

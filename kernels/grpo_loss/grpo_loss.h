@@ -83,6 +83,36 @@ VRTHINKER_HOST_DEVICE inline float choose(bool condition, float yes, float no) {
 #endif
 }
 
+VRTHINKER_HOST_DEVICE inline bool is_finite(float value) {
+    return (float_bits(value) & 0x7fffffffU) < 0x7f800000U;
+}
+
+// Whether everything that a learned token's loss is made of is a finite number.
+template <bool kKl>
+VRTHINKER_HOST_DEVICE inline bool grpo_is_finite(float policy, float old_policy, float reference,
+                                                 float advantage, const GrpoClip& clip) {
+    const float counted = kKl ? choose(clip.kl_weight != 0.0F, reference, 0.0F) : 0.0F;
+    return is_finite(policy) & is_finite(old_policy) & is_finite(advantage) & is_finite(counted);
+}
+
+// (e^x - 1 - x) / x^2 where |x| <= ln 2 / 2. The coefficients are those of Cephes' expf.
+VRTHINKER_HOST_DEVICE inline float exp_tail(float x) {
+    float p = 1.9875691500e-4F;
+    p = p * x + 1.3981999507e-3F;
+    p = p * x + 8.3334519073e-3F;
+    p = p * x + 4.1665795894e-2F;
+    p = p * x + 1.6666665459e-1F;
+    p = p * x + 5.0000001201e-1F;
+    return p;
+}
+
+// What the KL term needs of d = ref - policy: e^d - 1, and k3 = e^d - 1 - d. Neither may be computed as a
+// difference near 0, where hardly a digit of it would be right.
+struct GrpoGap {
+    float expm1;
+    float k3;
+};
+
 struct GrpoToken {
     float loss;
     float gradient;
@@ -91,12 +121,12 @@ struct GrpoToken {
     float high;  // 1 or 0
 };
 
-// One learned token. `ratio` is exp(policy - old); `log_ratio` is ref - policy and `exp_log_ratio` its
-// exponential, both ignored without kKl. Selections, not products: a clipped token has gradient 0 even if
-// its ratio overflowed.
+// One learned token. `ratio` is exp(policy - old); `gap` is ignored without kKl. Selections, not products: a
+// clipped token has gradient 0 even if its ratio overflowed. An infinite logprob could be clipped away in the
+// same way, so a token that is not `finite` (grpo_is_finite) is NaN.
 template <bool kKl>
-VRTHINKER_HOST_DEVICE inline GrpoToken grpo_token(float ratio, float log_ratio, float exp_log_ratio,
-                                                  float advantage, const GrpoClip& clip) {
+VRTHINKER_HOST_DEVICE inline GrpoToken grpo_token(float ratio, const GrpoGap& gap, float advantage,
+                                                  bool finite, const GrpoClip& clip) {
     GrpoToken token;
     const bool below = ratio < clip.lowest_ratio;
     const bool above = ratio > clip.highest_ratio;
@@ -113,11 +143,13 @@ VRTHINKER_HOST_DEVICE inline GrpoToken grpo_token(float ratio, float log_ratio, 
     token.kl = 0.0F;
     if (kKl) {
         const bool counts = clip.kl_weight != 0.0F;
-        token.kl = exp_log_ratio - log_ratio - 1.0F;
+        token.kl = gap.k3;
         token.loss = choose(counts, token.loss + clip.kl_weight * token.kl, token.loss);
-        token.gradient =
-            choose(counts, token.gradient + clip.kl_weight * (1.0F - exp_log_ratio), token.gradient);
+        token.gradient = choose(counts, token.gradient - clip.kl_weight * gap.expm1, token.gradient);
     }
+    const float nan = float_of_bits(0x7fc00000U);
+    token.loss = choose(finite, token.loss, nan);
+    token.gradient = choose(finite, token.gradient, nan);
     return token;
 }
 

@@ -45,41 +45,47 @@ struct alignas(64) Chunk {
     float high[kChunk];
 };
 
-// e^x, less than 1 ulp off (tests/kernels/test_grpo_loss.py), NaN for NaN. Branches are selections, so that
-// loops over it become vector code. Method: x = n ln 2 + r, a polynomial in r (the coefficients of Cephes'
-// expf), and 2^n in two steps, since 2^128 and 2^-150 are no floats.
-inline float exp_float(float x) {
+struct Exponential {
+    float value;  // e^x
+    GrpoGap gap;
+};
+
+// e^x, less than 1 ulp off, and what is left of it (tests/kernels/test_grpo_loss.py); NaN for NaN. Branches
+// are selections, so that loops over it become vector code, and what a caller does not use is not computed.
+// Method: x = n ln 2 + r, a polynomial in r, and 2^n in two steps, since 2^128 and 2^-150 are no floats.
+// Where n is 0, r is x itself.
+inline Exponential exp_float(float x) {
     constexpr float kRounder = 12582912.0F;  // 1.5 * 2^23: adding it rounds to an integer in the low bits
     const float bounded = choose(x > 89.0F, 89.0F, choose(x < -104.0F, -104.0F, x));
     const float rounded = bounded * 1.44269504088896341F + kRounder;
     const float n = rounded - kRounder;
     const float r = (bounded - n * 0.693359375F) + n * 2.12194440e-4F;
-    float p = 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
-    p = p * r + 8.3334519073e-3F;
-    p = p * r + 4.1665795894e-2F;
-    p = p * r + 1.6666665459e-1F;
-    p = p * r + 5.0000001201e-1F;
-    p = (p * (r * r) + r) + 1.0F;
+    const float tail = exp_tail(r) * (r * r);
     const auto exponent = static_cast<std::int32_t>(float_bits(rounded) - float_bits(kRounder));
     const std::int32_t half = exponent >> 1;
     const auto power = [](std::int32_t k) {
         return float_of_bits(static_cast<std::uint32_t>(k + 127) << 23);
     };
-    return p * power(half) * power(exponent - half);
+    const float value = ((tail + r) + 1.0F) * power(half) * power(exponent - half);
+    const bool near = n == 0.0F;
+    const float expm1 = value - 1.0F;
+    return {value, {choose(near, tail + r, expm1), choose(near, tail, expm1 - x)}};
 }
 
+// Always a part of compute_chunk's bodies: a function of its own would be compiled for the oldest processors.
 template <bool kKl>
-inline void compute_tokens(Chunk& chunk, GrpoClip clip) {
+[[gnu::always_inline]] inline void compute_tokens(Chunk& chunk, GrpoClip clip) {
     for (int i = 0; i < kChunk; ++i) {
         // What is not learned may be NaN: it is replaced, not multiplied away.
         const bool learned = chunk.learned[i] != 0.0F;
         const float policy = choose(learned, chunk.policy[i], 0.0F);
-        const float ratio = exp_float(policy - choose(learned, chunk.old_policy[i], 0.0F));
-        const float log_ratio = kKl ? choose(learned, chunk.reference[i], 0.0F) - policy : 0.0F;
-        const float exp_log_ratio = kKl ? exp_float(log_ratio) : 0.0F;
+        const float old_policy = choose(learned, chunk.old_policy[i], 0.0F);
+        const float reference = kKl ? choose(learned, chunk.reference[i], 0.0F) : 0.0F;
         const float advantage = choose(learned, chunk.advantage[i], 0.0F);
-        const GrpoToken token = grpo_token<kKl>(ratio, log_ratio, exp_log_ratio, advantage, clip);
+        const float ratio = exp_float(policy - old_policy).value;
+        const GrpoGap gap = kKl ? exp_float(reference - policy).gap : GrpoGap{};
+        const bool finite = grpo_is_finite<kKl>(policy, old_policy, reference, advantage, clip);
+        const GrpoToken token = grpo_token<kKl>(ratio, gap, advantage, finite, clip);
         chunk.ratio[i] = choose(learned, ratio, 0.0F);
         chunk.token_loss[i] = choose(learned, token.loss, 0.0F);
         chunk.gradient[i] = choose(learned, token.gradient * chunk.weight[i], 0.0F);

@@ -38,6 +38,12 @@ inline __device__ float load_logprob(const Logprobs& column, std::int64_t token)
     return column.type == LogprobType::kBFloat16 ? BFloat16::widen(bits) : Float16::widen(bits);
 }
 
+inline __device__ GrpoGap gap_of(float d) {
+    const float expm1 = expm1f(d);
+    const bool near = d >= -0.34F && d <= 0.34F;
+    return {expm1, near ? exp_tail(d) * (d * d) : expm1 - d};
+}
+
 inline __device__ std::int64_t clamp_to_tokens(std::int64_t offset, std::int64_t tokens) {
     return offset < 0 ? 0 : (offset > tokens ? tokens : offset);
 }
@@ -131,13 +137,16 @@ __global__ void __launch_bounds__(kGrpoThreads)
         const float policy = load_logprob(in.policy, token);
         const float advantage =
             in.advantages[(in.advantage_per_episode ? episode : token) * in.advantage_stride];
-        const float ratio = expf(policy - load_logprob(in.old_policy, token));
+        const float old_policy = load_logprob(in.old_policy, token);
+        const float ratio = expf(policy - old_policy);
         GrpoToken one;
         if (in.reference.data != nullptr) {
-            const float log_ratio = load_logprob(in.reference, token) - policy;
-            one = grpo_token<true>(ratio, log_ratio, expf(log_ratio), advantage, in.clip);
+            const float reference = load_logprob(in.reference, token);
+            const bool finite = grpo_is_finite<true>(policy, old_policy, reference, advantage, in.clip);
+            one = grpo_token<true>(ratio, gap_of(reference - policy), advantage, finite, in.clip);
         } else {
-            one = grpo_token<false>(ratio, 0.0F, 0.0F, advantage, in.clip);
+            const bool finite = grpo_is_finite<false>(policy, old_policy, 0.0F, advantage, in.clip);
+            one = grpo_token<false>(ratio, GrpoGap{}, advantage, finite, in.clip);
         }
         float weight = 1.0F;
         if (in.aggregation == Aggregation::kEpisodeMean) {

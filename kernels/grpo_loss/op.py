@@ -66,8 +66,8 @@ def grpo_loss(
     """The clipped policy loss of packed episodes, with a KL term to a reference policy.
 
     All tensors are on one device (CPU or CUDA), with any strides. Everything is computed in float32. Tokens
-    outside `loss_mask` may hold anything. If a value of a learned token is not finite, the loss is NaN or
-    infinite, and nothing is raised.
+    outside `loss_mask` may hold anything. If a logprob or the advantage of a learned token is not finite, the
+    loss and the token's gradient are NaN, and nothing is raised.
 
     Args:
         policy_logprobs: The policy's logprobs, `[tokens]`, float32, bfloat16 or float16. Only this argument
@@ -79,12 +79,12 @@ def grpo_loss(
         loss_mask: True for the learned tokens, bool `[tokens]`.
         episode_offsets: The first token of each episode, int64 `[episodes + 1]`, ascending from 0 to
             `tokens`: episode e has tokens offsets[e] to offsets[e + 1]. They are checked on a CPU only,
-                because a check would
-            wait for a GPU. There, wrong offsets give wrong numbers, but no access out of bounds.
+            because a check would wait for a GPU. There, wrong offsets give wrong numbers, but no access out
+            of bounds.
         clip_low: The lower clip width: the ratio is clipped below 1 - clip_low; 0 to 1.
         clip_high: The upper clip width: the ratio is clipped above 1 + clip_high; 0 or more.
         kl_weight: The weight of k3 in a token's loss, 0 or more. At 0 the KL is measured, but not in the
-            loss.
+            loss: a reference logprob that is not finite then shows in `kl/ref` only.
         aggregation: The aggregation. `token_mean` is the mean over learned tokens. `episode_mean` is the mean
             over episodes of their means (without episodes that have no learned token). `fixed_length` is the
             sum divided by episodes * fixed_length.

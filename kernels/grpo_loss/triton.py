@@ -26,6 +26,7 @@ _SUMS = 8
 _AGGREGATIONS = {"token_mean": 0, "episode_mean": 1, "fixed_length": 2}
 EPISODE_MEAN = tl.constexpr(1)
 TOKEN_MEAN = tl.constexpr(0)
+INFINITY = tl.constexpr(float("inf"))
 
 
 @triton.jit(do_not_specialize=["tokens"])
@@ -41,6 +42,21 @@ def count_kernel(mask, mask_stride, offsets, offset_stride, learned, tokens, TIL
         count += (tl.load(mask + at * mask_stride, mask=at < end, other=0) != 0).to(tl.int32)
         begin += TILE
     tl.store(learned + episode, tl.sum(count, 0))
+
+
+@triton.jit
+def _gap(d):
+    """e^d - 1 and k3 = e^d - 1 - d. Near 0 differences would lose both, so a power series is used."""
+    tail = 1.9875691500e-4
+    tail = tail * d + 1.3981999507e-3
+    tail = tail * d + 8.3334519073e-3
+    tail = tail * d + 4.1665795894e-2
+    tail = tail * d + 1.6666665459e-1
+    tail = tail * d + 5.0000001201e-1
+    tail = tail * d * d
+    near = tl.abs(d) < 0.34
+    far = tl.exp(d) - 1.0
+    return tl.where(near, tail + d, far), tl.where(near, tail, far - d)
 
 
 @triton.jit(do_not_specialize=["tokens", "episodes", "search_steps"])
@@ -99,6 +115,8 @@ def loss_kernel(
     p = tl.load(policy + at * policy_stride, mask=used, other=0).to(tl.float32)
     o = tl.load(old + at * old_stride, mask=used, other=0).to(tl.float32)
     advantage = tl.load(advantages + advantage_at * advantage_stride, mask=used, other=0)
+    # Clipping could hide an infinite logprob. Comparisons with NaN are false.
+    finite = (tl.abs(p) < INFINITY) & (tl.abs(o) < INFINITY) & (tl.abs(advantage) < INFINITY)
     ratio = tl.exp(p - o)
     below = ratio < lowest_ratio
     above = ratio > highest_ratio
@@ -111,12 +129,14 @@ def loss_kernel(
     slope = tl.where(clip_decides, 0.0, -gain * share)
     kl = tl.zeros([TILE], tl.float32)
     if HAS_REF:
-        log_ratio = tl.load(ref + at * ref_stride, mask=used, other=0).to(tl.float32) - p
-        exp_log_ratio = tl.exp(log_ratio)
-        kl = exp_log_ratio - log_ratio - 1.0
+        r = tl.load(ref + at * ref_stride, mask=used, other=0).to(tl.float32)
+        expm1, kl = _gap(r - p)
         if kl_weight != 0.0:
+            finite = finite & (tl.abs(r) < INFINITY)
             loss += kl_weight * kl
-            slope += kl_weight * (1.0 - exp_log_ratio)
+            slope -= kl_weight * expm1
+    loss = tl.where(finite, loss, float("nan"))
+    slope = tl.where(finite, slope, float("nan"))
     loss = tl.where(used, loss, 0.0)
     tl.store(token_loss + at, loss, mask=inside)
     tl.store(gradient + at, tl.where(used, slope * weight, 0.0), mask=inside)

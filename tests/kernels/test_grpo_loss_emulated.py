@@ -79,6 +79,20 @@ def test_equal_to_cpp_under_many_orders_and_wrong_offsets_stay_in_bounds(right: 
             id="an episode too far",
         ),
         pytest.param(
+            HEADER,
+            "near ? exp_tail(d) * (d * d) : expm1 - d",
+            "expm1 - d + 0.0F * static_cast<float>(near)",
+            {WRONG},
+            id="a KL of differences",
+        ),
+        pytest.param(
+            SHARED,
+            "is_finite(policy) & is_finite(old_policy) &",
+            "is_finite(policy) &",
+            {WRONG},
+            id="an infinite ratio clipped away",
+        ),
+        pytest.param(
             HEADER, "        *workspace.ticket = 0;\n", "", {WRONG}, id="a ticket that does not start at 0"
         ),
     ],

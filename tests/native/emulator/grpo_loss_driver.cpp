@@ -1,5 +1,6 @@
 // Runs the kernels of `grpo_loss` under many seeds against the C++ version, on fresh random batches with good
-// and with wrong offsets:  grpo_loss_driver SEEDS FIRST_SEED
+// and with wrong offsets, and against double precision near the reference policy:
+//   grpo_loss_driver SEEDS FIRST_SEED
 #include "grpo_loss/grpo_loss_kernel.h"
 
 #include <cstdio>
@@ -61,6 +62,16 @@ bool same(const Filled& found, const Filled& wanted) {
     return equal;
 }
 
+void launch(const GrpoInput& in, Filled& filled, unsigned seed) {
+    const auto bytes = static_cast<std::size_t>(grpo_workspace_bytes(in.tokens, in.episodes));
+    const auto memory = std::make_unique<std::int64_t[]>(bytes / sizeof(std::int64_t) + 1);
+    std::fill_n(memory.get(), bytes / sizeof(std::int64_t) + 1, -1);
+    const GrpoWorkspace workspace = grpo_workspace(memory.get(), in.tokens, in.episodes);
+    const auto tiles = static_cast<unsigned>(std::max<std::int64_t>(grpo_tiles(in.tokens), 1));
+    emulator::launch(2U, kGrpoThreads, seed, grpo_count_kernel, in, workspace);
+    emulator::launch(tiles, kGrpoThreads, seed + 1, grpo_loss_kernel, in, filled.output(), workspace);
+}
+
 class Batch {
   public:
     explicit Batch(unsigned seed) : random_(seed) {
@@ -119,16 +130,6 @@ class Batch {
         }
     }
 
-    void launch(Filled& filled, unsigned seed) {
-        const auto bytes = static_cast<std::size_t>(grpo_workspace_bytes(in.tokens, in.episodes));
-        const auto memory = std::make_unique<std::int64_t[]>(bytes / sizeof(std::int64_t) + 1);
-        std::fill_n(memory.get(), bytes / sizeof(std::int64_t) + 1, -1);
-        const GrpoWorkspace workspace = grpo_workspace(memory.get(), in.tokens, in.episodes);
-        const auto tiles = static_cast<unsigned>(std::max<std::int64_t>(grpo_tiles(in.tokens), 1));
-        emulator::launch(2U, kGrpoThreads, seed, grpo_count_kernel, in, workspace);
-        emulator::launch(tiles, kGrpoThreads, seed + 1, grpo_loss_kernel, in, filled.output(), workspace);
-    }
-
     GrpoInput in{};
 
   private:
@@ -145,6 +146,68 @@ class Batch {
     Column<float> advantages_;
 };
 
+bool close(float found, double wanted) {
+    return std::abs(found - wanted) <= 2e-6 * std::abs(wanted);
+}
+
+// Tokens whose loss is their KL, with reference - policy from 1e-9 to 2.7; then some that hold what is not
+// finite: infinite ratios that would be clipped away, and logprobs and advantages that multiply to nothing.
+int check_kl_and_not_finite(unsigned seed) {
+    constexpr float kNan = std::numeric_limits<float>::quiet_NaN();
+    constexpr float kInfinity = std::numeric_limits<float>::infinity();
+    constexpr int kTokens = 600;
+    constexpr int kBad = 9;
+    std::vector<float> policy(kTokens, 0.0F);
+    std::vector<float> old_policy(kTokens, 0.0F);
+    std::vector<float> reference;
+    std::vector<float> advantages(kTokens, 0.0F);
+    const std::vector<std::uint8_t> mask(kTokens, 1);
+    const std::vector<std::int64_t> offsets{0, kTokens};
+    std::mt19937 random(seed);
+    std::uniform_real_distribution<float> exponent(-9.0F, 0.43F);
+    for (int i = 0; i < kTokens; ++i) {
+        reference.push_back((i % 2 == 0 ? 1.0F : -1.0F) * std::pow(10.0F, exponent(random)));
+    }
+    std::fill_n(advantages.begin(), kBad, 1.0F);
+    for (int i = 0; i < 3; ++i) {
+        constexpr float kAll[] = {kInfinity, -kInfinity, kNan};
+        policy[i] = kAll[i];
+        old_policy[3 + i] = kAll[i];
+        reference[6 + i] = kAll[i];
+    }
+    GrpoInput in{};
+    in.policy = {policy.data(), 1, LogprobType::kFloat32};
+    in.old_policy = {old_policy.data(), 1, LogprobType::kFloat32};
+    in.reference = {reference.data(), 1, LogprobType::kFloat32};
+    in.advantages = advantages.data();
+    in.advantage_stride = 1;
+    in.mask = mask.data();
+    in.mask_stride = 1;
+    in.offsets = offsets.data();
+    in.offset_stride = 1;
+    in.tokens = kTokens;
+    in.episodes = 1;
+    in.clip = {0.8F, 1.25F, 1.0F};
+    in.normalizer = 1.0;
+    Filled found(kTokens);
+    launch(in, found, seed);
+    for (int i = 0; i < kTokens; ++i) {
+        const auto at = static_cast<std::size_t>(i);
+        const double expm1 = std::expm1(static_cast<double>(reference[at]));
+        const bool right = i < kBad
+                               ? std::isnan(found.token_loss[at]) && std::isnan(found.gradient[at])
+                               : close(found.token_loss[at], expm1 - static_cast<double>(reference[at])) &&
+                                     close(found.gradient[at], -expm1);
+        if (!right) {
+            std::printf("wrong: seed %u, token %d, gap %g: loss %g, gradient %g\n", seed, i,
+                        static_cast<double>(reference[at]), static_cast<double>(found.token_loss[at]),
+                        static_cast<double>(found.gradient[at]));
+            return 1;
+        }
+    }
+    return std::isnan(found.loss) ? 0 : 1;
+}
+
 }  // namespace
 
 int main(int argc, char** argv) {
@@ -154,11 +217,14 @@ int main(int argc, char** argv) {
     const auto seeds = static_cast<unsigned>(std::atoi(argv[1]));
     const auto first = static_cast<unsigned>(std::atoi(argv[2]));
     for (unsigned seed = first; seed < first + seeds; ++seed) {
+        if (check_kl_and_not_finite(seed) != 0) {
+            return 1;
+        }
         Batch batch(seed);
         Filled wanted(batch.in.tokens);
         grpo_loss_cpu(batch.in, wanted.output(), 1);
         Filled found(batch.in.tokens);
-        batch.launch(found, seed);
+        launch(batch.in, found, seed);
         if (!same(found, wanted)) {
             std::printf("wrong: seed %u, %lld tokens, loss %g, wanted %g\n", seed,
                         static_cast<long long>(batch.in.tokens), static_cast<double>(found.loss),
@@ -168,7 +234,7 @@ int main(int argc, char** argv) {
         // Wrong offsets: any numbers, but nothing out of bounds, and nothing left unwritten.
         batch.spoil_offsets();
         Filled spoilt(batch.in.tokens);
-        batch.launch(spoilt, seed);
+        launch(batch.in, spoilt, seed);
         for (std::int64_t i = 0; i < batch.in.tokens; ++i) {
             const auto at = static_cast<std::size_t>(i);
             const bool learned = batch.in.mask[i * batch.in.mask_stride] != 0;
