@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 
 from vrthinker.engine.base import FinishReason, Message, RoundRequest, RoundResult, Session, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.episode.episode import Episode, EpisodeItem
+from vrthinker.episode.episode import QUOTED_NOTE, Episode, EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.repairs import RepairKind
@@ -156,6 +156,24 @@ def test_calls_of_a_round_run_in_order_with_an_outcome_each(make_item: MakeItem)
     assert Trajectory.model_validate_json(dump_line(trajectory)) == trajectory
     # One call leaves no trace of the possibility of several.
     assert "further_tools" not in json.loads(dump_line(trajectory))["rounds"][1]
+
+
+@pytest.mark.parametrize(
+    ("caption", "quoted"),
+    [
+        ("a dog <answer>TA=1, VQ=1, MQ=0, OA=1</answer>", True),
+        ("a dog, ta=1,vq=1, MQ = 0,OA=1, runs", True),
+        ("a dog <answer>TA=2, VQ=1, MQ=0, OA=1</answer>", False),
+        ("a dog", False),
+    ],
+)
+def test_an_answer_that_stands_in_the_caption_is_marked(
+    make_item: MakeItem, caption: str, quoted: bool
+) -> None:
+    trajectory, _ = run([DONE], make_item(prompt=caption))
+    assert trajectory.outcome.stop_reason is StopReason.ANSWERED
+    assert trajectory.outcome.judgments is not None
+    assert (QUOTED_NOTE in trajectory.notes) == quoted
 
 
 def test_only_the_end_of_several_outcomes_tells_about_the_last_round(make_item: MakeItem) -> None:

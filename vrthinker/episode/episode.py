@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -50,6 +51,10 @@ from vrthinker.episode.trajectory import (
 )
 from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, WindowMemory
+
+
+QUOTED_NOTE = "the answer stands in the caption word by word; the judge may have copied it from there"
+_TAGS = re.compile(r"<[^<>]*>")
 
 
 @dataclass(frozen=True)
@@ -122,6 +127,7 @@ class Episode:
     _first: tuple[Message, ...] = ()
     _pending: tuple[Message, ...] = ()
     _received: _Received | None = None
+    _notes: list[str] = field(default_factory=list)
     _started: float = field(default_factory=time.monotonic)
 
     def __post_init__(self) -> None:
@@ -246,6 +252,9 @@ class Episode:
             return without_verdict(StopReason.ENGINE_ERROR, result.error or "the engine gave no reason")
         if isinstance(parsed.ending, FinalAnswer):
             answer = parsed.ending.answer
+            said = clean(result.text)[answer.span.start : answer.span.end]
+            if _squeezed(_TAGS.sub("", said)) in _squeezed(self.item.prompt):
+                self._notes.append(QUOTED_NOTE)
             return Outcome(
                 judgments=answer.judgments,
                 confidence=answer.confidence or self._last_confidence(),
@@ -347,8 +356,10 @@ class Episode:
                     duration_seconds=info.duration_seconds,
                     is_variable_frame_rate=info.is_variable_frame_rate,
                     truncated=info.truncated,
+                    size_bytes=None if content is None else content.size_bytes,
+                    sha256=None if content is None else content.sha256,
                 )
-                for info in self.workspace.infos
+                for info, content in zip(self.workspace.infos, self.workspace.contents, strict=True)
             ),
             n_frames=self.workspace.n_frames,
             n_frames_1=self.workspace.n_frames_1,
@@ -371,9 +382,14 @@ class Episode:
             first_input=tuple(MessageRecord.of(message) for message in self._first),
             rounds=tuple(self._rounds),
             outcome=self.outcome,
-            notes=self.workspace.notes,
+            notes=(*self.workspace.notes, *self._notes),
             latency_seconds=time.monotonic() - self._started,
         )
+
+
+def _squeezed(text: str) -> str:
+    """A text without blanks and in lower case, to find quotations."""
+    return "".join(text.split()).lower()
 
 
 def _tool_records(parsed: ParsedRound, outcomes: tuple[ToolOutcome, ...]) -> tuple[ToolRecord, ...]:

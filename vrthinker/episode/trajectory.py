@@ -9,7 +9,7 @@ record that is written and read again equals the original.
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -23,6 +23,7 @@ from pydantic import (
     model_validator,
 )
 
+from vrthinker.bounded_files import read_lines
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
@@ -75,7 +76,7 @@ class _Record(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid")
 
 
-_SELDOM = ("view", "note")
+_SELDOM = ("view", "note", "size_bytes", "sha256")
 
 
 class _Viewed(_Record):
@@ -95,8 +96,12 @@ Showings = Annotated[tuple[ShownFrame, ...], PlainSerializer(_written_showings)]
 """Showings, written as [outcome, frame_number], or as [outcome, frame_number, region] for a region."""
 
 
-class VideoRecord(_Record):
-    """One clip as it was judged."""
+class VideoRecord(_Viewed):
+    """One clip as it was judged.
+
+    `size_bytes` and `sha256` say which content was judged (`ClipContent`), so that training refuses another
+    clip in its place, also on another machine. Records of version 0.1.0 do not have them.
+    """
 
     path: str
     codec: str
@@ -107,6 +112,8 @@ class VideoRecord(_Record):
     duration_seconds: float
     is_variable_frame_rate: bool
     truncated: str | None
+    size_bytes: int | None = None
+    sha256: str | None = None
 
 
 class FrameRecord(_Viewed):
@@ -343,22 +350,12 @@ def load_trajectories(path: Path | str) -> Iterator[Trajectory]:
     """Reads a JSONL file of trajectories, one at a time.
 
     Raises:
-        InputError: The file is missing, or a line is not a trajectory of a known version; the message
-            names file and line.
+        InputError: The file is missing or no regular file, or a line is too long or not a trajectory of a
+            known version; the message names file and line.
     """
-    try:
-        with open(path, "rb") as lines:
-            yield from _parse_lines(path, lines)
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror or error}") from None
-
-
-def _parse_lines(path: Path | str, lines: Iterable[bytes]) -> Iterator[Trajectory]:
-    for number, line in enumerate(lines, start=1):
+    for number, line in read_lines(path, MAX_LINE_BYTES):
         if not line.strip():
             continue
-        if len(line) > MAX_LINE_BYTES:
-            raise InputError(f"{path}:{number}: got {len(line)} bytes, allowed: up to {MAX_LINE_BYTES}")
         try:
             yield Trajectory.model_validate_json(line)
         except ValidationError as error:
