@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import subprocess
 import sys
 from typing import Annotated, Any, Literal
@@ -12,7 +14,16 @@ from hypothesis import strategies as st
 from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator, model_validator
 from pydantic_core import PydanticCustomError
 
-from vrthinker.errors import VideoError, first_problem
+from vrthinker.errors import (
+    InputError,
+    MachineError,
+    UnexpectedError,
+    VideoError,
+    VRThinkerError,
+    as_reason,
+    first_problem,
+    unwritable,
+)
 
 
 class Circle(BaseModel):
@@ -190,3 +201,53 @@ def test_a_clips_name_is_one_printable_line() -> None:
 def test_the_ground_floor_loads_no_pydantic() -> None:
     code = "import sys; import vrthinker.errors; sys.exit('pydantic' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+def failure(number: int, name: str | None = None) -> OSError:
+    return OSError(number, os.strerror(number), name)
+
+
+@pytest.mark.parametrize(
+    ("number", "kind", "remedy"),
+    [
+        (errno.ENOSPC, MachineError, "make room, then run again"),
+        (errno.EDQUOT, MachineError, "make room, then run again"),
+        (errno.EFBIG, MachineError, "raise the limit of file sizes (ulimit -f), then run again"),
+        (errno.EACCES, InputError, "give another file"),
+        (errno.EISDIR, InputError, "give another file"),
+    ],
+)
+def test_another_file_is_advised_only_if_that_helps(
+    number: int, kind: type[VRThinkerError], remedy: str
+) -> None:
+    error = unwritable("--out: a\nb", failure(number), "give another file")
+    assert type(error) is kind
+    assert str(error) == rf"--out: a\nb: cannot be written ({os.strerror(number)}); {remedy}"
+
+
+@pytest.mark.parametrize(
+    ("error", "kind", "words"),
+    [
+        (MemoryError(), MachineError, "out of memory"),
+        (failure(errno.ENOSPC), MachineError, "a file: cannot be written"),
+        (failure(errno.ENOSPC, "/disk/x"), MachineError, "/disk/x: cannot be written"),
+        (failure(errno.ENAMETOOLONG, "n" * 5000), InputError, "nnn...: cannot be used (File name too long)"),
+        (failure(errno.EACCES, "x"), InputError, "x: cannot be used (Permission denied)"),
+        (failure(errno.EACCES), UnexpectedError, "PermissionError: "),
+        (failure(errno.ENOENT, "x"), UnexpectedError, "FileNotFoundError: "),
+        (KeyError("x"), UnexpectedError, "KeyError: 'x'"),
+        (
+            RuntimeError("I/O: No space left (os error 28)"),
+            MachineError,
+            "(No space left on device); make room",
+        ),
+        (RuntimeError("I/O: who knows (os error 9999)"), UnexpectedError, "who knows"),
+    ],
+)
+def test_an_error_of_the_system_says_who_is_to_blame(
+    error: Exception, kind: type[VRThinkerError], words: str
+) -> None:
+    reason = as_reason(error)
+    assert type(reason) is kind
+    assert words in str(reason)
+    assert len(str(reason)) < 400

@@ -20,7 +20,7 @@ from vrthinker.commands.make_tiny import MakeTinyCommand
 from vrthinker.commands.output import safe_output
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
-from vrthinker.errors import VRThinkerError
+from vrthinker.errors import UnexpectedError, VRThinkerError, as_reason
 
 
 def _group(name: str, description: str) -> Any:
@@ -74,13 +74,23 @@ def _run(arguments: list[str]) -> int:
     except SystemExit as left:  # tyro has printed help or what is wrong
         return left.code if isinstance(left.code, int) else 0
     except VRThinkerError as error:
-        # The message may quote a file name or a hostile file, but has to stay one line.
-        line = "".join(c if c.isprintable() else " " for c in str(error))
-        sys.stderr.write(f"vrthinker: {line}\n")
-        return error.exit_code
+        return _refuse(error)
+    except Exception as error:
+        reason = as_reason(error)
+        if isinstance(error, BrokenPipeError) or isinstance(reason, UnexpectedError):
+            raise  # the traceback helps to mend it
+        return _refuse(reason)
     except KeyboardInterrupt:
         sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")
         return 130
+
+
+def _refuse(error: VRThinkerError) -> int:
+    """Writes an error's line; returns its exit code."""
+    # The message may quote a file name or a hostile file, but has to stay one line.
+    line = "".join(c if c.isprintable() else " " for c in str(error))
+    sys.stderr.write(f"vrthinker: {line}\n")
+    return error.exit_code
 
 
 if __name__ == "__main__":

@@ -6,6 +6,9 @@ line of stderr, without a traceback, and exits with `exit_code`.
 
 from __future__ import annotations
 
+import errno
+import os
+import re
 import reprlib
 from typing import TYPE_CHECKING
 
@@ -16,6 +19,13 @@ _MAX_NAME_CHARS = 40
 _MAX_PLACE_CHARS = 160
 _MAX_VALUE_CHARS = 80
 _MAX_MESSAGE_CHARS = 300
+_MAX_SPELLED_CHARS = 2000
+_MAKE_ROOM = "make room, then run again"
+_RAISE_LIMIT = "raise the limit of file sizes (ulimit -f), then run again"
+_NO_ROOM = {errno.ENOSPC: _MAKE_ROOM, errno.EDQUOT: _MAKE_ROOM, errno.EFBIG: _RAISE_LIMIT}
+_BAD_NAMES = frozenset(
+    (errno.ENAMETOOLONG, errno.ELOOP, errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOTDIR, errno.EISDIR)
+)
 
 
 class VRThinkerError(Exception):
@@ -65,7 +75,8 @@ def as_reason(error: BaseException) -> VRThinkerError:
             `GeneratorExit`).
 
     Returns:
-        The error itself if the package raised it on purpose, else a `MachineError` or an `UnexpectedError`.
+        The error itself if the package raised it on purpose. Otherwise a `MachineError` (no memory, a full
+        disk), an `InputError` (a file name that cannot be used), or an `UnexpectedError`.
 
     Raises:
         BaseException: The error is a request to stop.
@@ -76,9 +87,39 @@ def as_reason(error: BaseException) -> VRThinkerError:
         return error
     if isinstance(error, MemoryError):
         return MachineError("out of memory; run it again with less beside it, or with a smaller batch")
+    if isinstance(error, OSError) and error.errno in _NO_ROOM:
+        return unwritable(error.filename or "a file", error, "")
+    # Libraries in Rust raise their own errors, which spell the system's: "... (os error 28)".
+    spelled = re.search(r"\(os error (\d{1,4})\)", str(error)[:_MAX_SPELLED_CHARS])
+    if spelled is not None and int(spelled[1]) in _NO_ROOM:
+        number = int(spelled[1])
+        return unwritable("a file", OSError(number, os.strerror(number)), "")
+    if isinstance(error, OSError) and error.errno in _BAD_NAMES and error.filename is not None:
+        name = _short(str(error.filename), _MAX_PLACE_CHARS)
+        return InputError(f"{name}: cannot be used ({error.strerror}); give another file or grant access")
     said = _short(str(error).strip(), _MAX_MESSAGE_CHARS)
     kind = _short(type(error).__name__, _MAX_NAME_CHARS)
     return UnexpectedError(f"{kind}: {said or 'no message'}; not foreseen: please report it with the log")
+
+
+def unwritable(
+    place: object, error: OSError, otherwise: str, *, failed: str = "cannot be written"
+) -> VRThinkerError:
+    """The error for a file that cannot be written. If its disk is full, another name would not help.
+
+    Args:
+        place: What names the file in the message: its path, perhaps after the option's name.
+        error: The system's error.
+        otherwise: What to do if the disk is not full, such as `give another file`.
+        failed: What failed.
+
+    Returns:
+        A `MachineError` if the disk has no room, else an `InputError`.
+    """
+    said = error.strerror or _short(str(error), _MAX_MESSAGE_CHARS)
+    remedy = _NO_ROOM.get(error.errno or 0)
+    line = f"{_printable(str(place))}: {failed} ({said}); {remedy or otherwise}"
+    return InputError(line) if remedy is None else MachineError(line)
 
 
 def first_problem(error: ValidationError, default: str = "(file)", *, quote: bool = False) -> str:

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import torch
 from cli_run import vrthinker
+from full_disk import full_at
 from PIL import Image
 
 from vrthinker import kernels
@@ -103,6 +104,16 @@ def test_a_plot_is_a_picture_with_a_panel_per_case(tmp_path: Path) -> None:
     assert bars == len(TINY) * len(("cpp", "transformers", bench.FRESH_COPY))
 
 
+def test_a_plot_that_does_not_fit_on_the_disk_is_one_line(tmp_path: Path) -> None:
+    pytest.importorskip("matplotlib")
+    picture = tmp_path / "bench.png"
+    with full_at(4000):
+        done = vrthinker(*FAST, "--plot", picture)
+    assert done.code == 1
+    line = done.err.splitlines()[-1]
+    assert line.startswith(f"vrthinker: --plot: {picture}: cannot be written (File too large)")
+
+
 def test_a_competitor_that_differs_stops_the_run_and_is_named(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -126,6 +137,11 @@ def test_a_competitor_that_differs_stops_the_run_and_is_named(
             "--plot: got bench.gif, wanted a file that ends in .png, .svg, .pdf",
         ),
         ((*FAST, "--out", "/dev/null/rows"), "--out: /dev/null/rows: cannot be written"),
+        (
+            (*FAST, "--out", "/dev/null"),
+            "--out: /dev/null: got a folder, a pipe or a device, allowed: a file",
+        ),
+        ((*FAST, "--out", "n" * 5000), "(File name too long)"),
     ],
 )
 def test_bad_input_is_refused_before_anything_is_measured(

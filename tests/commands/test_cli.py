@@ -101,6 +101,16 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
     [
         (InputError("a file\nnamed \x1b[31m"), 2, "vrthinker: a file named  [31m"),
         (VRThinkerError("no"), 1, "vrthinker: no"),
+        (
+            OSError(28, "No space left on device", "x"),
+            1,
+            "vrthinker: x: cannot be written (No space left on device); make room, then run again",
+        ),
+        (
+            MemoryError(),
+            1,
+            "vrthinker: out of memory; run it again with less beside it, or with a smaller batch",
+        ),
         (KeyboardInterrupt(), 130, "vrthinker: interrupted; what was recorded is kept"),
         (BrokenPipeError(), 1, None),
     ],

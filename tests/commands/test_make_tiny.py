@@ -5,7 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import heavy  # noqa: F401
+import pytest
 from cli_run import vrthinker
+from full_disk import full_at
+
+from vrthinker.engine.hf import tiny
+from vrthinker.episode.settings import PROMPTS_FOLDER
 
 
 def test_make_tiny_writes_a_judge_of_either_family(tmp_path: Path) -> None:
@@ -16,3 +21,21 @@ def test_make_tiny_writes_a_judge_of_either_family(tmp_path: Path) -> None:
         assert {"config.json", "model.safetensors", "tokenizer.json", "vrthinker.json"} <= {
             path.name for path in (tmp_path / family).iterdir()
         }
+
+
+def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
+    with full_at(5000):
+        done = vrthinker("make-tiny", tmp_path / "tiny")
+    assert (done.code, done.out) == (1, "")
+    assert "cannot be written (File too large); raise the limit of file sizes" in done.line
+
+
+def test_prompts_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def in_the_way(out: Path, family: str, seed: int) -> Path:
+        (out / PROMPTS_FOLDER).touch()
+        return out
+
+    monkeypatch.setattr(tiny, "make_tiny", in_the_way)
+    done = vrthinker("make-tiny", tmp_path)
+    assert (done.code, done.out) == (2, "")
+    assert done.line == f"vrthinker: {tmp_path}: cannot be written (File exists); name another"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from collections.abc import Iterator
 from functools import partial
@@ -368,3 +369,11 @@ def test_a_report_without_an_episode(run: tuple[Path, WorldReport]) -> None:
     assert report.failures == (f"own/{truths[0].id}: why", f"own/{truths[1].id}: not judged yet")
     assert report.judged["own"]["oa/tau"] == report.perfect["own"]["oa/tau"] == Estimate(0.0, 0.0, 0.0, 2)
     assert report.judged["own"]["hidden_events/seen"].n == sum(bool(t.hidden_events) for t in truths)
+
+
+def test_a_pipe_for_the_episodes_is_refused(tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    out.mkdir()
+    os.mkfifo(out / "own.jsonl")
+    with pytest.raises(InputError, match=r"own\.jsonl: got a pipe"):
+        evaluate_world(oracle(out, limit=2), out, limit=2, seed=SEED, retrievals=[Retrieval.OWN])

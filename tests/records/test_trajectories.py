@@ -8,7 +8,7 @@ import pytest
 from full_disk import full_at
 
 from vrthinker.episode.trajectory import Trajectory, dump_line
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, MachineError
 from vrthinker.records.trajectories import append_trajectory, check_trajectories_file
 
 LINE = '{"schema_version":1,"id":"a"}\n'
@@ -61,6 +61,6 @@ def test_a_place_that_cannot_be_written_is_refused(tmp_path: Path) -> None:
 def test_a_full_disk_leaves_the_whole_lines(tmp_path: Path) -> None:
     path = tmp_path / "t.jsonl"
     path.write_text(LINE + LINE[:9])
-    with full_at(len(LINE) + 10), pytest.raises(InputError, match=r"t\.jsonl: cannot be written"):
+    with full_at(len(LINE) + 10), pytest.raises(MachineError, match=r"t\.jsonl: cannot .*; make room"):
         append_trajectory(path, LINE)
     assert path.read_text() == LINE

@@ -319,7 +319,7 @@ def damages() -> dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]]:
         "nothing": (lambda lines: [], "got no line"),
         "a list": (lambda lines: [b"[]\n"], ":1: "),
         "nested without end": (lambda lines: [b"[" * 500_000 + b"\n"], ":1: "),
-        "a line without end": (lambda lines: [b'{"id": "' + b"x" * (MAX_LINE_BYTES + 5)], ":1: got a longer"),
+        "a line without end": (lambda lines: [b'{"id": "' + b"x" * (MAX_LINE_BYTES + 5)], ":1: got more"),
         "a pair twice": (lambda lines: [*lines, lines[1]], ":5: got world-1-000001 again"),
         "an unknown key": (edit(answer=1), ":3: answer: Extra inputs"),
         "a key of two lines": (edit(**{"a\nb\x1b[31m": 1}), ":3: a\\nb\\x1b[31m: "),
@@ -357,13 +357,13 @@ def test_no_truth_file_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"truth\.jsonl: No such file or directory; `vrthinker world make`"):
         load_truths(tmp_path)
     (tmp_path / TRUTH_FILE).mkdir()
-    with pytest.raises(InputError, match=r"truth\.jsonl: Is a directory"):
+    with pytest.raises(InputError, match=r"truth\.jsonl: not a file"):
         load_truths(tmp_path)
 
 
 def test_an_endless_truth_file_is_not_read_to_its_end(tmp_path: Path) -> None:
     (tmp_path / TRUTH_FILE).symlink_to("/dev/zero")
-    with pytest.raises(InputError, match="longer line"):
+    with pytest.raises(InputError, match=r"truth\.jsonl: not a file"):
         load_truths(tmp_path)
 
 

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vrthinker.commands.options import check_writable, option
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, unwritable
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -52,11 +52,16 @@ class BenchCommand:
 
                 append_row(self.out, row)
         if self.json:
-            self.json[0].write_text("".join(_json_line(row) for row in rows), encoding="utf-8")
+            from vrthinker.records.files import replace_file
+
+            replace_file(self.json[0], "".join(map(_json_line, rows)).encode())
         if self.plot is not None:
             from vrthinker.report.bench_plot import write_plot
 
-            write_plot(rows, self.plot)
+            try:
+                write_plot(rows, self.plot)
+            except OSError as error:
+                raise unwritable(f"--plot: {self.plot}", error, "give another file") from None
         return 0
 
     def _check(self) -> None:

@@ -13,6 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vrthinker.commands.options import option
+from vrthinker.errors import unwritable
 
 Family = Literal["qwen2.5-vl", "qwen3-vl"]
 
@@ -50,7 +51,8 @@ def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
         seed: The seed of the weights. Equal seeds give equal files.
 
     Raises:
-        InputError: The folder is not empty.
+        InputError: The folder is not empty, or cannot be written.
+        MachineError: The disk is full.
     """
     from vrthinker.engine.hf.tiny import make_tiny
     from vrthinker.episode.prompts import PromptTemplates
@@ -66,6 +68,9 @@ def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
         episode=EpisodeSettings(guided=True, max_rounds=3, max_round_tokens=256),
         note=RANDOM_NOTE,
     )
-    PromptTemplates.load().save(folder / PROMPTS_FOLDER)
-    (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", "utf-8")
+    try:
+        PromptTemplates.load().save(folder / PROMPTS_FOLDER)
+        (folder / SETTINGS_FILE).write_text(settings.model_dump_json(indent=2) + "\n", "utf-8")
+    except OSError as error:
+        raise unwritable(folder, error, "name another") from None
     return folder

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, unwritable
 
 Flag = Annotated[bool, tyro.conf.FlagCreatePairsOff, tyro.conf.arg(help_behavior_hint="")]
 
@@ -25,10 +25,13 @@ def check_writable(name: str, path: Path) -> None:
         path: The file. Its folder is made if it is missing.
 
     Raises:
-        InputError: The file cannot be written.
+        InputError: The file cannot be written, or is a pipe or a device.
+        MachineError: The disk is full.
     """
     try:
+        if path.exists() and not path.is_file():
+            raise InputError(f"{name}: {path}: got a folder, a pipe or a device, allowed: a file")
         path.parent.mkdir(parents=True, exist_ok=True)
         path.open("ab").close()
     except OSError as error:
-        raise InputError(f"{name}: {path}: cannot be written ({error.strerror}); give another file") from None
+        raise unwritable(f"{name}: {path}", error, "give another file") from None

@@ -181,7 +181,10 @@ def _lines(file: Path, problems: _Problems) -> Iterator[tuple[int, bytes]]:
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             kind = "a folder" if stat.S_ISDIR(mode) else "a device or socket"
             raise InputError(f"{file}: got {kind}, allowed: a file of JSON lines")
-        with file.open("rb") as stream:
+        # Without waiting: a pipe with a name may never have a writer, and then it is empty.
+        descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        os.set_blocking(descriptor, True)
+        with open(descriptor, "rb") as stream:
             number = 0
             while line := stream.readline(MAX_LINE_BYTES + 1):
                 number += 1

@@ -23,7 +23,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import VRThinkerError, unwritable
+from vrthinker.records.locks import open_lock_file
 
 _FLOCK = "hhqqi0q"
 """The `struct flock` of Linux: type, whence, start, length, holder's pid."""
@@ -43,9 +44,9 @@ class LockFile:
 
     def __init__(self, path: Path) -> None:
         try:
-            self._fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666)
+            self._fd = open_lock_file(path)
         except OSError as error:
-            raise InputError(f"{path}: cannot be opened ({error.strerror}); choose another output") from None
+            raise unwritable(path, error, "choose another output", failed="cannot be opened") from None
         self.path = path
         self.mutex = threading.RLock()
         self.users = 0

@@ -33,7 +33,9 @@ def replace_file(path: Path, content: bytes) -> None:
     """
     spare = spare_name(path)
     try:
-        with spare.open("wb") as stream:
+        with contextlib.suppress(FileNotFoundError):
+            spare.unlink()  # a killed writer's; opening it might wait, if it were a pipe
+        with spare.open("xb") as stream:
             with contextlib.suppress(FileNotFoundError):
                 os.fchmod(stream.fileno(), stat.S_IMODE(path.stat().st_mode))
             stream.write(content)

@@ -12,11 +12,25 @@ from __future__ import annotations
 import contextlib
 import fcntl
 import os
+import stat
 from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
 from vrthinker.errors import InputError
+
+
+def open_lock_file(path: Path) -> int:
+    """Opens a lock file, which is made if it is missing, and returns its descriptor.
+
+    Raises:
+        OSError: The file cannot be opened.
+        InputError: There is a folder, a pipe or a device with its name.
+    """
+    with contextlib.suppress(FileNotFoundError):
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise InputError(f"{path}: got a folder, a pipe or a device, where the lock file is; remove it")
+    return os.open(path, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | os.O_CLOEXEC, 0o666)
 
 
 @contextlib.contextmanager

@@ -12,8 +12,8 @@ import threading
 from collections.abc import Iterator
 from pathlib import Path
 
-from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.records.locks import locked
+from vrthinker.errors import VRThinkerError, unwritable
+from vrthinker.records.locks import locked, open_lock_file
 
 LOCK_FILE = ".lock"
 
@@ -49,11 +49,10 @@ def _open(run: Path) -> tuple[int, str]:
     try:
         run.mkdir(parents=True, exist_ok=True)
         path = os.path.realpath(run / LOCK_FILE)
-        return os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o666), path
+        return open_lock_file(Path(path)), path
     except OSError as error:
-        raise InputError(
-            f"{run}: cannot be used as a run folder ({error.strerror}); choose another"
-        ) from None
+        failed = "cannot be used as a run folder"
+        raise unwritable(run, error, "choose another", failed=failed) from None
 
 
 @contextlib.contextmanager

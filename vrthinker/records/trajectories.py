@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, unwritable
 from vrthinker.records.files import append_line
 
 _LINE_START = b'{"schema_version":1,"id":'
@@ -36,7 +36,7 @@ def check_trajectories_file(path: Path, *others: Path) -> None:
         with path.open("a+b", buffering=0) as stream:
             start = os.pread(stream.fileno(), len(_LINE_START), 0)
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+        raise unwritable(path, error, "give another file") from None
     if start != _LINE_START[: len(start)]:
         raise InputError(f"{path}: holds something else than trajectories; give another file")
 
@@ -52,8 +52,9 @@ def append_trajectory(path: Path, line: str) -> None:
 
     Raises:
         InputError: The file cannot be written. Its complete lines are unchanged.
+        MachineError: The disk is full. The same holds.
     """
     try:
         append_line(path, line, unfinished="cut")
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+        raise unwritable(path, error, "give another file") from None

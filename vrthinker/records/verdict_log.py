@@ -26,7 +26,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError, unwritable
 from vrthinker.records.claims import LockFile, open_locks
 from vrthinker.records.files import replace_file, spare_name, sync_folder, write_whole
 from vrthinker.records.run_folder import adopt_run
@@ -55,13 +55,13 @@ class VerdictLog:
         self, path: str | os.PathLike[str], run: Mapping[str, Any], *, ignore: Collection[str] = ()
     ) -> None:
         self.path = Path(os.path.realpath(path))
-        self.run_path = self.path.with_name(self.path.name + ".run.json")
+        self.run_path = self.path.parent / f"{self.path.name}.run.json"
         wanted = json.loads(json.dumps(dict(run), allow_nan=False))
         self._fd = -1
         self._closed = False
         self._forget()
         self._refuse_other_files()
-        self._locks: LockFile = open_locks(self.path.with_name(self.path.name + ".lock"))
+        self._locks: LockFile = open_locks(self.path.parent / f"{self.path.name}.lock")
         try:
             with self._locks.writing():
                 adopt_run(self.run_path, wanted, ignore, self.path)
@@ -159,7 +159,7 @@ class VerdictLog:
             self._sync()
             dropped = len(self._failed)
             if dropped:
-                kept = [line for line in whole_lines(self._fd, 0) if self._is_judged(line)]
+                kept = [line for line in whole_lines(self._fd, 0, self.path) if self._is_judged(line)]
                 replace_file(self.path, b"".join(line + b"\n" for line in kept))
                 self._sync()
             return dropped
@@ -193,11 +193,9 @@ class VerdictLog:
         except FileNotFoundError:
             return
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be used ({error.strerror}); choose another output"
-            ) from None
+            raise unwritable(self.path, error, "choose another output", failed="cannot be used") from None
         if not stat.S_ISREG(status.st_mode):
-            raise InputError(f"{self.path}: got a folder or a device, allowed: a file")
+            raise InputError(f"{self.path}: got a folder, a pipe or a device, allowed: a file")
         # A log's configuration is written before its first line, so a file without it is not a log.
         if status.st_size and not self.run_path.exists():
             raise InputError(
@@ -217,9 +215,7 @@ class VerdictLog:
         try:
             opened = os.open(self.path, os.O_RDWR | os.O_APPEND | os.O_CLOEXEC | flags, 0o666)
         except OSError as error:
-            raise InputError(
-                f"{self.path}: cannot be opened ({error.strerror}); choose another output"
-            ) from None
+            raise unwritable(self.path, error, "choose another output", failed="cannot be opened") from None
         if self._fd >= 0:
             os.close(self._fd)
         self._fd = opened
@@ -242,7 +238,7 @@ class VerdictLog:
         identity, size = self._state()
         if identity != self._identity or size < self._offset:
             self._open()
-        for line in whole_lines(self._fd, self._offset):
+        for line in whole_lines(self._fd, self._offset, self.path):
             self._take(line)
         tail = os.pread(self._fd, max(0, self._state()[1] - self._offset), self._offset)
         if tail:

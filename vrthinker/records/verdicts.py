@@ -13,9 +13,13 @@ from typing import Annotated, Literal, Self
 
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
+from vrthinker.bounded_files import read_lines
 from vrthinker.data.pairs import DimensionLabels, Text
 from vrthinker.episode.dimensions import Dimension
 from vrthinker.errors import InputError, first_problem
+
+MAX_LINE_BYTES = 16 << 20
+"""The most bytes of a line. A longer line is refused without being read to its end."""
 
 _READ_BYTES = 1 << 20
 
@@ -87,13 +91,22 @@ def parse_line(line: bytes, path: Path, number: int) -> VerdictRecord:
         ) from None
 
 
-def whole_lines(descriptor: int, offset: int) -> Iterator[bytes]:
-    """Yields the lines from byte `offset` on, without their ends. An unfinished last line is skipped."""
+def whole_lines(descriptor: int, offset: int, path: Path) -> Iterator[bytes]:
+    """Yields the lines from byte `offset` on, without their ends. An unfinished last line is skipped.
+
+    Raises:
+        InputError: A line is too long; the message names the file.
+    """
     rest = b""
     while chunk := os.pread(descriptor, _READ_BYTES, offset):
         offset += len(chunk)
         *lines, rest = (rest + chunk).split(b"\n")
         yield from lines
+        if len(rest) > MAX_LINE_BYTES:
+            raise InputError(
+                f"{path}: got a line of more than {MAX_LINE_BYTES} bytes, which no verdict has; choose "
+                "another output"
+            )
 
 
 def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
@@ -102,17 +115,16 @@ def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
     A last line without its end counts if it is a complete record. Otherwise it is ignored.
 
     Raises:
-        InputError: The file cannot be read, or a line is not a record.
+        InputError: The file cannot be read, is no regular file, or has a line that is not a record.
     """
     file = Path(path)
-    try:
-        lines = file.read_bytes().split(b"\n")
-    except OSError as error:
-        raise InputError(f"{file}: cannot be read ({error.strerror}); give a file of verdicts") from None
-    records = [parse_line(line, file, n) for n, line in enumerate(lines[:-1], 1) if line.strip()]
-    if lines[-1].strip():
-        last = unfinished(lines[-1])
-        records.extend([last] if last else [])
+    records = []
+    for number, line in read_lines(file, MAX_LINE_BYTES):
+        if not line.strip():
+            continue
+        record = parse_line(line, file, number) if line.endswith(b"\n") else unfinished(line)
+        if record is not None:
+            records.append(record)
     return records
 
 

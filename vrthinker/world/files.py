@@ -21,8 +21,9 @@ from typing import Any
 
 from pydantic import ValidationError
 
+from vrthinker.bounded_files import read_lines
 from vrthinker.data.pairs import Pair, load_pairs
-from vrthinker.errors import InputError, VRThinkerError, first_problem
+from vrthinker.errors import InputError, VRThinkerError, first_problem, unwritable
 from vrthinker.records.files import replace_file
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.world.pixels import write_clip
@@ -120,7 +121,7 @@ def _make_folder(folder: Path) -> None:
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise InputError(f"{folder}: the folder cannot be made ({error.strerror}); name another") from None
+        raise unwritable(folder, error, "name another", failed="the folder cannot be made") from None
 
 
 def clip_paths(folder: Path, truth: PairTruth) -> tuple[Path, Path]:
@@ -136,17 +137,13 @@ def load_truths(folder: Path) -> list[PairTruth]:
     """
     path = folder / TRUTH_FILE
     truths: dict[str, PairTruth] = {}
+    if not path.exists():
+        raise InputError(f"{path}: No such file or directory; `vrthinker world make` writes it")
     try:
-        with path.open("rb") as stream:
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                number = len(truths) + 1
-                if len(line) > MAX_LINE_BYTES:
-                    raise InputError(f"{path}:{number}: got a longer line, allowed: {MAX_LINE_BYTES} bytes")
-                truth = PairTruth.model_validate_json(line)
-                if truths.setdefault(truth.id, truth) is not truth:
-                    raise InputError(f"{path}:{number}: got {truth.id} again, allowed: each pair once")
-    except OSError as error:
-        raise InputError(f"{path}: {error.strerror}; `vrthinker world make` writes it") from None
+        for number, line in read_lines(path, MAX_LINE_BYTES):
+            truth = PairTruth.model_validate_json(line)
+            if truths.setdefault(truth.id, truth) is not truth:
+                raise InputError(f"{path}:{number}: got {truth.id} again, allowed: each pair once")
     except ValidationError as error:
         raise InputError(
             f"{path}:{number}: {first_problem(error, '(line)')}; remove the file and make the world again"

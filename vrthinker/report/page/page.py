@@ -27,7 +27,7 @@ from vrthinker._version import __version__
 from vrthinker.episode.dimensions import DimensionText, Preference, dimension_texts
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import FrameSegmentRecord, StopReason, Trajectory, VideoRecord
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, unwritable
 from vrthinker.records.files import replace_file
 from vrthinker.report.page.clips import MAX_CLIP_BYTES, PageClip, load_clip
 from vrthinker.report.page.rounds import round_views
@@ -121,7 +121,7 @@ def check_page_path(path: Path, *others: Path) -> None:
         with tempfile.TemporaryFile(dir=path.parent):
             pass
     except OSError as error:
-        raise InputError(f"{path}: cannot be written ({error.strerror}); give another file") from None
+        raise unwritable(path, error, "give another file") from None
 
 
 def render_page(
