@@ -52,7 +52,6 @@ from vrthinker.episode.trajectory import (
 from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import RoundVisibility, ShownFrame, VisibilityRecord, WindowMemory
 
-
 QUOTED_NOTE = "the answer stands in the caption word by word; the judge may have copied it from there"
 _TAGS = re.compile(r"<[^<>]*>")
 
