@@ -33,13 +33,13 @@ std::string number(double value) {
 }
 
 AdvantageMethod method_of(const std::string& name) {
-    constexpr std::array names{"grpo", "dr_grpo", "rloo", "batch_std"};
+    constexpr std::array names{"grpo", "dr_grpo", "rloo", "batch_std", "reinforce_plus_plus"};
     for (std::size_t i = 0; i < names.size(); ++i) {
         if (name == names[i]) {
             return static_cast<AdvantageMethod>(i);
         }
     }
-    refuse("method", "'" + name + "'", "grpo, dr_grpo, rloo or batch_std");
+    refuse("method", "'" + name + "'", "grpo, dr_grpo, rloo, batch_std or reinforce_plus_plus");
 }
 
 struct Options {

@@ -45,6 +45,7 @@ CASES = (
     Case(4096),
     Case(4096, ragged=True),
     Case(4096, method="batch_std"),
+    Case(4096, method="reinforce_plus_plus"),
     Case(8192, ragged=True, mean_tokens=400),
 )
 
@@ -178,6 +179,8 @@ def _vectorised(data: _Data, method: str) -> torch.Tensor:
     deviation = (rewards - mean[group]) * weights
     if method == "batch_std":
         advantages = deviation / (data.rewards.std() + 1e-6)
+    elif method == "reinforce_plus_plus":
+        advantages = deviation / ((deviation**2).sum() / (weights.sum() - 1) + 1e-8).sqrt()
     else:
         variance = rewards.new_zeros(groups).index_add_(0, group, deviation**2) / (n - 1).clamp(min=1)
         advantages = deviation / (variance.sqrt() + 1e-6)[group]

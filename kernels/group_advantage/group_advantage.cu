@@ -9,7 +9,7 @@ namespace vrthinker {
 namespace {
 
 constexpr int kBlocksPerProcessor = 8;
-// Under kBatchStd every block reads the whole batch first, so fewer blocks with more groups each.
+// Where has_batch_scale, every block reads the whole batch first, so fewer blocks with more groups each.
 constexpr int kBatchBlocksPerProcessor = 2;
 
 }  // namespace
@@ -21,7 +21,7 @@ const char* group_advantage_cuda(const AdvantageTask<Real>& task, int device, st
         return describe(guard.status());
     }
     const std::int64_t per_processor =
-        task.method == AdvantageMethod::kBatchStd ? kBatchBlocksPerProcessor : kBlocksPerProcessor;
+        has_batch_scale(task.method) ? kBatchBlocksPerProcessor : kBlocksPerProcessor;
     const auto workers = static_cast<unsigned>(
         std::min<std::int64_t>(task.groups + 2, processor_count(device) * per_processor));
     group_advantage_kernel<Real><<<workers + 1, kLanes, 0, as_stream(stream)>>>(task);

@@ -51,12 +51,25 @@ Tally tally_of(const AdvantageTask<Real>& task, Range range) {
 }
 
 template <typename Real>
-double deviation_of(const AdvantageTask<Real>& task, Range range, const Tally& tally) {
+double scale_of(const AdvantageTask<Real>& task, Range range, const Tally& tally) {
     const double mean = tally.mean();
     const double squares = reduce(range, 0.0, [&](double& sum, std::int64_t episode) {
         sum += squared_deviation(task, episode, mean);
     });
-    return tally.deviation(squares, task.ddof);
+    return std::sqrt(tally.variance(squares, task.ddof)) + task.eps;
+}
+
+template <typename Real>
+double batch_scale_of(const AdvantageTask<Real>& task) {
+    const Range all{0, task.episodes};
+    const Tally tally = tally_of(task, all);
+    if (task.method == AdvantageMethod::kBatchStd) {
+        return scale_of(task, all, tally);
+    }
+    const double squares = reduce(Range{0, task.groups}, 0.0, [&](double& sum, std::int64_t group) {
+        sum += squares_within(task, group);
+    });
+    return std::sqrt(tally.variance(squares, task.ddof) + task.eps);
 }
 
 // The advantages of groups [begin, end), one per episode.
@@ -73,7 +86,7 @@ void groups_of(const AdvantageTask<Real>& task, double batch_scale, std::int64_t
                           .poisoned = false,
                           .flat = tally.is_flat()};
         if (task.method == AdvantageMethod::kGrpo && !baseline.flat) {
-            baseline.scale = deviation_of(task, range, tally) + task.eps;
+            baseline.scale = scale_of(task, range, tally);
         }
         for (std::int64_t episode = range.begin; episode < range.end; ++episode) {
             values[episode] = baseline.advantage(task, episode);
@@ -131,11 +144,7 @@ std::optional<AdvantageProblem> find_problem(const AdvantageTask<Real>& task) {
 
 template <typename Real>
 void group_advantage_cpu(const AdvantageTask<Real>& task, int threads) {
-    double batch_scale = 1.0;
-    if (task.method == AdvantageMethod::kBatchStd) {
-        const Range all{0, task.episodes};
-        batch_scale = deviation_of(task, all, tally_of(task, all)) + task.eps;
-    }
+    const double batch_scale = has_batch_scale(task.method) ? batch_scale_of(task) : 1.0;
     const bool to_tokens = task.token_offsets.given();
     std::vector<Real> per_episode(to_tokens ? static_cast<std::size_t>(task.episodes) : 0);
     Real* values = to_tokens ? per_episode.data() : task.advantages;

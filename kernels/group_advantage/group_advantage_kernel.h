@@ -2,7 +2,8 @@
 //
 // Block 0 counts bad values: were the others to add to a counter, a second launch would have to clear it
 // first. The other blocks take groups in turn. A block's threads reduce a group together, then each warp
-// writes whole episodes. Under kBatchStd every block takes the batch's statistics itself, in the same order.
+// writes whole episodes. Where has_batch_scale, every block takes the batch's statistics itself, in the same
+// order.
 //
 // Invariant: whatever the offsets say, nothing is read or written out of bounds, and every output is written.
 // Offsets are on the device, so the host can't have checked them. A group or token range with a bad offset
@@ -63,14 +64,29 @@ __device__ inline Tally tally_by_block(const AdvantageTask<Real>& task, Range ra
 }
 
 template <typename Real>
-__device__ inline double deviation_by_block(const AdvantageTask<Real>& task, Range range, const Tally& tally,
-                                            double* shared) {
+__device__ inline double scale_by_block(const AdvantageTask<Real>& task, Range range, const Tally& tally,
+                                        double* shared) {
     const double mean = tally.mean();
     double squares = 0.0;
     for (std::int64_t i = range.begin + threadIdx.x; i < range.end; i += kLanes) {
         squares += squared_deviation(task, i, mean);
     }
-    return tally.deviation(block_fold(squares, shared), task.ddof);
+    return std::sqrt(tally.variance(block_fold(squares, shared), task.ddof)) + task.eps;
+}
+
+// A thread takes whole groups: groups are small, and there are many.
+template <typename Real>
+__device__ inline double batch_scale_by_block(const AdvantageTask<Real>& task, Tally* tallies, double* sums) {
+    const Range all{0, task.episodes};
+    const Tally tally = tally_by_block(task, all, tallies);
+    if (task.method == AdvantageMethod::kBatchStd) {
+        return scale_by_block(task, all, tally, sums);
+    }
+    double squares = 0.0;
+    for (std::int64_t group = threadIdx.x; group < task.groups; group += kLanes) {
+        squares += squares_within(task, group);
+    }
+    return std::sqrt(tally.variance(block_fold(squares, sums), task.ddof) + task.eps);
 }
 
 template <typename Real>
@@ -166,12 +182,7 @@ __global__ void __launch_bounds__(kLanes) group_advantage_kernel(AdvantageTask<R
         count_bad_values(task, tallies);
         return;
     }
-    double batch_scale = 1.0;
-    if (task.method == AdvantageMethod::kBatchStd) {
-        const Range all{0, task.episodes};
-        const Tally tally = tally_by_block(task, all, tallies);
-        batch_scale = deviation_by_block(task, all, tally, sums) + task.eps;
-    }
+    const double batch_scale = has_batch_scale(task.method) ? batch_scale_by_block(task, tallies, sums) : 1.0;
     for (std::int64_t part = blockIdx.x - 1; part < task.groups + 2; part += gridDim.x - 1) {
         Baseline baseline;
         if (part >= task.groups) {
@@ -191,7 +202,7 @@ __global__ void __launch_bounds__(kLanes) group_advantage_kernel(AdvantageTask<R
         baseline.poisoned = tally.bad > 0 || task.bad_group_offset(part) || task.bad_group_offset(part + 1);
         baseline.flat = tally.is_flat();
         baseline.scale = task.method == AdvantageMethod::kGrpo && !baseline.flat
-                             ? deviation_by_block(task, range, tally, sums) + task.eps
+                             ? scale_by_block(task, range, tally, sums)
                              : batch_scale;
         write_group(task, range, baseline);
         if (threadIdx.x == 0) {

@@ -3,7 +3,8 @@
 //
 // Statistics are double and two-pass. The order of a sum over items [begin, end) is fixed: kLanes partial
 // sums (item i belongs to lane (i - begin) % kLanes, in ascending order), folded as a tree: within each warp
-// of 32 lanes at distances 16, 8, 4, 2, 1, then the warps' sums at distances kWarps / 2, ..., 1.
+// of 32 lanes at distances 16, 8, 4, 2, 1, then the warps' sums at distances kWarps / 2, ..., 1. Items are
+// episodes, or groups where deviations from every group's own mean are added up.
 #pragma once
 
 #include <cmath>
@@ -14,7 +15,12 @@
 
 namespace vrthinker {
 
-enum class AdvantageMethod : std::int32_t { kGrpo, kDrGrpo, kRloo, kBatchStd };
+enum class AdvantageMethod : std::int32_t { kGrpo, kDrGrpo, kRloo, kBatchStd, kReinforcePlusPlus };
+
+// Whether all groups are divided by one number, which is taken from the whole batch.
+VRTHINKER_HOST_DEVICE inline bool has_batch_scale(AdvantageMethod method) {
+    return method == AdvantageMethod::kBatchStd || method == AdvantageMethod::kReinforcePlusPlus;
+}
 
 inline constexpr int kLanes = 256;  // also the threads of a CUDA block
 inline constexpr int kWarp = 32;
@@ -118,13 +124,13 @@ struct Tally {
     VRTHINKER_HOST_DEVICE double mean() const { return sum / static_cast<double>(count < 1 ? 1 : count); }
     // Fewer than two rewards, or all equal: no signal.
     VRTHINKER_HOST_DEVICE bool is_flat() const { return !(lowest < highest); }
-    // Second pass: the standard deviation, from the sum of squared deviations. NaN where a reward is bad.
-    VRTHINKER_HOST_DEVICE double deviation(double squares, std::int32_t ddof) const {
+    // Second pass: the variance, from the sum of squared deviations. NaN where a reward is bad.
+    VRTHINKER_HOST_DEVICE double variance(double squares, std::int32_t ddof) const {
         if (bad > 0) {
             return kNan;
         }
         const std::int64_t freedom = count - ddof;
-        return std::sqrt(squares / static_cast<double>(freedom < 1 ? 1 : freedom));
+        return squares / static_cast<double>(freedom < 1 ? 1 : freedom);
     }
 };
 
@@ -150,12 +156,28 @@ VRTHINKER_HOST_DEVICE inline double squared_deviation(const AdvantageTask<Real>&
     return deviation * deviation;
 }
 
+// The sum of the squared deviations from a group's own mean, in order. 0 for a group without signal, in which
+// rounding alone would deviate.
+template <typename Real>
+VRTHINKER_HOST_DEVICE inline double squares_within(const AdvantageTask<Real>& task, std::int64_t group) {
+    const Range range = clamped_range(task.group_offsets, group, task.episodes);
+    Tally tally = Tally::empty();
+    for (std::int64_t i = range.begin; i < range.end; ++i) {
+        tally.add(task, i);
+    }
+    double squares = 0.0;
+    for (std::int64_t i = range.begin; i < range.end && !tally.is_flat(); ++i) {
+        squares += squared_deviation(task, i, tally.mean());
+    }
+    return squares;
+}
+
 // What turns a group's rewards into advantages.
 struct Baseline {
     double mean = 0.0;
     double sum = 0.0;
     double others = 1.0;  // valid episodes beside this one
-    double scale = 1.0;   // standard deviation + eps
+    double scale = 1.0;   // what deviations are divided by
     bool poisoned = false;
     bool flat = false;
 

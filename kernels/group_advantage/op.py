@@ -20,7 +20,12 @@ import torch
 
 from vrthinker.errors import InputError
 from vrthinker.kernels import Version, choose_version, native_obstacles, triton_obstacle
-from vrthinker.kernels.group_advantage.reference import MAX_REWARD, METHODS, group_advantage_reference
+from vrthinker.kernels.group_advantage.reference import (
+    MAX_REWARD,
+    METHODS,
+    default_eps,
+    group_advantage_reference,
+)
 
 MIN_EPS = 1e-30
 """The smallest eps: below it, a group of almost equal rewards could overflow."""
@@ -48,7 +53,7 @@ def group_advantage(
     valid: torch.Tensor | None = None,
     method: str = "grpo",
     ddof: int = 1,
-    eps: float = 1e-6,
+    eps: float | None = None,
     token_offsets: torch.Tensor | None = None,
     n_tokens: int | None = None,
     check: bool = False,
@@ -61,6 +66,7 @@ def group_advantage(
     - `dr_grpo`: s_i - mean
     - `rloo`: s_i - mean of the other valid episodes
     - `batch_std`: (s_i - mean) / (std over all valid rewards of the batch + eps)
+    - `reinforce_plus_plus`: (s_i - mean) / sqrt(variance of all (s_j - mean of j's group) of the batch + eps)
 
     Groups with fewer than two valid episodes, or whose rewards are all equal, get exactly 0. The C++ and the
     CUDA version give the same bits. Those of the other versions may differ in the last bit.
@@ -72,9 +78,10 @@ def group_advantage(
             group g has the episodes `[group_offsets[g], group_offsets[g + 1])`.
         valid: False for an episode whose reward is null (and may be NaN), bool `[episodes]`. Such an episode
             is not part of its group's statistics and gets 0. None means that all are valid.
-        method: The method, one of the four above.
+        method: The method, one of the five above.
         ddof: The kind of standard deviation: 1 for the sample's, 0 for the population's.
-        eps: The number that is added to the standard deviation, at least 1e-30.
+        eps: The number that is added to the standard deviation, or under `reinforce_plus_plus` to the
+            variance, at least 1e-30. None means 1e-6, or under `reinforce_plus_plus` verl's 1e-8.
         token_offsets: The first token of each episode, int64 `[episodes + 1]`, ascending within 0 to
             `n_tokens`. Every token of an episode gets the episode's advantage, all other tokens 0.
         n_tokens: The length of the result, required with `token_offsets` and only then. (Reading it from the
@@ -84,18 +91,18 @@ def group_advantage(
 
     Returns:
         The advantages, the groups without a signal, and the status. On a GPU a bad reward makes its group's
-        advantages NaN (under `batch_std` those of every group with a signal), a bad offset at least those of
-        its ranges, and `status` counts them. Nothing is read or written out of bounds.
+        advantages NaN (where the std is the batch's, those of every group with a signal), a bad offset at
+        least those of its ranges, and `status` counts them. Nothing is read or written out of bounds.
 
     Raises:
         InputError: An argument is not as described, a value is bad (on a CPU, or with `check`), or
             `VRTHINKER_KERNELS` names a version that cannot run.
 
-            `check` is set; or `VRTHINKER_KERNELS` names a version that cannot run.
-
     Source:
         Method, section 5, stage 3: A_i = (s_i - mean) / (std + 1e-6), with ddof 1 as TRL and verl.
+        `reference.py` names the sources of the other methods.
     """
+    eps = default_eps(method) if eps is None else eps
     _check(rewards, group_offsets, valid, method, ddof, eps, token_offsets, n_tokens)
     if rewards.requires_grad:
         rewards = rewards.detach()

@@ -6,24 +6,33 @@ Invariants:
 - A group without signal (fewer than two valid episodes, or all their rewards equal) gets exactly 0 and is
   marked. Groups of one episode and empty groups are such groups.
 - Bad values (a valid reward that is NaN, infinite or beyond 1e38 in size; an offset out of place) are counted
-  in the status and never trained on silently. A bad reward makes its group NaN, or under `batch_std` every
-  group that has a signal. A bad offset makes everything NaN.
+  in the status and never trained on silently. A bad reward makes its group NaN, or under
+  `batch_std` and `reinforce_plus_plus` every group that has a signal. A bad offset makes everything NaN.
 
 Statistics are computed in double precision in two passes, and only the result is rounded to the rewards'
 dtype. Other versions may sum in another order. They agree up to the rounding of the result, and nearly always
 bit for bit.
 
 Source: method, section 5, stage 3: A_i = (s_i - mean) / (std + 1e-6) within the group. The sample standard
-deviation (ddof 1) is TRL's and verl's. `dr_grpo` is Dr. GRPO's (no std), `rloo` is leave-one-out, `batch_std`
-is REINFORCE++'s (the group's mean, the batch's std).
+deviation (ddof 1) is TRL's and verl's. `dr_grpo` is Dr. GRPO's (no std), `rloo` is leave-one-out. The last
+two take the group's mean and the batch's std. `batch_std` is TRL's `scale_rewards="batch"`: the std of the
+rewards themselves, which also holds what the groups differ by. `reinforce_plus_plus` is REINFORCE++ with the
+group's mean as its baseline (Hu et al., arXiv 2501.03262) as verl has it: the std of the rewards minus their
+group's mean, with eps added to the variance. Here every episode counts once, in verl as often as it has
+tokens. For episodes of one token both are the same.
 """
 
 from __future__ import annotations
 
 import torch
 
-METHODS = ("grpo", "dr_grpo", "rloo", "batch_std")
+METHODS = ("grpo", "dr_grpo", "rloo", "batch_std", "reinforce_plus_plus")
 MAX_REWARD = 1e38
+
+
+def default_eps(method: str) -> float:
+    """The eps of a method where none is given. It is added to a std, and under REINFORCE++ to a variance."""
+    return 1e-8 if method == "reinforce_plus_plus" else 1e-6
 
 
 def group_advantage_reference(
@@ -33,7 +42,7 @@ def group_advantage_reference(
     valid: torch.Tensor | None = None,
     method: str = "grpo",
     ddof: int = 1,
-    eps: float = 1e-6,
+    eps: float | None = None,
     token_offsets: torch.Tensor | None = None,
     n_tokens: int = 0,
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -43,6 +52,7 @@ def group_advantage_reference(
         The advantages in the rewards' dtype (`[episodes]`, or `[n_tokens]` if `token_offsets` are given),
         whether each group has no signal (bool `[groups]`), and the number of bad values (int32 `[1]`).
     """
+    eps = default_eps(method) if eps is None else eps
     episodes, groups = rewards.shape[0], group_offsets.shape[0] - 1
     exact = rewards.to(torch.float64)
     group_ends = group_offsets[1:].contiguous()
@@ -77,10 +87,14 @@ def group_advantage_reference(
         advantages = exact - others
     else:
         batch_n = counts.sum()
-        batch_mean = torch.where(counts, exact, 0.0).sum() / batch_n.clamp(min=1)
-        squares = torch.where(counts, (exact - batch_mean) ** 2, 0.0).sum()
-        batch_std = (squares / (batch_n - ddof).clamp(min=1)).sqrt()
-        advantages = deviation / torch.where(is_bad.any(), torch.nan, batch_std + eps)
+        if method == "batch_std":
+            batch_mean = torch.where(counts, exact, 0.0).sum() / batch_n.clamp(min=1)
+            squares = torch.where(counts, (exact - batch_mean) ** 2, 0.0).sum()
+        else:
+            squares = torch.where(counts & ~zero_variance[group], deviation**2, 0.0).sum()
+        variance = squares / (batch_n - ddof).clamp(min=1)
+        scale = variance.sqrt() + eps if method == "batch_std" else (variance + eps).sqrt()
+        advantages = deviation / torch.where(is_bad.any(), torch.nan, scale)
 
     bad_offsets = _bad_group_offsets(group_offsets, episodes)
     if token_offsets is not None:

@@ -1,8 +1,8 @@
 """The Triton version of `group_advantage`, for builds without CUDA. It works like the CUDA kernel.
 
 Program 0 counts bad values. The others take one group each and write its episodes, or their tokens. Sums have
-Triton's order, so results may differ from the reference's in the last bit. Under `batch_std` every program
-reads the whole batch.
+Triton's order, so results may differ from the reference's in the last bit. Under
+`batch_std` and `reinforce_plus_plus` every program reads the whole batch.
 
 Invariant: whatever the offsets say, nothing is read or written out of bounds (see group_advantage_kernel.h).
 """
@@ -18,7 +18,10 @@ import triton.language as tl
 from vrthinker.kernels.group_advantage.reference import MAX_REWARD, METHODS
 
 BLOCK = 256
-_GRPO, _DR_GRPO, _RLOO, _BATCH_STD = (tl.constexpr(METHODS.index(name)) for name in METHODS)
+# The last two divide by a number that is taken from the whole batch.
+_GRPO, _DR_GRPO, _RLOO, _BATCH_STD, _REINFORCE_PLUS_PLUS = (
+    tl.constexpr(METHODS.index(name)) for name in METHODS
+)
 _MAX_REWARD = tl.constexpr(MAX_REWARD)
 
 
@@ -72,6 +75,42 @@ def _scale(
         squares += deviation * deviation
     freedom = tl.maximum(count - DDOF, 1).to(tl.float64)
     return tl.sqrt(tl.sum(squares) / freedom) + eps
+
+
+@triton.jit
+def _squares_within(
+    rewards, reward_stride, valid, valid_stride, group_offsets, group_stride, groups, episodes,
+    HAS_VALID: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """The sum of all squared deviations from the mean of the own group. A lane takes whole groups."""
+    squares = tl.zeros((BLOCK,), tl.float64)
+    for first in range(0, groups, BLOCK):
+        group = first + tl.arange(0, BLOCK)
+        begin = tl.load(group_offsets + group * group_stride, mask=group < groups, other=0)
+        begin = tl.minimum(tl.maximum(begin, 0), episodes)
+        end = tl.load(group_offsets + (group + 1) * group_stride, mask=group < groups, other=0)
+        end = tl.minimum(tl.maximum(end, begin), episodes)
+        longest = tl.max(end - begin)
+        total = tl.zeros((BLOCK,), tl.float64)
+        lowest = tl.full((BLOCK,), float("inf"), tl.float64)
+        highest = tl.full((BLOCK,), float("-inf"), tl.float64)
+        count = tl.zeros((BLOCK,), tl.int64)
+        for i in range(0, longest):
+            exact, counts, _bad, _valid = _load_rewards(
+                rewards, reward_stride, valid, valid_stride, begin + i, begin + i < end, HAS_VALID
+            )
+            total += exact
+            lowest = tl.minimum(lowest, tl.where(counts, exact, float("inf")))
+            highest = tl.maximum(highest, tl.where(counts, exact, float("-inf")))
+            count += counts.to(tl.int64)
+        mean = total / tl.maximum(count, 1).to(tl.float64)
+        for i in range(0, longest):
+            exact, counts, _bad, _valid = _load_rewards(
+                rewards, reward_stride, valid, valid_stride, begin + i, begin + i < end, HAS_VALID
+            )
+            deviation = tl.where(counts & (lowest < highest), exact - mean, 0.0)
+            squares += deviation * deviation
+    return tl.sum(squares)
 
 
 @triton.jit
@@ -149,15 +188,22 @@ def group_advantage_kernel(
                 rewards, reward_stride, valid, valid_stride, begin, end, mean, count, EPS, DDOF, HAS_VALID,
                 BLOCK,
             )  # fmt: skip
-        if METHOD == _BATCH_STD:
+        if METHOD >= _BATCH_STD:
             batch_total, _batch_lowest, _batch_highest, batch_count, batch_bad = _tally(
                 rewards, reward_stride, valid, valid_stride, 0, episodes, HAS_VALID, BLOCK
             )
-            batch_mean = batch_total / tl.maximum(batch_count, 1).to(tl.float64)
-            scale = _scale(
-                rewards, reward_stride, valid, valid_stride, 0, episodes, batch_mean, batch_count, EPS, DDOF,
-                HAS_VALID, BLOCK,
-            )  # fmt: skip
+            if METHOD == _BATCH_STD:
+                batch_mean = batch_total / tl.maximum(batch_count, 1).to(tl.float64)
+                scale = _scale(
+                    rewards, reward_stride, valid, valid_stride, 0, episodes, batch_mean, batch_count, EPS,
+                    DDOF, HAS_VALID, BLOCK,
+                )  # fmt: skip
+            else:
+                squares = _squares_within(
+                    rewards, reward_stride, valid, valid_stride, group_offsets, group_stride, groups,
+                    episodes, HAS_VALID, BLOCK,
+                )  # fmt: skip
+                scale = tl.sqrt(squares / tl.maximum(batch_count - DDOF, 1).to(tl.float64) + EPS)
             scale = tl.where(batch_bad > 0, nan, scale)
         others = tl.maximum(count - 1, 1).to(tl.float64)
         if part < groups:

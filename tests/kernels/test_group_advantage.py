@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 import statistics
 from typing import Any
@@ -83,6 +84,10 @@ def assert_agree(got: GroupAdvantages, call: dict[str, Any]) -> None:
 def looped(rewards: list[float], sizes: list[int], valid: list[bool], method: str, ddof: int) -> list[float]:
     """An oracle that shares nothing with the reference: the standard library, one group at a time."""
     kept = [r for r, ok in zip(rewards, valid, strict=True) if ok]
+    centred = []
+    for end, size in zip(itertools.accumulate(sizes), sizes, strict=True):
+        counted = [rewards[i] for i in range(end - size, end) if valid[i]]
+        centred += [reward - statistics.fmean(counted) for reward in counted]
     deviation = statistics.stdev if ddof == 1 else statistics.pstdev
     advantages: list[float] = []
     begin = 0
@@ -97,8 +102,12 @@ def looped(rewards: list[float], sizes: list[int], valid: list[bool], method: st
                 others = [rewards[j] for j in group if valid[j] and j != i]
                 advantages.append(rewards[i] - statistics.fmean(others))
             else:
-                scale = {"grpo": mine, "batch_std": kept, "dr_grpo": None}[method]
-                divisor = 1.0 if scale is None else deviation(scale) + 1e-6
+                divisor = {
+                    "grpo": deviation(mine) + 1e-6,
+                    "dr_grpo": 1.0,
+                    "batch_std": deviation(kept) + 1e-6,
+                    "reinforce_plus_plus": math.sqrt(deviation(centred) ** 2 + 1e-8),
+                }[method]
                 advantages.append((rewards[i] - statistics.fmean(mine)) / divisor)
     return advantages
 
@@ -129,6 +138,34 @@ def test_grpo_by_hand() -> None:
     assert torch.equal(result.advantages, torch.tensor([-exact, 0.0, exact, 0.0, 0.0]))
     assert result.zero_variance.tolist() == [False, True]
     assert result.status.tolist() == [0]
+
+
+@pytest.mark.parametrize("version", ["cpu", "reference"])
+def test_the_std_of_the_batch_is_that_of_rewards_or_of_centred_rewards(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The numbers of TRL's `scale_rewards="batch"` and of verl's REINFORCE++ with a group baseline."""
+    monkeypatch.setenv("VRTHINKER_KERNELS", version)
+    rewards, offsets = torch.tensor([0.0, 1.0, 10.0, 11.0], dtype=torch.float64), torch.tensor([0, 2, 4])
+    for method, eps, scale in (
+        ("batch_std", 1e-4, math.sqrt(101 / 3) + 1e-4),
+        ("reinforce_plus_plus", None, math.sqrt(1 / 3 + 1e-8)),
+    ):
+        found = group_advantage(rewards, offsets, method=method, eps=eps).advantages
+        assert found.tolist() == pytest.approx([-0.5 / scale, 0.5 / scale] * 2, rel=1e-12)
+    assert found.tolist() == pytest.approx([-0.866, 0.866] * 2, abs=1e-4)
+
+
+@pytest.mark.parametrize("version", ["cpu", "reference"])
+def test_a_flat_group_far_off_does_not_hide_what_the_others_differ_by(
+    monkeypatch: pytest.MonkeyPatch, version: str
+) -> None:
+    """The mean of three rewards of 1e37 / 3 is off by more than 1."""
+    monkeypatch.setenv("VRTHINKER_KERNELS", version)
+    rewards = torch.tensor([0.0, 1.0, *[1e37 / 3] * 3], dtype=torch.float64)
+    found = group_advantage(rewards, torch.tensor([0, 2, 5]), method="reinforce_plus_plus").advantages
+    scale = math.sqrt(0.5 / 4 + 1e-8)
+    assert found.tolist() == pytest.approx([-0.5 / scale, 0.5 / scale, 0, 0, 0], rel=1e-12)
 
 
 @given(
@@ -233,7 +270,7 @@ TOKENS = {"token_offsets": torch.tensor([0, 2, 4, 6]), "n_tokens": 6}
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"method": "gae"}, "method: got 'gae', wanted grpo, dr_grpo, rloo, batch_std"),
+        ({"method": "gae"}, "method: got 'gae', wanted grpo, dr_grpo, rloo, batch_std, reinforce_plus_plus"),
         ({"ddof": 2}, "ddof: got 2, wanted 0 or 1"),
         ({"eps": 0.0}, "eps: got 0.0, wanted a finite number of at least 1e-30"),
         ({"eps": NAN}, "eps: got nan, wanted a finite"),
@@ -326,7 +363,10 @@ def test_the_binding_checks_before_it_writes(changes: dict[str, Any], message: s
         ({"advantages": torch.zeros(6)[::2]}, "advantages: got strides .*, wanted .*contiguous"),
         ({"zero_variance": torch.zeros(2)}, "zero_variance: got dtype float32, wanted bool"),
         ({"zero_variance": torch.zeros(3, dtype=torch.bool)}, r"zero_variance: got shape \[3\], wanted"),
-        ({"method": "ppo"}, "method: got 'ppo', wanted grpo, dr_grpo, rloo or batch_std"),
+        (
+            {"method": "ppo"},
+            "method: got 'ppo', wanted grpo, dr_grpo, rloo, batch_std or reinforce_plus_plus",
+        ),
         ({"ddof": -1}, "ddof: got -1, wanted 0 or 1"),
         ({"eps": 1e-31}, "eps: got 1e-31, wanted a finite number of at least 1e-30"),
         ({"num_threads": 0}, "num_threads: got 0, wanted 1 or more"),

@@ -16,8 +16,8 @@ def right(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return build(DRIVER, tmp_path_factory.mktemp("right"))
 
 
-# A seed in four is each method's.
-@pytest.mark.parametrize("seeds", [4, pytest.param(32, marks=pytest.mark.slow)])
+# A seed in five is each method's.
+@pytest.mark.parametrize("seeds", [5, pytest.param(32, marks=pytest.mark.slow)])
 def test_same_bits_as_cpp_and_bad_values_stay_in_bounds(right: Path, seeds: int) -> None:
     done = run(right, seeds)
     assert done.returncode == 0, done.stdout + done.stderr
@@ -39,6 +39,12 @@ def test_same_bits_as_cpp_and_bad_values_stay_in_bounds(right: Path, seeds: int)
         ),
         pytest.param(
             "if (lane == 0) {", "if (lane == 0 && warp > 0) {", {WRONG, FAULT}, id="a warp's sum is missing"
+        ),
+        pytest.param(
+            "group < task.groups; group += kLanes",
+            "group <= task.groups; group += kLanes",
+            {SANITIZER},
+            id="a group too far",
         ),
         pytest.param("if (blockIdx.x == 0) {", "if (threadIdx.x == 0) {", {FAULT}, id="divergent barrier"),
         pytest.param("tallies[kWarps];", "tallies[kWarps - 1];", {SANITIZER}, id="shared memory too small"),

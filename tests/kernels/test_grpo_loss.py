@@ -191,9 +191,7 @@ def test_the_exponential_is_within_one_unit_in_the_last_place() -> None:
         [
             torch.linspace(-110, 90, 200_001),
             torch.rand(200_000, generator=generator) * 2 - 1,
-            torch.tensor(
-                [0.0, -0.0, 88.72283, 88.72284, -87.3, -103.9, -104.1, 1e30, -1e30, -3e38, 1e-30]
-            ),
+            torch.tensor([0.0, -0.0, 88.72283, 88.72284, -87.3, -103.9, -104.1, 1e30, -1e30, -3e38, 1e-30]),
         ]
     )
     batch = Batch(

@@ -123,7 +123,7 @@ Problem<Real> random_problem(std::mt19937& random, unsigned seed) {
         problem.n_tokens = problem.token_offsets.back() + below(300);
         problem.shift = below(4);
     }
-    problem.method = static_cast<AdvantageMethod>(seed % 4);
+    problem.method = static_cast<AdvantageMethod>(seed % 5);
     return problem;
 }
 
@@ -147,9 +147,9 @@ int check_bad_values(unsigned seed) {
     Problem<float> problem;
     problem.group_offsets = {0, 3, 6, 8};
     problem.rewards = {1, 2, 3, 4, static_cast<float>(kNan), 6, 7, 9};
-    problem.method = static_cast<AdvantageMethod>(seed % 4);
+    problem.method = static_cast<AdvantageMethod>(seed % 5);
     Result<float> result = emulated(problem, seed, 4);
-    const bool batch = problem.method == AdvantageMethod::kBatchStd;
+    const bool batch = has_batch_scale(problem.method);
     for (std::size_t i = 0; i < 8; ++i) {
         if (std::isnan(result.advantages[i]) != (batch || (i >= 3 && i < 6))) {
             return wrong("where a bad reward spreads to", seed);
