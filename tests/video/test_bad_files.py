@@ -19,7 +19,6 @@ from PIL import Image
 
 from vrthinker.errors import VideoError
 from vrthinker.video.pyav import clip as clip_module
-from vrthinker.video.pyav import index as index_module
 from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.reader import VideoInfo
 
@@ -152,14 +151,16 @@ def test_absurd_sizes_are_refused_before_any_work(
     reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     clip = make_clip(tmp_path / "a.mp4", 12)
-    monkeypatch.setattr(clip_module, "MAX_SIDE_PIXELS", 80)
     decoded: list[Any] = []
-    monkeypatch.setattr(clip_module.OpenClip, "decode", lambda self, packet: decoded.append(packet))
-    assert the_line(reader, clip) == "pictures of 96x64 pixels, allowed: up to 80x80"
+    monkeypatch.setattr(clip_module.OpenClip, "decode", lambda self, packet: decoded.append(packet) or [])
+    monkeypatch.setenv("VRTHINKER_MAX_SIDE_PIXELS", "80")
+    line = "pictures of 96x64 pixels, allowed: up to 80x80; set VRTHINKER_MAX_SIDE_PIXELS to allow more"
+    assert the_line(reader, clip) == line
     assert decoded == []
     monkeypatch.undo()
-    monkeypatch.setattr(index_module, "MAX_FRAMES", 11)
-    assert the_line(reader, clip) == "over 11 frames, allowed: up to 11"
+    monkeypatch.setenv("VRTHINKER_MAX_FRAMES", "11")
+    line = "over 11 frames, allowed: up to 11; set VRTHINKER_MAX_FRAMES to allow more"
+    assert the_line(reader, clip) == line
 
 
 FASTSTART = {"movflags": "faststart"}

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from clips import make_clip
 
-from vrthinker.video.pyav.containers import missing_end
+from vrthinker.video.pyav.containers import missing_part
 from vrthinker.video.pyav.packets import damage, shows_frame
 
 FORMATS = {
@@ -25,11 +25,11 @@ def test_every_cut_is_seen(tmp_path: Path, ending: str) -> None:
     data = make_clip(tmp_path / f"a.{ending}", 4, **options).read_bytes()  # type: ignore[arg-type]
     path = tmp_path / "b"
     path.write_bytes(data)
-    assert missing_end(str(path), name) is None
+    assert missing_part(str(path), name) is None
     unseen = []
     for length in range(len(data) - 1, 400, -97 if ending == "gif" else -7):
         path.write_bytes(data[:length])
-        missing = missing_end(str(path), name)
+        missing = missing_part(str(path), name)
         if missing is None:
             unseen.append(length)
         else:
@@ -46,7 +46,7 @@ def test_what_follows_the_end_is_no_matter(tmp_path: Path) -> None:
             continue
         clip = make_clip(tmp_path / f"a.{ending}", 4, **options)  # type: ignore[arg-type]
         clip.write_bytes(clip.read_bytes() + bytes(50))
-        assert missing_end(str(clip), name) is None, ending
+        assert missing_part(str(clip), name) is None, ending
 
 
 def test_what_is_not_known_passes(tmp_path: Path) -> None:
@@ -54,7 +54,7 @@ def test_what_is_not_known_passes(tmp_path: Path) -> None:
     for data in (b"", b"x", b"RIFF", b"\x1aE\xdf\xa3", b"\0" * 9, bytes(range(256)) * 4):
         path.write_bytes(data)
         for name in ("mov", "matroska,webm", "avi", "mpegts", "ogg"):
-            missing = missing_end(str(path), name)
+            missing = missing_part(str(path), name)
             assert missing is None or "cut short" in missing.reason
 
 
@@ -64,14 +64,14 @@ def test_a_gif_says_how_many_pictures_are_whole(tmp_path: Path) -> None:
     counts = []
     for length in range(20, len(data), 50):
         clip.write_bytes(data[:length])
-        missing = missing_end(str(clip), "gif")
+        missing = missing_part(str(clip), "gif")
         assert missing is not None
         counts.append(missing.whole_frames)
     assert set(counts) == set(range(6)) | ({6} if 6 in counts else set())
     assert counts == sorted(counts)  # type: ignore[type-var]
     position = data.index(b"\x21\xf9", 1000)
     clip.write_bytes(data[:position] + b"\x77" + data[position + 1 :])
-    missing = missing_end(str(clip), "gif")
+    missing = missing_part(str(clip), "gif")
     assert missing is not None
     assert missing.reason == f"the file is damaged at byte {position}"
 

@@ -324,7 +324,12 @@ def test_a_clip_cut_out_between_keyframes_starts_where_players_start(
 
 STREAM_COPIES = {
     "h264 all B-frames": ("h264", 3, 0.7, {"x264-params": "open-gop=1:b-pyramid=2:min-keyint=12:b-adapt=0"}),
-    "h264 chosen B-frames": ("h264", 3, 2.2, {"x264-params": "open-gop=1:b-pyramid=2:min-keyint=12:b-adapt=1"}),
+    "h264 chosen B-frames": (
+        "h264",
+        3,
+        2.2,
+        {"x264-params": "open-gop=1:b-pyramid=2:min-keyint=12:b-adapt=1"},
+    ),
     "h264 strict pyramid": ("h264", 3, 1.2, {"x264-params": "open-gop=1:b-pyramid=1:min-keyint=12:ref=4"}),
     "hevc": ("hevc", 3, 1.2, {"x265-params": "open-gop=1:b-pyramid=1:b-adapt=0"}),
     "mpeg2video": ("mpeg2video", 2, 1.2, {}),

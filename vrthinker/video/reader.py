@@ -13,13 +13,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
 
+from vrthinker import limits
 from vrthinker.errors import VideoError
 from vrthinker.video.frames import Frames
 
 VideoPath = str | os.PathLike[str]
-
-MAX_SIDE_PIXELS = 8192
-MAX_FRAMES = 1_000_000
 
 
 @dataclass(frozen=True)
@@ -40,6 +38,8 @@ class VideoInfo:
             270. It is already applied to `width`, `height` and the pixels.
         pts_seconds: The time at which each frame is shown, counted from the first frame, so it starts at 0.
         truncated: The reason why only the frames before a break are listed, under `tolerate_truncation`.
+        notes: What a reader of the verdict has to know about how the clip is shown. Each continues the words
+            "video 1", such as "has pixels that are not square (4:3) and ...".
         comment: The file's comment, from its metadata; empty if there is none.
     """
 
@@ -54,6 +54,7 @@ class VideoInfo:
     rotation_degrees: int
     pts_seconds: tuple[float, ...] = field(repr=False)
     truncated: str | None = None
+    notes: tuple[str, ...] = ()
     comment: str = field(default="", repr=False)
 
 
@@ -103,6 +104,43 @@ def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int
         if not 0 <= i < n_frames:
             raise VideoError(path, f"frame_index: got {i}, allowed: 0 to {n_frames - 1}")
     return wanted
+
+
+def check_side(path: VideoPath, width: int, height: int, what: str = "pictures of") -> None:
+    """Refuses pictures that are too wide or too high, for backends.
+
+    Raises:
+        VideoError: A side is over the limit (`vrthinker/limits.py`).
+    """
+    limit = limits.MAX_SIDE_PIXELS
+    if max(width, height) > limit.value:
+        allowed = f"allowed: up to {limit.value}x{limit.value}; {limit.how_to_raise}"
+        raise VideoError(path, f"{what} {width}x{height} pixels, {allowed}")
+
+
+def most_frames(width: int, height: int) -> int:
+    """The number of frames of this size that a clip may have (`vrthinker/limits.py`)."""
+    return min(limits.MAX_FRAMES.value, limits.MAX_CLIP_PIXELS.value // max(1, width * height))
+
+
+def check_amount(path: VideoPath, width: int, height: int, n_frames: int) -> None:
+    """Refuses clips of too many frames, or of too many pixels in all frames together, for backends.
+
+    Raises:
+        VideoError: The clip is over a limit (`vrthinker/limits.py`).
+    """
+    if n_frames <= most_frames(width, height):
+        return
+    frames, pixels = limits.MAX_FRAMES, limits.MAX_CLIP_PIXELS
+    if n_frames > frames.value:
+        raise VideoError(
+            path, f"over {frames.value} frames, allowed: up to {frames.value}; {frames.how_to_raise}"
+        )
+    raise VideoError(
+        path,
+        f"at least {n_frames} frames of {width}x{height} pixels, allowed: {pixels.value} pixels in all; "
+        f"{pixels.how_to_raise}, or shorten the clip",
+    )
 
 
 def broken_error(path: VideoPath, reason: str, n_frames: int) -> VideoError:

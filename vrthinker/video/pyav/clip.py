@@ -2,7 +2,7 @@
 
 Invariant: no function here raises an FFmpeg error, and FFmpeg's log is silent. A file that cannot be used is
 a `VideoError`. A place from which a file cannot be read on is a `BreakError`, and the caller decides what
-follows.
+follows. If the machine is to blame (too little memory, a disk that does not answer), it is a `MachineError`.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -20,26 +21,39 @@ from av.codec.context import CodecContext
 from av.sidedata.sidedata import Type as SideDataType
 from av.video.reformatter import Interpolation, VideoReformatter
 
-from vrthinker.errors import VideoError
-from vrthinker.video.pyav.containers import missing_end
+from vrthinker import limits
+from vrthinker.errors import MachineError, VideoError
+from vrthinker.video.pyav.containers import missing_part
 from vrthinker.video.pyav.packets import damage, starts_afresh
-from vrthinker.video.reader import MAX_SIDE_PIXELS
+from vrthinker.video.reader import check_side
+from vrthinker.video.transparency import on_ground
 
 _MAX_COMMENT_CHARS = 200
+_PLENTY_BYTES = 1 << 30
+"""More than any single allocation that a clip within the limits needs."""
 
+CONTAINERS = ("mp4", "mov", "mkv", "webm", "avi", "ts", "flv", "gif", "apng", "webp", "h264", "hevc")
+"""The endings of the containers that are read. The last two are streams without a container."""
+CODECS = ("h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg", "gif", "apng", "webp")
+"""FFmpeg's names of the codecs that are read."""
+_DEMUXERS = ("mov", "matroska", "avi", "mpegts", "flv", "gif", "apng", "h264", "hevc")
+"""What FFmpeg's names of those containers begin with. Animated WebP is not read by FFmpeg."""
 # Other demuxers (playlists, subtitles, text, image sequences) are excluded; some of them open other files.
+# Those that are not in `_DEMUXERS` are opened only to say what the file is.
 _FORMATS = (
     "mov,mp4,m4a,3gp,3g2,mj2,matroska,webm,avi,gif,apng,mpegts,mpeg,mpegvideo,flv,asf,ogg,ivf,obu,"
     "h264,hevc,m4v,mjpeg,nut,mxf,yuv4mpegpipe,mp3,wav,flac,aac,ac3"
 )
-_OPEN_TIMEOUT_SECONDS = 60.0
+_DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
+_HDR_CURVES = {16: "PQ", 18: "HLG"}
+"""Transfer characteristics of ISO/IEC 23091-2 that are meant for HDR screens."""
 _EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
 
 # Errors that FFmpeg and PyAV raise on damaged data. PyAV's errors derive from FFmpegError. The others come
 # from PyAV's checks of values that a damaged header made absurd.
-DECODE_ERRORS = (av.FFmpegError, ValueError, OverflowError, MemoryError, EOFError, OSError)
+DECODE_ERRORS = (av.FFmpegError, ValueError, OverflowError, EOFError, OSError)
 
 
 class BreakError(Exception):
@@ -88,8 +102,9 @@ def check_file(path: str) -> os.stat_result:
 class OpenClip:
     """The open video stream of one file. Make one with `open_clip`, which closes it."""
 
-    def __init__(self, path: str, container: Any, stream: Any) -> None:
+    def __init__(self, path: str, container: Any, stream: Any, end_byte: int | None = None) -> None:
         self.path = path
+        self._end_byte = end_byte
         self.container = container
         self.stream = stream
         self.format_name: str = container.format.name
@@ -98,6 +113,10 @@ class OpenClip:
         self.comment = str(next(comments, ""))[:_MAX_COMMENT_CHARS]
         self.codec: str = stream.codec_context.codec.canonical_name
         self.marks_damage_late = False
+        # FFmpeg's own decoders of VP8 and VP9 ignore the second stream that holds the opacity.
+        has_opacity_stream = stream.metadata.get("alpha_mode") == "1"
+        name = _DECODERS_WITH_ALPHA.get(self.codec) if has_opacity_stream else None
+        self._decoder = stream.codec_context if name is None else _decoder_like(stream.codec_context, name)
         self._reformatter = VideoReformatter()  # reuses its tables for all frames
 
     def starts_afresh(self, packet: Any) -> bool:
@@ -118,6 +137,11 @@ class OpenClip:
             self.marks_damage_late = True
 
     @property
+    def is_cut(self) -> bool:
+        """Whether packets behind some place in the file are not used."""
+        return self._end_byte is not None
+
+    @property
     def is_seekable(self) -> bool:
         """Whether seeking is reliable in this container. Other files are decoded from the start."""
         return self.format_name.startswith(("mov", "matroska"))
@@ -127,13 +151,18 @@ class OpenClip:
 
         Raises:
             BreakError: The container cannot be read further.
+            MachineError: Reading one packet took too long.
         """
+        packets, seconds = self.container.demux(self.stream), limits.MAX_READ_SECONDS.value
         try:
-            for packet in self.container.demux(self.stream):
+            while (packet := _read_next(self.path, packets, seconds)) is not None:
+                if self._end_byte is not None and packet.pos is not None and packet.pos >= self._end_byte:
+                    return
                 # To the decoder, an empty packet would mean the end of the stream.
                 if packet.size:
                     yield packet
-        except DECODE_ERRORS as error:
+        except (MemoryError, *DECODE_ERRORS) as error:
+            raise_if_out_of_memory(self.path, error)
             raise BreakError(f"the container is damaged ({_words(error)})") from error
 
     def packets_from(self, pts: int, dts: int | None) -> Iterator[Any]:
@@ -149,6 +178,8 @@ class OpenClip:
                 self.container.seek(target, stream=self.stream)
             except DECODE_ERRORS as error:
                 raise BreakError(f"the container cannot be searched ({_words(error)})") from error
+            if self._decoder.is_open:
+                self._decoder.flush_buffers()
             packets = self.packets()
             first = next(packets, None)
             if first is not None and first.is_keyframe and first.pts is not None and first.pts <= pts:
@@ -162,14 +193,16 @@ class OpenClip:
 
         Raises:
             BreakError: The packet or an output frame is damaged.
+            MachineError: There is too little memory.
         """
         if packet is not None and packet.is_corrupt:
             raise BreakError("the file ends inside a frame, or the container marks one as damaged")
         if packet is not None and (reason := damage(self.codec, memoryview(packet))) is not None:
             raise BreakError(reason)
         try:
-            frames: list[Any] = self.stream.codec_context.decode(packet)
-        except DECODE_ERRORS as error:
+            frames: list[Any] = self._decoder.decode(packet)
+        except (MemoryError, *DECODE_ERRORS) as error:
+            raise_if_out_of_memory(self.path, error)
             raise BreakError(f"a frame does not decode ({_words(error)})") from error
         if any(frame.is_corrupt for frame in frames):
             raise BreakError("a frame decodes with errors")
@@ -179,20 +212,22 @@ class OpenClip:
         """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.
 
         The flags make the colours equal to those of GPU decoders (bit-exact with DALI). The stream's own
-        matrix and range are used.
+        matrix and range are used. Transparent pixels are laid over the common ground.
 
         Raises:
             BreakError: The frame's colours cannot be converted.
+            MachineError: There is too little memory.
         """
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB)
-        except DECODE_ERRORS as error:
+            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB).to_ndarray()
+            return orientation.apply(on_ground(rgb, _opacity(frame)) if has_alpha(frame) else rgb)
+        except (MemoryError, *DECODE_ERRORS) as error:
+            raise_if_out_of_memory(self.path, error)
             raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error
-        return orientation.apply(rgb.to_ndarray())
 
 
 @contextlib.contextmanager
-def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
+def open_clip(path: str, *, threads: int = 1, end_byte: int | None = None) -> Iterator[OpenClip]:
     """Opens a file's video stream, and closes everything at the end.
 
     Args:
@@ -200,9 +235,11 @@ def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
         threads: The number of decoder threads. With more than one, a decoder may output a damaged picture
             before it marks it as damaged, so all callers use one. Several clips are decoded in parallel
             instead.
+        end_byte: The offset in the file from which packets are not used, because a part is missing there.
 
     Raises:
         VideoError: The file has no video that can be decoded here.
+        MachineError: Opening the file took too long, or there is too little memory.
     """
     container: Any = None
     try:
@@ -210,12 +247,58 @@ def open_clip(path: str, *, threads: int = 1) -> Iterator[OpenClip]:
             "file:" + path,
             options={"format_whitelist": _FORMATS, "protocol_whitelist": "file"},
             metadata_errors="replace",
-            timeout=_OPEN_TIMEOUT_SECONDS,
+            timeout=float(limits.MAX_READ_SECONDS.value),
         )
-    except DECODE_ERRORS as error:
+    except av.error.ExitError as error:
+        raise _too_slow(path) from error
+    except (MemoryError, *DECODE_ERRORS) as error:
+        raise_if_out_of_memory(path, error)
         raise VideoError(path, _why_unreadable(path, error)) from error
     with container:
-        yield OpenClip(path, container, _prepare_stream(path, container, threads))
+        yield OpenClip(path, container, _prepare_stream(path, container, threads), end_byte)
+
+
+def has_alpha(frame: Any) -> bool:
+    """Whether a decoded frame's format holds an opacity for each pixel."""
+    return any(component.is_alpha for component in frame.format.components)
+
+
+def is_transparent(frame: Any) -> bool:
+    """Whether any pixel of a decoded frame is not opaque."""
+    return has_alpha(frame) and bool(_opacity(frame).min() < 255)
+
+
+def how_shown(stream: Any, frame: Any) -> tuple[str, ...]:
+    """What a reader of the verdict has to know about how a clip's frames are shown, from one of them.
+
+    Colours of high dynamic range are converted like others, without tone mapping. Pixels are not stretched.
+    """
+    notes = []
+    curve = _HDR_CURVES.get(int(frame.color_trc))
+    if curve is not None:
+        notes.append(f"is HDR ({curve}) and is shown without tone mapping: duller than on an HDR screen")
+    aspect = stream.sample_aspect_ratio
+    if aspect and aspect != 1:
+        notes.append(
+            f"has pixels that are not square ({aspect.numerator}:{aspect.denominator}) and is shown without "
+            "stretching them"
+        )
+    return tuple(notes)
+
+
+def _opacity(frame: Any) -> np.ndarray[Any, Any]:
+    """The opacity of each pixel of a frame that has one, uint8 `[height, width]`."""
+    rgba: np.ndarray[Any, Any] = frame.reformat(format="rgba").to_ndarray()
+    return rgba[..., 3]
+
+
+def _decoder_like(context: Any, name: str) -> Any:
+    """Another decoder for the stream of a decoder that is not open yet."""
+    decoder = CodecContext.create(name, "r")
+    decoder.extradata = context.extradata
+    decoder.thread_count = context.thread_count
+    decoder.options = context.options
+    return decoder
 
 
 def orientation_of(frame: Any) -> Orientation:
@@ -242,10 +325,50 @@ def check_size(path: str, width: int, height: int) -> None:
     """
     if width < 1 or height < 1:
         raise VideoError(path, "the video stream says no picture size")
-    if max(width, height) > MAX_SIDE_PIXELS:
-        raise VideoError(
-            path, f"pictures of {width}x{height} pixels, allowed: up to {MAX_SIDE_PIXELS}x{MAX_SIDE_PIXELS}"
-        )
+    check_side(path, width, height)
+
+
+def raise_if_out_of_memory(path: str, error: BaseException) -> None:
+    """Raises a `MachineError` if an error is one of memory, and not one that a damaged file causes.
+
+    FFmpeg also says that it is out of memory if a damaged header makes it ask for more than it ever
+    allocates. That is told apart by asking for memory, which is not touched.
+    """
+    if not isinstance(error, MemoryError):
+        return
+    if isinstance(error, av.FFmpegError):
+        with contextlib.suppress(MemoryError):
+            bytearray(_PLENTY_BYTES)
+            return
+    raise machine_error(path, "decoding it needs more memory than there is; run it again with less beside it")
+
+
+def machine_error(path: str, reason: str) -> MachineError:
+    """The error for a clip that this machine cannot read now, in the form of a `VideoError`."""
+    return MachineError(str(VideoError(path, reason)))
+
+
+def _read_next(path: str, packets: Iterator[Any], seconds: float) -> Any:
+    """The next packet; None at the end.
+
+    FFmpeg stops a read that takes too long. Some demuxers then end without an error, as if the file ended.
+
+    Raises:
+        MachineError: The read took too long.
+    """
+    begin = time.monotonic()
+    try:
+        return next(packets, None)
+    finally:
+        if time.monotonic() - begin >= seconds:
+            raise _too_slow(path)
+
+
+def _too_slow(path: str) -> MachineError:
+    limit = limits.MAX_READ_SECONDS
+    return machine_error(
+        path, f"the disk gave no data for {limit.value} seconds (not the clip's fault); {limit.how_to_raise}"
+    )
 
 
 def _prepare_stream(path: str, container: Any, threads: int) -> Any:
@@ -262,12 +385,16 @@ def _prepare_stream(path: str, container: Any, threads: int) -> Any:
         )
         if only:
             raise VideoError(path, f"has no video, only {only}")
-        cut = missing_end(path, container.format.name)
-        raise VideoError(path, "has no video stream" if cut is None else f"no frame decodes: {cut.reason}")
+        missing = missing_part(path, container.format.name)
+        reason = "has no video stream" if missing is None else f"no frame decodes: {missing.reason}"
+        raise VideoError(path, reason)
     stream = max(videos, key=lambda video: bool(video.disposition & av.stream.Disposition.default))
+    if not container.format.name.startswith(_DEMUXERS):
+        raise VideoError(path, _not_listed("container", container.format.name, CONTAINERS))
     context: CodecContext | None = stream.codec_context
-    if context is None:
-        raise VideoError(path, "its codec cannot be decoded here")
+    codec = "of an unknown name" if context is None else context.codec.canonical_name
+    if context is None or codec not in CODECS:
+        raise VideoError(path, _not_listed("codec", codec, CODECS))
     for other in container.streams:
         if other.index != stream.index:
             other.discard = av.stream.Discard.all
@@ -277,9 +404,13 @@ def _prepare_stream(path: str, container: Any, threads: int) -> Any:
     context.options = {
         # The decoder shall raise errors instead of guessing pixels if it notices damage.
         "err_detect": "crccheck+explode",
-        "max_pixels": str(MAX_SIDE_PIXELS**2),
+        "max_pixels": str(limits.MAX_SIDE_PIXELS.value**2),
     }
     return stream
+
+
+def _not_listed(what: str, got: str, allowed: tuple[str, ...]) -> str:
+    return f"{what} {got}, allowed: {', '.join(allowed)}; encode the clip anew, for example as h264 in mp4"
 
 
 def _why_unreadable(path: str, error: BaseException) -> str:

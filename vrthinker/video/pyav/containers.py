@@ -1,8 +1,9 @@
-"""Checks from a file's outermost structure, without decoding, whether the file is complete.
+"""Checks from a file's structure, without decoding, whether the file is complete.
 
-Demuxers stop without an error at the end of a cut Matroska, MPEG-TS or GIF file. This module reads the sizes
-that containers state and compares them with the file's size. Invariant: it reports only a file that ends
-before its own structure says so, and accepts what it does not understand.
+Demuxers stop without an error at the end of a cut Matroska, MPEG-TS or GIF file, and in Matroska, MPEG-TS,
+FLV, AVI and fragmented MP4 files they skip a damaged part without an error. This module reads the sizes that
+containers state, and compares them with the file. Invariant: it reports only a file that contradicts its own
+structure, and accepts what it does not understand.
 """
 
 from __future__ import annotations
@@ -11,91 +12,100 @@ import os
 from dataclasses import dataclass
 from typing import BinaryIO
 
-_EBML_HEADER = 0x1A45DFA3
-_MATROSKA_SEGMENT = 0x18538067
-_TRANSPORT_PACKET_BYTES = 188
-_MAX_BOXES = 100_000
+from vrthinker.video.pyav import matroska, transport_stream
+from vrthinker.video.pyav.matroska import Loss
+
+_FLV_HEADER_BYTES = 9
+_FLV_TAGS = (8, 9, 18)
+"""Sound, pictures, and script data."""
+_MAX_BOXES = 1_000_000
 
 
 @dataclass(frozen=True)
-class MissingEnd:
+class MissingPart:
     """A file that is not complete.
 
     Attributes:
-        reason: What shows that the end is missing.
-        whole_frames: The number of complete frames, if the structure tells it.
+        reason: What shows that a part is missing.
+        whole_frames: The number of complete frames before it, if the structure tells it.
+        at_byte: The offset from which frame data may be damaged; None for the end of the file.
     """
 
     reason: str
     whole_frames: int | None = None
+    at_byte: int | None = None
 
 
-def missing_end(path: str, format_name: str) -> MissingEnd | None:
-    """The reason why a file is not complete; None if its structure reaches its end.
+def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart | None:
+    """The reason why a file is not complete; None if its structure is whole and reaches its end.
 
     Args:
         path: A regular file.
         format_name: FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
+        stream_id: The container's number of the video stream. Only MPEG transport streams need it.
 
     Raises:
         OSError: The file cannot be read.
     """
     name = format_name.partition(",")[0]
+    end: int | None = None
+    loss: Loss | None = None
     with open(path, "rb") as file:
-        if name == "gif":
-            return _gif_missing_end(file)
-        check = _ENDS.get(name)
-        end = None if check is None else check(file)
         size = os.fstat(file.fileno()).st_size
-    if end is None or end <= size:
-        return None
-    return MissingEnd(f"the file is cut short ({size} bytes, at least {end} expected)")
+        if name == "gif":
+            return _gif_missing_part(file)
+        if name == "matroska":
+            end, loss = matroska.examine(file)
+        elif name == "mov":
+            end, loss = _examine_mov(file, size)
+        elif name == "avi":
+            end, loss = _riff_end(file), _avi_loss(file, size)
+        elif name == "mpegts":
+            end = _transport_stream_end(file)
+            file.seek(0)
+            loss = transport_stream.lost_part(file, stream_id)
+        elif name == "flv":
+            loss = _flv_loss(file, size)
+    at_byte = None if loss is None else loss.at_byte
+    if end is not None and end > size:
+        return MissingPart(f"the file is cut short ({size} bytes, at least {end} expected)", at_byte=at_byte)
+    return None if loss is None else MissingPart(loss.reason, at_byte=at_byte)
 
 
-def _mov_end(file: BinaryIO) -> int | None:
-    """The offset at which the last top-level box ends."""
-    size = os.fstat(file.fileno()).st_size
-    position = 0
+def _damaged(position: int, what: str) -> Loss:
+    return Loss(f"the file is damaged at byte {position} ({what})", position)
+
+
+def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
+    """The offset at which the last top-level box ends, and damage between fragments.
+
+    A file without fragments has one index of all frames. Only in a fragmented one does a damaged box lose
+    frames.
+    """
+    position, fragments = 0, False
     for _ in range(_MAX_BOXES):
         if position >= size:
             break
         file.seek(position)
         header = file.read(16)
         if len(header) < 8:
-            return None if position == 0 or not header.strip(b"\0") else position + 8
+            return (None if position == 0 or not header.strip(b"\0") else position + 8), None
+        fragments = fragments or header[4:8] == b"moof"
         length = int.from_bytes(header[:4], "big")
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
+        is_box = length >= 8 and header[4:8].isalnum()
+        if fragments and not is_box and _anything_but_zeros(file, position):
+            return position, _damaged(position, "not a box")
         if length < 8:  # 0 means "to the end of the file"; anything else is not a box
             break
         position += length
-    return position
+    return position, None
 
 
-def _matroska_end(file: BinaryIO) -> int | None:
-    """The offset at which the segment ends; None if it was written live, without a size."""
-    header = file.read(4)
-    if int.from_bytes(header, "big") != _EBML_HEADER:
-        return None
-    header_size = _read_vint(file)
-    if header_size is None:
-        return None
-    file.seek(header_size, os.SEEK_CUR)
-    if int.from_bytes(file.read(4), "big") != _MATROSKA_SEGMENT:
-        return None
-    segment_size = _read_vint(file)
-    return None if segment_size is None else file.tell() + segment_size
-
-
-def _read_vint(file: BinaryIO) -> int | None:
-    """Reads an EBML size; None if it is unknown (all ones) or missing."""
-    first = file.read(1)
-    if not first or first[0] == 0:
-        return None
-    length = 9 - first[0].bit_length()
-    value = int.from_bytes(first + file.read(length - 1), "big")
-    mask = (1 << (7 * length)) - 1
-    return None if value & mask == mask else value & mask
+def _anything_but_zeros(file: BinaryIO, position: int) -> bool:
+    file.seek(position)
+    return any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
 
 
 def _riff_end(file: BinaryIO) -> int | None:
@@ -107,24 +117,65 @@ def _riff_end(file: BinaryIO) -> int | None:
     return None if length in (0, 0xFFFFFFFF) else 8 + length
 
 
+def _avi_loss(file: BinaryIO, size: int) -> Loss | None:
+    """Damage between the chunks of an AVI file."""
+    position, end = 0, 0
+    for _ in range(_MAX_BOXES):
+        if position + 8 > size:
+            break
+        file.seek(position)
+        header = file.read(12)
+        name, length = header[:4], int.from_bytes(header[4:8], "little")
+        if name == b"RIFF" and (position == 0 or position >= end):
+            # An unfinished file states no length.
+            end = size if length in (0, 0xFFFFFFFF) else position + 8 + length
+            position += 12
+        elif position >= end:
+            break  # what follows the end is no matter
+        elif name == b"LIST" and header[8:] in (b"movi", b"rec "):
+            position += 12
+        elif not name.isascii() or not name.decode().isprintable():
+            return _damaged(position, "not a chunk")
+        else:
+            position += 8 + length + length % 2
+    return None
+
+
+def _flv_loss(file: BinaryIO, size: int) -> Loss | None:
+    """Damage between the tags of an FLV file: each is followed by its size."""
+    header = file.read(_FLV_HEADER_BYTES)
+    if len(header) < _FLV_HEADER_BYTES or header[:3] != b"FLV":
+        return None
+    position = int.from_bytes(header[5:9], "big") + 4
+    for _ in range(_MAX_BOXES):
+        if position + 11 > size:
+            break
+        file.seek(position)
+        tag = file.read(11)
+        length = 11 + int.from_bytes(tag[1:4], "big")
+        if tag[0] & 31 in _FLV_TAGS and position + length > size:
+            return Loss("the file ends inside a frame", position)
+        file.seek(position + length)
+        after = file.read(4)
+        if tag[0] & 31 not in _FLV_TAGS or (
+            len(after) == 4 and int.from_bytes(after, "big") not in (length, 0)
+        ):
+            return _damaged(position, "not a tag")
+        position += length + 4
+    return None
+
+
 def _transport_stream_end(file: BinaryIO) -> int | None:
     """The next packet boundary. A stream that stops inside a packet was cut."""
-    head = file.read(_TRANSPORT_PACKET_BYTES + 1)
-    if len(head) <= _TRANSPORT_PACKET_BYTES or head[0] != 0x47 or head[_TRANSPORT_PACKET_BYTES] != 0x47:
+    packet_bytes = transport_stream.PACKET_BYTES
+    head = file.read(packet_bytes + 1)
+    if len(head) <= packet_bytes or head[0] != 0x47 or head[packet_bytes] != 0x47:
         return None
     size = os.fstat(file.fileno()).st_size
-    return -(-size // _TRANSPORT_PACKET_BYTES) * _TRANSPORT_PACKET_BYTES
+    return -(-size // packet_bytes) * packet_bytes
 
 
-_ENDS = {
-    "mov": _mov_end,
-    "matroska": _matroska_end,
-    "avi": _riff_end,
-    "mpegts": _transport_stream_end,
-}
-
-
-def _gif_missing_end(file: BinaryIO) -> MissingEnd | None:
+def _gif_missing_part(file: BinaryIO) -> MissingPart | None:
     """Walks the blocks to the trailer, because a GIF decoder shows half of a picture as if it were whole."""
     images = 0
     header = file.read(13)
@@ -139,11 +190,11 @@ def _gif_missing_end(file: BinaryIO) -> MissingEnd | None:
             _skip_colour_table(file, descriptor[8] if len(descriptor) == 9 else 0)
             file.seek(1, os.SEEK_CUR)  # the code size
         else:
-            return MissingEnd(f"the file is damaged at byte {file.tell() - 1}", images)
+            return MissingPart(f"the file is damaged at byte {file.tell() - 1}", images)
         if not _skip_sub_blocks(file):
             break
         images += kind == b","
-    return MissingEnd("the file is cut short (its trailer is missing)", images)
+    return MissingPart("the file is cut short (its trailer is missing)", images)
 
 
 def _skip_sub_blocks(file: BinaryIO) -> bool:

@@ -21,10 +21,21 @@ from fractions import Fraction
 from typing import Any
 
 from vrthinker.errors import VideoError
-from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_size, open_clip, orientation_of
-from vrthinker.video.pyav.containers import missing_end
+from vrthinker.video import transparency
+from vrthinker.video.pyav.clip import (
+    BreakError,
+    OpenClip,
+    Orientation,
+    check_size,
+    has_alpha,
+    how_shown,
+    is_transparent,
+    open_clip,
+    orientation_of,
+)
+from vrthinker.video.pyav.containers import MissingPart, missing_part
 from vrthinker.video.pyav.packets import damage, shows_frame
-from vrthinker.video.reader import MAX_FRAMES, VideoInfo, broken_error
+from vrthinker.video.reader import VideoInfo, broken_error, check_amount, most_frames
 
 _LISTABLE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
 _FALLBACK_FPS = Fraction(25)
@@ -62,6 +73,7 @@ class ClipIndex:
             unusable, and frames are found by counting.
         keyframes: The places where decoding may start, ascending. The first is the start of the file.
         has_open_groups: Whether pictures after a keyframe may name pictures before it.
+        end_byte: The offset in the file from which a part is missing; None if the file is whole.
     """
 
     info: VideoInfo
@@ -70,6 +82,7 @@ class ClipIndex:
     ticks: tuple[int, ...] | None = None
     keyframes: tuple[Keyframe, ...] = (_START,)
     has_open_groups: bool = False
+    end_byte: int | None = None
 
     def position(self, pts: int | None) -> int | None:
         """The index of the frame shown at `pts`; None if there is none."""
@@ -89,6 +102,7 @@ class _Listing:
     """What was read from the packets and the first frame."""
 
     format_name: str
+    stream_id: int
     codec: str
     is_seekable: bool
     time_base: Fraction
@@ -102,6 +116,8 @@ class _Listing:
     first_pts: int | None = None
     orientation: Orientation = field(default_factory=Orientation)
     comment: str = ""
+    has_alpha: bool = False
+    notes: tuple[str, ...] = ()
     stored_size: tuple[int, int] = (0, 0)
 
 
@@ -116,26 +132,26 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
         VideoError: The file has no usable video, or it is damaged and that is not tolerated.
     """
     listing = _list_packets(path)
-    cut = missing_end(path, listing.format_name)
-    known_damage = listing.damage if cut is None else cut.reason
+    missing = missing_part(path, listing.format_name, listing.stream_id)
+    known_damage = listing.damage if missing is None else missing.reason
     expected = _expected_ticks(listing)
     if expected is not None and known_damage is None and not tolerate_truncation:
         return _finish(path, listing, expected, broken=None)
-    # If a file was cut, frames that are still inside the decoder may come after lost ones.
-    ticks, stored_size, broken = _count_by_decoding(path, expected, flush=cut is None)
-    listing.stored_size = stored_size
-    if cut is not None and cut.whole_frames is not None:
-        ticks = ticks[: cut.whole_frames]
-    broken = known_damage if broken is None or cut is not None else broken
+    ticks, broken = _count_by_decoding(path, listing, expected, missing)
+    broken = known_damage if broken is None or missing is not None else broken
     if not ticks:
         raise VideoError(path, "has no frames") if broken is None else broken_error(path, broken, 0)
     if broken is not None and not tolerate_truncation:
         raise broken_error(path, broken, len(ticks))
-    return _finish(path, listing, ticks, broken)
+    return _finish(path, listing, ticks, broken, None if missing is None else missing.at_byte)
 
 
 def frames_in_order(
-    clip: OpenClip, expected: Sequence[int] | None, stored_size: tuple[int, int] | None, *, flush: bool = True
+    clip: OpenClip,
+    expected: Sequence[int] | None,
+    stored_size: tuple[int, int] | None,
+    *,
+    flush: bool = True,
 ) -> Iterator[Any]:
     """Decodes a clip from its start and yields every frame, in presentation order.
 
@@ -143,7 +159,8 @@ def frames_in_order(
         clip: The clip, just opened with one thread, so that damage is noticed at its place.
         expected: The ticks of the frames that have to come, if they are known.
         stored_size: The (height, width) that every frame must have; None takes the first frame's.
-        flush: Whether to yield the frames that are still inside the decoder at the end.
+        flush: Whether to yield the frames that are still inside the decoder at the end. If a part of the file
+            is missing there, they may come after lost ones.
 
     Raises:
         BreakError: A packet is damaged, or an expected frame is missing.
@@ -168,8 +185,7 @@ def frames_in_order(
             looks.add(look)
             clip.to_rgb(frame, Orientation())
         count += 1
-        if count > MAX_FRAMES:
-            raise VideoError(clip.path, f"over {MAX_FRAMES} frames, allowed: up to {MAX_FRAMES}")
+        check_amount(clip.path, frame.width, frame.height, count)
         yield frame
     if flush and expected is not None and count < len(expected):
         raise BreakError(f"frame_index {count} is listed and does not decode")
@@ -201,7 +217,8 @@ def _from_first_keyframe(clip: OpenClip, packets: Iterable[Any]) -> Iterator[Any
             break
         early.append(packet)
     else:
-        return iter(early)
+        # Where a part is missing, the keyframe was there; what is left would decode to made-up pictures.
+        return iter(() if clip.is_cut else early)
     start = packet
     if not clip.starts_afresh(start):
         clip.allow_missing_references()
@@ -230,7 +247,7 @@ def _decoded_and_settled(clip: OpenClip, packets: Iterable[Any], *, flush: bool)
 
 
 def _is_settled(waiting: deque[tuple[Any, int]], reached: int | None) -> bool:
-    """Whether the first of the waiting frames may be shown. Without times, it waits as long as it can matter."""
+    """Whether the first of the waiting frames may be shown. Without times, it waits as long as can matter."""
     return len(waiting) > _MAX_REORDERED or (reached is not None and waiting[0][1] <= reached)
 
 
@@ -249,6 +266,7 @@ def _list_packets(path: str) -> _Listing:
         stream = clip.stream
         listing = _Listing(
             clip.format_name,
+            stream.id,
             clip.codec,
             clip.is_seekable,
             Fraction(stream.time_base or Fraction(1, 1000)),
@@ -267,10 +285,11 @@ def _list_packets(path: str) -> _Listing:
 def _fill(listing: _Listing, clip: OpenClip) -> None:
     first: list[Any] = []
     start: Any = None
+    most = most_frames(clip.stream.width, clip.stream.height)
     for packet in clip.packets():
         listing.n_packets += 1
-        if listing.n_packets > MAX_FRAMES:
-            raise VideoError(clip.path, f"over {MAX_FRAMES} frames, allowed: up to {MAX_FRAMES}")
+        if listing.n_packets > most:
+            check_amount(clip.path, clip.stream.width, clip.stream.height, listing.n_packets)
         view = memoryview(packet)
         if listing.damage is None:
             listing.damage = "the file ends inside a frame" if packet.is_corrupt else damage(clip.codec, view)
@@ -297,6 +316,8 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
         clip.to_rgb(first[0], Orientation())  # raises if the colours cannot be converted
         listing.first_pts = first[0].pts
         listing.orientation = orientation_of(first[0])
+        listing.has_alpha = clip.codec in _LISTABLE and has_alpha(first[0])
+        listing.notes = how_shown(clip.stream, first[0])
         listing.stored_size = (first[0].height, first[0].width)
 
 
@@ -323,22 +344,34 @@ def _expected_ticks(listing: _Listing) -> list[int] | None:
 
 
 def _count_by_decoding(
-    path: str, expected: Sequence[int] | None, *, flush: bool
-) -> tuple[list[int | None], tuple[int, int], str | None]:
-    """Decodes the whole file. Returns the frames' ticks and stored size, and the reason of a break."""
+    path: str, listing: _Listing, expected: Sequence[int] | None, missing: MissingPart | None
+) -> tuple[list[int | None], str | None]:
+    """Decodes the file up to what is missing. Returns the frames' ticks, and why the file breaks.
+
+    What the frames tell about the clip is noted in the listing.
+    """
     ticks: list[int | None] = []
-    stored_size = (0, 0)
     try:
-        with open_clip(path) as clip:
-            for frame in frames_in_order(clip, expected, None, flush=flush):
+        end_byte = None if missing is None else missing.at_byte
+        with open_clip(path, end_byte=end_byte) as clip:
+            for frame in frames_in_order(clip, expected, None, flush=missing is None):
+                if missing is not None and len(ticks) == missing.whole_frames:
+                    break
                 ticks.append(frame.pts)
-                stored_size = (frame.height, frame.width)
+                listing.stored_size = (frame.height, frame.width)
+                listing.has_alpha = listing.has_alpha or is_transparent(frame)
     except BreakError as error:
-        return ticks, stored_size, str(error)
-    return ticks, stored_size, None
+        return ticks, str(error)
+    return ticks, None
 
 
-def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: str | None) -> ClipIndex:
+def _finish(
+    path: str,
+    listing: _Listing,
+    ticks: Sequence[int | None],
+    broken: str | None,
+    end_byte: int | None = None,
+) -> ClipIndex:
     known = [tick for tick in ticks if tick is not None]
     steps = [later - earlier for earlier, later in itertools.pairwise(known)]
     ordered = len(known) == len(ticks) and all(step >= 0 for step in steps)
@@ -366,6 +399,7 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
         rotation_degrees=listing.orientation.rotation_degrees,
         pts_seconds=tuple(float(time) for time in times),
         truncated=broken,
+        notes=(*listing.notes, *((transparency.NOTE,) if listing.has_alpha else ())),
         comment=listing.comment,
     )
     return ClipIndex(
@@ -375,6 +409,7 @@ def _finish(path: str, listing: _Listing, ticks: Sequence[int | None], broken: s
         tuple(known) if increasing else None,
         tuple(_keyframes(listing, known)) if increasing and listing.is_seekable else (_START,),
         listing.has_open_groups,
+        end_byte,
     )
 
 

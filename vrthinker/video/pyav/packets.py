@@ -41,8 +41,8 @@ def starts_afresh(codec: str, packet: memoryview, extradata: bytes) -> bool:
     """Whether no picture after this keyframe refers to one before it, in its data or in its bookkeeping.
 
     In H.264 only an IDR picture guarantees that. At any other keyframe, pictures from before it may still be
-    named: by pictures that come later in the file but are shown before the keyframe (which no decoder shows if
-    it starts here), and by commands to forget a picture.
+    named: by pictures that come later in the file but are shown before the keyframe (which no decoder shows
+    if it starts here), and by commands to forget a picture.
 
     Args:
         codec: FFmpeg's name of the codec.

@@ -23,9 +23,10 @@ from typing import Any
 
 import numpy as np
 
+from vrthinker.video import webp
 from vrthinker.video.frames import Frames
 from vrthinker.video.images import ImageFolderReader
-from vrthinker.video.pyav.clip import BreakError, OpenClip, check_file, open_clip
+from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_file, open_clip
 from vrthinker.video.pyav.index import ClipIndex, Keyframe, build_index, decoded, frames_in_order
 from vrthinker.video.reader import VideoInfo, VideoPath, broken_error, checked_indices
 
@@ -67,6 +68,8 @@ class PyAVReader:
         if os.path.isdir(name):
             return self._images.frames_at(name, frame_indices, tolerate_truncation=tolerate_truncation)
         index = self._index(name, tolerate_truncation)
+        if index.info.codec == "webp":
+            return webp.frames_at(replace(index.info, path=name), frame_indices)
         wanted = checked_indices(name, frame_indices, index.info.n_frames)
         data = np.empty((len(wanted), index.info.height, index.info.width, 3), dtype=np.uint8)
         _read(name, index, wanted, data)
@@ -92,7 +95,11 @@ class PyAVReader:
             if key in self._indexes:
                 self._indexes.move_to_end(key)
                 return self._indexes[key]
-        index = build_index(name, tolerate_truncation=tolerate_truncation)
+        if webp.is_animated_webp(name):
+            info = webp.probe(name, tolerate_truncation=tolerate_truncation)
+            index = ClipIndex(info, Orientation(), (info.height, info.width))
+        else:
+            index = build_index(name, tolerate_truncation=tolerate_truncation)
         with self._lock:
             self._indexes[key] = index
             while len(self._indexes) > _MAX_INDEXES:
@@ -128,7 +135,7 @@ def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
     last = max(slots)
     n_decoded = 0
     try:
-        with open_clip(path) as clip:
+        with open_clip(path, end_byte=index.end_byte) as clip:
             for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
                 if frame_index in slots:
                     data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
@@ -146,7 +153,7 @@ def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
     Raises:
         BreakError: Something is inconsistent, so that none of the read frames can be trusted.
     """
-    with open_clip(path) as clip:
+    with open_clip(path, end_byte=index.end_byte) as clip:
         if index.has_open_groups:
             clip.allow_missing_references()
         for keyframe, last in _runs(index, sorted(slots)):
