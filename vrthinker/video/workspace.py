@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vrthinker.errors import InputError, VideoError
+from vrthinker.video.content import ClipContent, clip_content
 from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
 from vrthinker.video.resize import ResizeSettings
@@ -55,6 +56,7 @@ class _Clip:
     kept: Sequence[int]  # frame_index of each numbered frame
     size: tuple[int, int]
     file_state: tuple[int, int]
+    content: ClipContent | None = None
 
 
 class Workspace:
@@ -114,7 +116,8 @@ class Workspace:
                 size = resize.grid_size(info.height, info.width)
             except InputError as error:
                 raise VideoError(path, str(error)) from error
-            return _Clip(info, _thin(info, max_fps), size, state)
+            # `pixels` refuses the file if it changed after its state was read, so this is what is judged.
+            return _Clip(info, _thin(info, max_fps), size, state, clip_content(path))
 
         clips = (open_clip(video_1), open_clip(video_2))
         return cls(clips, reader=reader, cache=cache, resize=resize, tolerate_truncation=tolerate_truncation)
@@ -133,6 +136,11 @@ class Workspace:
     def infos(self) -> tuple[VideoInfo, VideoInfo]:
         """What the reader found out about each file."""
         return self._clips[0].info, self._clips[1].info
+
+    @property
+    def contents(self) -> tuple[ClipContent | None, ClipContent | None]:
+        """What each file contained when the workspace was opened."""
+        return self._clips[0].content, self._clips[1].content
 
     @property
     def notes(self) -> tuple[str, ...]:
