@@ -146,14 +146,12 @@ def evict_triton(
     n_rotated: int,
 ) -> None:
     """Fills new contiguous targets. `evict_reference` explains the arguments."""
-    groups: dict[tuple[Any, ...], list[int]] = {}
-    views = []
+    groups: dict[tuple[Any, ...], list[tuple[torch.Tensor, torch.Tensor]]] = {}
     for place, (source, target) in enumerate(zip(sources, targets, strict=True)):
         rotated = rotations is not None and place < n_rotated
         dims = (batch_dims[place], token_dims[place])
-        split = _split(target, *dims)
+        split = _split(target.shape, *dims)
         source_view, target_view = _as_lanes(source, *dims, split), _as_lanes(target, *dims, split)
-        views.append((source_view, target_view))
         # Values that are only moved are moved as integers of their size.
         dtype = _TRITON_TYPES[source.dtype] if rotated else _BITS[source.element_size()]
         key = (
@@ -164,12 +162,10 @@ def evict_triton(
             dtype,
             rotated,
         )
-        groups.setdefault(key, []).append(place)
-    for (_, _, shape, _, dtype, rotated), places in groups.items():
-        if 0 in shape:
-            continue
-        group_views = [views[place] for place in places]
-        _launch(group_views, runs, rotations if rotated else None, dtype)
+        groups.setdefault(key, []).append((source_view, target_view))
+    for (_, _, shape, _, dtype, rotated), views in groups.items():
+        if 0 not in shape:
+            _launch(views, runs, rotations if rotated else None, dtype)
 
 
 def _launch(
@@ -213,13 +209,17 @@ def _launch(
         )
 
 
-def _split(target: torch.Tensor, batch_dim: int, token_dim: int) -> tuple[int, int, int]:
-    """The (outer_1, outer_2, row) of a contiguous tensor, with rows as long as possible.
+def _split(shape: torch.Size, batch_dim: int, token_dim: int) -> tuple[int, int, int]:
+    """The (outer_1, outer_2, row) of contiguous tensors of a shape, with rows as long as possible.
+
+    The split fits any number of tokens. (With only one token, dimensions before and behind it could be
+    joined to one row. But the source has more tokens, and there they cannot.)
 
     Raises:
         InputError: The tensor needs more than two outer dimensions.
     """
-    moved = target.movedim((batch_dim, token_dim), (0, 1))
+    two_tokens = [2 if dim == token_dim else size for dim, size in enumerate(shape)]
+    moved = torch.empty(two_tokens, device="meta").movedim((batch_dim, token_dim), (0, 1))
     rest = list(moved.shape[2:])
     for n_outer in range(min(2, len(rest)) + 1):
         outer_1, outer_2 = [*rest[:n_outer], 1, 1][:2]
@@ -231,7 +231,7 @@ def _split(target: torch.Tensor, batch_dim: int, token_dim: int) -> tuple[int, i
         if row <= 1 or view.stride(-1) == 1:
             return outer_1, outer_2, row
     raise InputError(
-        f"evict: triton: got shape {list(target.shape)} with batch in dimension {batch_dim} and tokens in "
+        f"evict: triton: got shape {list(shape)} with batch in dimension {batch_dim} and tokens in "
         f"{token_dim}, wanted at most two dimensions beside them that lie before the tokens"
     )
 

@@ -52,7 +52,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return compare(tmp_path_factory.mktemp("triton"), *OPS)
 
 
-@pytest.mark.parametrize(("op", "least"), [("evict", 14), ("group_advantage", 9), ("grpo_loss", 12)])
+@pytest.mark.parametrize(("op", "least"), [("evict", 24), ("group_advantage", 9), ("grpo_loss", 12)])
 def test_interpreted_kernels_agree_with_the_reference(
     compared: dict[str, dict[str, Any]], op: str, least: int
 ) -> None:
@@ -62,7 +62,7 @@ def test_interpreted_kernels_agree_with_the_reference(
 
 
 @pytest.mark.slow  # the interpreter is slow
-@pytest.mark.parametrize(("op", "least"), [("evict", 48), ("group_advantage", 64), ("grpo_loss", 24)])
+@pytest.mark.parametrize(("op", "least"), [("evict", 58), ("group_advantage", 64), ("grpo_loss", 24)])
 def test_interpreted_kernels_agree_with_the_reference_in_every_combination(
     tmp_path: Path, op: str, least: int
 ) -> None:

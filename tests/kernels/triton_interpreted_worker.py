@@ -57,8 +57,7 @@ def random_plan(seed: int, longest: int) -> EvictionPlan:
     lengths = [rng.randrange(longest // 4, longest) for _ in range(rng.randrange(1, 3))]
     spans = []
     for length in lengths:
-        # At least two tokens stay: with fewer, heads that lie before tokens stop this version (a fault).
-        cuts = sorted(rng.randrange(length - 1) for _ in range(4))
+        cuts = sorted(rng.randrange(length + 1) for _ in range(4))
         spans.append([(cuts[0], cuts[1]), (cuts[2], cuts[3])])
     return plan_eviction(spans, lengths)
 
@@ -106,6 +105,14 @@ def evict(seed: int, *, whole: bool) -> int:
         for own_seed in range(seed, seed + 3) if whole else (seed + i,):
             check_cache(random_plan(own_seed, 90 if whole or i == 3 else 16), i, layout, dtype, renumber)
             count += 1
+    # One token stays, the first or the last, or none; in all sequences or in one of them.
+    few = ([(0, 5)], [(1, 5)], [(0, 4)])
+    for i, spans in enumerate([[few[0]], [few[1]], [few[2]], [few[0], few[2]], [few[1], [(2, 3)]]]):
+        plan = plan_eviction(spans, [5] * len(spans))
+        for layout in ("bhtd", "bthd"):
+            check_cache(plan, seed, layout, DTYPES[i % len(DTYPES)], i % 2 == 0)
+            count += 1
+        check_sequence(plan, seed)
     for own_seed in range(seed, seed + (12 if whole else 2)):
         check_sequence(random_plan(own_seed, 90), own_seed)
         count += 1
