@@ -40,7 +40,12 @@ class Outcomes(Protocol):
     def __call__(self, jobs: Sequence[Job], *, together: bool = False) -> list[Outcome]: ...
 
 
-MODULES = {"forked": [], "outcomes_of": ["training_worker"], "commands": ["command_worker"]}
+MODULES = {
+    "forked": [],
+    "outcomes_of": ["training_worker"],
+    "commands": ["command_worker"],
+    "fuzzed": ["fuzz_worker"],
+}
 """Fixture to the modules that are prepared before its jobs run."""
 
 
@@ -114,6 +119,12 @@ def outcomes_of() -> Outcomes:
 def commands() -> Outcomes:
     """Runs jobs of `command_worker`: whole commands."""
     return functools.partial(_server.ask, MODULES["commands"])
+
+
+@pytest.fixture
+def fuzzed() -> Outcomes:
+    """Runs jobs of `fuzz_worker`: hostile clips and checkpoints."""
+    return functools.partial(_server.ask, MODULES["fuzzed"])
 
 
 def alive_in_session(session: int) -> list[int]:
