@@ -108,3 +108,39 @@ def test_a_picture_of_another_kind_under_an_image_name_is_refused(tmp_path: Path
     (tmp_path / "1.eps").rename(tmp_path / "1.png")
     with pytest.raises(VideoError):
         open_reader().frames_at(tmp_path, [0, 1])
+
+
+def test_a_folder_of_videos_says_what_to_do(tmp_path: Path) -> None:
+    for name in ("10.mp4", "9.mp4", "x.webm"):
+        (tmp_path / name).write_bytes(b"not looked at")
+    message = r"a folder of videos \(9\.mp4, 10\.mp4, \.\.\.\), where one clip is wanted: give one of its files, or "
+    with pytest.raises(VideoError, match=message + "list pairs of them in a file for --pairs$"):
+        open_reader().probe(tmp_path)
+    (tmp_path / "x.webm").unlink()
+    with pytest.raises(VideoError, match=r"a folder of videos \(9\.mp4, 10\.mp4\), where"):
+        open_reader().probe(tmp_path)
+
+
+def test_the_pixels_of_a_folder_have_a_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    folder = write(tmp_path / "clip", [f"{i}.png" for i in range(6)])
+    monkeypatch.setenv("VRTHINKER_MAX_CLIP_PIXELS", str(5 * 64 * 96))
+    with pytest.raises(
+        VideoError, match=r"at least 6 frames of 96x64 pixels, allowed: 30720 pixels in all; set "
+    ):
+        open_reader().probe(folder)
+
+
+def test_nothing_of_pillow_reaches_stderr(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    """A picture of a suspicious size, and transparency that Pillow would rather have in another form."""
+    folder = write(tmp_path / "clip", ["0.png"])
+    Image.fromarray(draw_number(1, (64, 96))).quantize(16).save(
+        folder / "1.png", transparency=bytes([0, 128, 255])
+    )
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 64 * 90)
+    with pytest.warns(Image.DecompressionBombWarning), Image.open(folder / "0.png"):
+        pass
+    assert open_reader().probe(folder, tolerate_truncation=True).n_frames == 2
+    open_reader().frames_at(folder, [0, 1])
+    assert list(recwarn) == []

@@ -30,7 +30,7 @@ from vrthinker.video.reader import (
 )
 
 _HEADER_BYTES = 30
-_ANIMATION = 0x02
+_ANIMATION, _ALPHA = 0x02, 0x10
 _FRAME_HEADER_BYTES = 16
 _SHORTEST_MS = 10
 _REPLACED_MS = 100
@@ -44,13 +44,13 @@ class _Chunks:
     Attributes:
         size: The (height, width) of the canvas.
         durations_ms: How long each whole frame is shown.
-        end: The offset at which the last whole frame ends.
+        ends: The offset at which each whole frame ends.
         broken: Why the file is not whole; None if it is.
     """
 
     size: tuple[int, int]
     durations_ms: tuple[int, ...]
-    end: int
+    ends: tuple[int, ...]
     broken: str | None
 
 
@@ -117,7 +117,8 @@ def frames_at(info: VideoInfo, frame_indices: Sequence[int]) -> Frames:
     frame_index = 0
     try:
         data = np.empty((len(wanted), info.height, info.width, 3), dtype=np.uint8)
-        with open_image(_whole_part(name, _read_chunks(name)), ("WEBP",)) as image:
+        chunks = _read_chunks(name)
+        with open_image(_whole_part(name, chunks, min(info.n_frames, len(chunks.ends))), ("WEBP",)) as image:
             for frame_index in sorted(slots):
                 image.seek(frame_index)
                 data[slots[frame_index]] = visible(image)
@@ -130,25 +131,50 @@ def frames_at(info: VideoInfo, frame_indices: Sequence[int]) -> Frames:
 
 def _count(name: str, chunks: _Chunks) -> tuple[int, bool, str | None]:
     """The number of frames that decode, whether a pixel is transparent, and why no more decode."""
-    is_transparent, n_frames, stated = False, 0, len(chunks.durations_ms)
+    stated = len(chunks.ends)
+    # The decoder refuses a whole file for one damaged frame, so the longest part that it opens is looked for.
+    opened = stated if _opens(name, chunks, stated) else _last_that_opens(name, chunks, stated)
+    is_transparent, n_frames = False, 0
     try:
-        with open_image(_whole_part(name, chunks), ("WEBP",)) as image:
-            for n_frames in range(stated):
-                image.seek(n_frames)
-                image.load()
-                if image.has_transparency_data and not is_transparent:
-                    is_transparent = image.getextrema()[-1] != (255, 255)
+        if opened:
+            with open_image(_whole_part(name, chunks, opened), ("WEBP",)) as image:
+                for n_frames in range(opened):
+                    image.seek(n_frames)
+                    image.load()
+                    if image.has_transparency_data and not is_transparent:
+                        is_transparent = image.getextrema()[-1] != (255, 255)
     except MemoryError as error:
         raise out_of_memory(name) from error
     except (*IMAGE_ERRORS, EOFError):
         return n_frames, is_transparent, "a frame does not decode"
-    return stated, is_transparent, None
+    return opened, is_transparent, None if opened == stated else "a frame does not decode"
 
 
-def _whole_part(name: str, chunks: _Chunks) -> io.BytesIO:
-    """The file up to its last whole frame, with a length that says so: a decoder reads no other."""
+def _last_that_opens(name: str, chunks: _Chunks, refused: int) -> int:
+    """The most frames, below a number that is refused, that the decoder accepts."""
+    accepted = 0
+    while refused - accepted > 1:
+        middle = (accepted + refused) // 2
+        accepted, refused = (middle, refused) if _opens(name, chunks, middle) else (accepted, middle)
+    return accepted
+
+
+def _opens(name: str, chunks: _Chunks, n_frames: int) -> bool:
+    try:
+        with open_image(_whole_part(name, chunks, n_frames), ("WEBP",)):
+            return True
+    except (*IMAGE_ERRORS, EOFError):
+        return False
+
+
+def _whole_part(name: str, chunks: _Chunks, n_frames: int) -> io.BytesIO:
+    """The file up to the end of its n-th frame, with a length that says so, because a decoder reads no other.
+
+    It is also said to have an opacity. Without it, Pillow shows what no frame covers in black.
+    """
     with open(name, "rb") as file:
-        data = bytearray(file.read(chunks.end))
+        data = bytearray(file.read(chunks.ends[n_frames - 1] if n_frames else 0))
+    data[20] |= _ALPHA  # an empty part raises an IndexError, which is one of `IMAGE_ERRORS`
     data[4:8] = (len(data) - 8).to_bytes(4, "little")
     return io.BytesIO(bytes(data))
 
@@ -171,8 +197,9 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
     width, height = (int.from_bytes(head[at : at + 3], "little") + 1 for at in (24, 27))
     check_side(name, width, height)
     stated_end = 8 + int.from_bytes(head[4:8], "little")
-    position = end = _HEADER_BYTES
+    position = _HEADER_BYTES
     durations: list[int] = []
+    ends: list[int] = []
     broken = None
     if stated_end > size:
         broken = f"the file is cut short ({size} bytes, at least {stated_end} expected)"
@@ -183,14 +210,15 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
         if chunk[:4] not in _KINDS:
             broken = broken or f"the file is damaged at byte {position} (not a chunk)"
             break
-        position += 8 + length + length % 2
-        if position > size:
+        begin, position = position, position + 8 + length + length % 2
+        if position > min(size, stated_end):
+            broken = broken or f"the file is damaged at byte {begin} (a chunk that is larger than the file)"
             break
         if chunk[:4] == b"ANMF" and len(chunk) == 8 + _FRAME_HEADER_BYTES:
             durations.append(int.from_bytes(chunk[20:23], "little"))
+            ends.append(position)
             check_amount(name, width, height, len(durations))
-        end = position
-    return _Chunks((height, width), tuple(durations), end, broken)
+    return _Chunks((height, width), tuple(durations), tuple(ends), broken)
 
 
 _KINDS = frozenset({b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ", b"ALPH", b"VP8 ", b"VP8L", b"VP8X"})

@@ -9,6 +9,7 @@ structure, and accepts what it does not understand.
 from __future__ import annotations
 
 import os
+import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -18,6 +19,8 @@ from vrthinker.video.pyav.matroska import Loss
 _FLV_HEADER_BYTES = 9
 _FLV_TAGS = (8, 9, 18)
 """Sound, pictures, and script data."""
+_PNG_HEADER_BYTES = 8
+_READ_BYTES = 1 << 20
 _MAX_BOXES = 1_000_000
 
 
@@ -54,6 +57,8 @@ def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart
         size = os.fstat(file.fileno()).st_size
         if name == "gif":
             return _gif_missing_part(file)
+        if name == "apng":
+            return _png_missing_part(file)
         if name == "matroska":
             end, loss = matroska.examine(file)
         elif name == "mov":
@@ -105,7 +110,7 @@ def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
 
 def _anything_but_zeros(file: BinaryIO, position: int) -> bool:
     file.seek(position)
-    return any(block.strip(b"\0") for block in iter(lambda: file.read(1 << 20), b""))
+    return any(block.strip(b"\0") for block in iter(lambda: file.read(_READ_BYTES), b""))
 
 
 def _riff_end(file: BinaryIO) -> int | None:
@@ -195,6 +200,28 @@ def _gif_missing_part(file: BinaryIO) -> MissingPart | None:
             break
         images += kind == b","
     return MissingPart("the file is cut short (its trailer is missing)", images)
+
+
+def _png_missing_part(file: BinaryIO) -> MissingPart | None:
+    """Walks the chunks to the last one, and checks their checksums."""
+    position, begun = _PNG_HEADER_BYTES, 0  # begun: the pictures whose first chunk was read
+    file.seek(position)
+    while True:
+        head = file.read(8)
+        kind, left = head[4:], int.from_bytes(head[:4], "big")
+        checksum = zlib.crc32(kind)
+        while left and (data := file.read(min(left, _READ_BYTES))):
+            checksum = zlib.crc32(data, checksum)
+            left -= len(data)
+        stated = file.read(4)
+        if left or len(stated) < 4:
+            return MissingPart("the file is cut short (its last chunk is missing)", max(0, begun - 1))
+        if int.from_bytes(stated, "big") != checksum:
+            return MissingPart(f"the file is damaged in the chunk at byte {position}", max(0, begun - 1))
+        if kind == b"IEND":
+            return None
+        begun += kind == b"fcTL"
+        position = file.tell()
 
 
 def _skip_sub_blocks(file: BinaryIO) -> bool:
