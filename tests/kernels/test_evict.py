@@ -725,19 +725,41 @@ def test_benchmark_cases_hold_what_they_claim(monkeypatch: pytest.MonkeyPatch, i
     monkeypatch.setattr(bench, "why_not_compiled", lambda device: "not in this test")
     shape = bench.Shape("tiny", 2, 2, 8, torch.bfloat16)
     make = functools.partial(
-        bench._cache_case, "tiny", shape, [[(3, 5), (7, 9)]] * 2, 12, "cpu", 0, in_place=in_place
+        bench._cache_case, "tiny", shape, [[(3, 5), (7, 9)]] * 2, 20, "cpu", 0, in_place=in_place
     )
     comparison = make()
-    moved = 2 * (5 if in_place else 8)
+    moved = 2 * (13 if in_place else 16)
     assert comparison.facts["tokens_moved"] == moved
     assert comparison.bytes_moved == 2 * moved * 2 * 2 * 2 * 8 * 2
     assert {"reference", "torch.cat of slices", "index_select"} < set(comparison.competitors)
+    in_torch = {"copy_ of runs, in place", "index_select of the tail, in place"}
+    assert set(comparison.competitors) & in_torch == (in_torch if in_place else set())
     comparison.check()
     for run in comparison.competitors.values():
         run()
     monkeypatch.setattr(bench, "evict_cache", lambda keys, values, plan, **_: (keys, values))
     with pytest.raises(RuntimeError, match="evict differs from the reference in layer 0"):
         make().check()
+
+
+def test_the_benchmark_names_what_differs_in_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "why_not_compiled", lambda device: "not in this test")
+    name = "copy_ of runs, in place"
+    monkeypatch.setattr(bench, "_torch_in_place", lambda layers, plan, spans: {name: lambda: layers})
+    shape = bench.Shape("tiny", 1, 2, 8, torch.float32)
+    comparison = bench._cache_case("tiny", shape, [[(3, 5)]], 12, "cpu", 0, in_place=True)
+    with pytest.raises(RuntimeError, match=f"evict: {name} differs from the reference in layer 0"):
+        comparison.check()
+
+
+def test_ragged_benchmark_cases_have_no_torch_version_of_all_sequences(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(bench, "why_not_compiled", lambda device: "not in this test")
+    shape = bench.Shape("tiny", 1, 2, 8, torch.float32)
+    comparison = bench._cache_case("tiny", shape, [[(3, 5)], [(4, 7)]], 12, "cpu", 0, in_place=True)
+    assert set(comparison.competitors) == {"reference", "evict, in place", "evict, in place, renumber"}
+    comparison.check()
 
 
 # On a GPU
