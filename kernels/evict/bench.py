@@ -5,7 +5,7 @@ with their labels between them, and a round of 400. The frames are removed. At p
 another round come after them. In place, only the rows after the first hole have to move; out of place, all
 remaining rows do. The competitors get the same spans, layer by layer. `torch.cat` of slices, `index_select`,
 the reference, and `torch.compile` of it copy the whole cache. In place there are two that copy only the rows
-after the first hole: run by run with `copy_`, or all at once with `index_select`. The faster one of these two is
+after the first hole: run by run with `copy_`, or all at once with `index_select`. The faster of these two is
 the fair opponent of the op in place.
 
 Source: method section 2, typical sizes.
