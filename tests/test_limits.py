@@ -26,7 +26,7 @@ def test_the_variable_of_a_limit_changes_it(monkeypatch: pytest.MonkeyPatch) -> 
 def test_a_variable_that_is_no_number_is_refused(monkeypatch: pytest.MonkeyPatch, text: str) -> None:
     monkeypatch.setenv("VRTHINKER_MAX_FRAMES", text)
     with pytest.raises(
-        InputError, match="VRTHINKER_MAX_FRAMES: got .*allowed: a whole number of frames"
+        InputError, match=r"VRTHINKER_MAX_FRAMES: got .*allowed: a whole number of frames"
     ) as caught:
         _ = limits.MAX_FRAMES.value
     assert str(caught.value).isprintable()

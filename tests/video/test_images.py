@@ -113,8 +113,10 @@ def test_a_picture_of_another_kind_under_an_image_name_is_refused(tmp_path: Path
 def test_a_folder_of_videos_says_what_to_do(tmp_path: Path) -> None:
     for name in ("10.mp4", "9.mp4", "x.webm"):
         (tmp_path / name).write_bytes(b"not looked at")
-    message = r"a folder of videos \(9\.mp4, 10\.mp4, \.\.\.\), where one clip is wanted: give one of its files, or "
-    with pytest.raises(VideoError, match=message + "list pairs of them in a file for --pairs$"):
+    message = (
+        r"a folder of videos \(9\.mp4, 10\.mp4, \.\.\.\), where one clip is wanted: give one of its file"
+    )
+    with pytest.raises(VideoError, match=message + "s, or list pairs of them in a file for --pairs$"):
         open_reader().probe(tmp_path)
     (tmp_path / "x.webm").unlink()
     with pytest.raises(VideoError, match=r"a folder of videos \(9\.mp4, 10\.mp4\), where"):

@@ -98,7 +98,7 @@ def test_transparent_pixels_are_shown_on_white(tmp_path: Path, name: str, opacit
 
 
 def test_opaque_pictures_have_no_note(tmp_path: Path) -> None:
-    """Encoders of animations use transparency to store differences, and PNG files often have it for nothing."""
+    """Encoders of animations use transparency to store differences, and PNG files have it for nothing."""
     for name in ("a.gif", "a.apng", "a.webp"):
         write_with_pillow(tmp_path / name, pictures(255))
         assert open_reader().probe(tmp_path / name).notes == ()

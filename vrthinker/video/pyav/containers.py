@@ -77,8 +77,9 @@ def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart
     return None if loss is None else MissingPart(loss.reason, at_byte=at_byte)
 
 
-def _damaged(position: int, what: str) -> Loss:
-    return Loss(f"the file is damaged at byte {position} ({what})", position)
+def _damaged(position: int, what: str, before: int) -> Loss:
+    """Damage that shows at an offset. It may have begun in the part before, whose size led there."""
+    return Loss(f"the file is damaged at byte {position} ({what})", before)
 
 
 def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
@@ -87,7 +88,7 @@ def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
     A file without fragments has one index of all frames. Only in a fragmented one does a damaged box lose
     frames.
     """
-    position, fragments = 0, False
+    position, before, fragments = 0, 0, False
     for _ in range(_MAX_BOXES):
         if position >= size:
             break
@@ -101,10 +102,10 @@ def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
             length = int.from_bytes(header[8:16], "big")
         is_box = length >= 8 and header[4:8].isalnum()
         if fragments and not is_box and _anything_but_zeros(file, position):
-            return position, _damaged(position, "not a box")
+            return position, _damaged(position, "not a box", before)
         if length < 8:  # 0 means "to the end of the file"; anything else is not a box
             break
-        position += length
+        before, position = position, position + length
     return position, None
 
 
@@ -124,7 +125,7 @@ def _riff_end(file: BinaryIO) -> int | None:
 
 def _avi_loss(file: BinaryIO, size: int) -> Loss | None:
     """Damage between the chunks of an AVI file."""
-    position, end = 0, 0
+    position, before, end = 0, 0, 0
     for _ in range(_MAX_BOXES):
         if position + 8 > size:
             break
@@ -140,9 +141,9 @@ def _avi_loss(file: BinaryIO, size: int) -> Loss | None:
         elif name == b"LIST" and header[8:] in (b"movi", b"rec "):
             position += 12
         elif not name.isascii() or not name.decode().isprintable():
-            return _damaged(position, "not a chunk")
+            return _damaged(position, "not a chunk", before)
         else:
-            position += 8 + length + length % 2
+            before, position = position, position + 8 + length + length % 2
     return None
 
 
@@ -151,7 +152,7 @@ def _flv_loss(file: BinaryIO, size: int) -> Loss | None:
     header = file.read(_FLV_HEADER_BYTES)
     if len(header) < _FLV_HEADER_BYTES or header[:3] != b"FLV":
         return None
-    position = int.from_bytes(header[5:9], "big") + 4
+    position = before = int.from_bytes(header[5:9], "big") + 4
     for _ in range(_MAX_BOXES):
         if position + 11 > size:
             break
@@ -165,8 +166,8 @@ def _flv_loss(file: BinaryIO, size: int) -> Loss | None:
         if tag[0] & 31 not in _FLV_TAGS or (
             len(after) == 4 and int.from_bytes(after, "big") not in (length, 0)
         ):
-            return _damaged(position, "not a tag")
-        position += length + 4
+            return _damaged(position, "not a tag", before)
+        before, position = position, position + length + 4
     return None
 
 

@@ -29,7 +29,6 @@ _IN_CLUSTER = frozenset({_TIME, _SIMPLE_BLOCK, _BLOCK_GROUP, _VOID, _CRC, 0x5854
 """Also the silent tracks, the position, the previous cluster's size and the encrypted block of old files."""
 _TIME_SCALE, _DURATION, _TRACK_ENTRY, _TRACK_NUMBER = 0x2AD7B1, 0x4489, 0xAE, 0xD7
 _MAX_HEADER_BYTES = 1 << 20
-_ZERO_RUN_BYTES = 8
 _MAX_ELEMENTS = 2_000_000
 """Many more than the frames and sounds of the longest clip that is read."""
 _SLACK_SECONDS = 1.0
@@ -99,11 +98,8 @@ class _Walk:
         return _Element(int.from_bytes(head[:id_bytes], "big"), position, content, end)
 
     def damaged(self, position: int, what: str) -> Loss:
-        """Damage that shows at an offset. It may have begun in the block before: zeros tell."""
-        self.file.seek(max(0, position - _ZERO_RUN_BYTES))
-        before = self.file.read(min(position, _ZERO_RUN_BYTES))
-        at_byte = position if any(before) or not self.last_block else self.last_block
-        return Loss(f"the file is damaged at byte {position} ({what})", at_byte)
+        """Damage that shows at an offset. It may have begun in the block before, whose size led here."""
+        return Loss(f"the file is damaged at byte {position} ({what})", self.last_block or position)
 
     def segment(self, start: int, end: int | None) -> Loss | None:
         """Walks a segment's elements up to its end, or to the file's end if it has none."""
@@ -193,7 +189,7 @@ class _Walk:
         if self.duration is None or self.last_time is None or not self.ticks_a_second:
             return None
         slack = max(2 * self.largest_gap, _SLACK_SECONDS * self.ticks_a_second)
-        if self.duration <= self.last_end + slack:
+        if not self.duration > self.last_end + slack:  # not a number, too
             return None
         stated, last = self.duration / self.ticks_a_second, self.last_end / self.ticks_a_second
         reason = (
