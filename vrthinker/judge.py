@@ -6,6 +6,7 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from os import PathLike
@@ -25,7 +26,7 @@ from vrthinker.episode.settings import (
     load_judge_settings,
 )
 from vrthinker.episode.trajectory import StopReason, Trajectory
-from vrthinker.errors import InputError, first_problem
+from vrthinker.errors import EngineError, InputError, first_problem
 from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
@@ -43,6 +44,8 @@ FOREIGN_NOTE = (
     "this judge was trained on the package's synthetic world only, and these clips are not from it: "
     "its verdict on them means nothing"
 )
+EMPTY_NOTE = "the caption is empty: nothing says what the videos should show"
+SAME_NOTE = "both videos are the same file: any preference is the judge's habit"
 
 
 @dataclass(frozen=True, repr=False)
@@ -134,6 +137,21 @@ class Verdict:
         )
 
 
+@dataclass(frozen=True)
+class JudgeConfiguration:
+    """What a judge's verdicts depend on, besides its weights.
+
+    Attributes:
+        model: The name of the engine.
+        settings: The sizes, limits and window.
+        templates: The prompts.
+    """
+
+    model: str
+    settings: JudgeSettings
+    templates: PromptTemplates
+
+
 class Judge:
     """Judges pairs of clips.
 
@@ -160,6 +178,37 @@ class Judge:
         self._reader = reader or open_reader()
         self._cache = FrameCache(frame_cache_bytes)
         self._runner = EpisodeRunner(engine, self.settings.episode, templates=self.templates)
+        self._closed = False
+
+    @property
+    def configuration(self) -> JudgeConfiguration:
+        """What the verdicts depend on, besides the weights."""
+        return JudgeConfiguration(self.engine.name, self.settings, self.templates)
+
+    @staticmethod
+    def configuration_of(
+        model: str | Path,
+        *,
+        templates: VideoPath | None = None,
+        max_pixels: int | None = None,
+        **episode_settings: Any,
+    ) -> JudgeConfiguration:
+        """The configuration that `from_pretrained` would give a judge. No weights are loaded.
+
+        If the checkpoint has settings of its own, this takes no longer than reading them.
+
+        Raises:
+            InputError: The checkpoint, a template or a setting cannot be used.
+        """
+        from vrthinker.engine.hf.checkpoint import grid, load_config, resolve_checkpoint
+
+        folder = resolve_checkpoint(model)
+        stored = load_judge_settings(folder)
+        prompts = Path(templates) if templates is not None else folder / PROMPTS_FOLDER
+        loaded_templates = _load_templates(prompts, required=templates is not None)
+        sizes = grid(load_config(folder)) if stored is None else {}
+        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings, **sizes)
+        return JudgeConfiguration(f"hf:{folder.name}", settings, loaded_templates)
 
     @classmethod
     def from_pretrained(
@@ -191,21 +240,19 @@ class Judge:
         from vrthinker.engine.hf.checkpoint import grid, load_config, resolve_checkpoint
         from vrthinker.engine.hf.engine import HFEngine
 
-        folder = resolve_checkpoint(model)
-        stored = load_judge_settings(folder)
-        prompts = Path(templates) if templates is not None else folder / PROMPTS_FOLDER
-        loaded_templates = _load_templates(prompts, required=templates is not None)
         # Everything about the checkpoint that can be refused is refused before its weights are loaded.
-        sizes = grid(load_config(folder))
-        for name, wanted in sizes.items():
-            got = wanted if stored is None else getattr(stored.resize, name)
+        folder = resolve_checkpoint(model)
+        configured = cls.configuration_of(
+            folder, templates=templates, max_pixels=max_pixels, **episode_settings
+        )
+        for name, wanted in grid(load_config(folder)).items():
+            got = getattr(configured.settings.resize, name)
             if got != wanted:
                 raise InputError(
                     f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}"
                 )
-        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings, **sizes)
         engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
-        return cls(engine, settings, templates=loaded_templates)
+        return cls(engine, configured.settings, templates=configured.templates)
 
     @classmethod
     def from_endpoint(
@@ -260,6 +307,7 @@ class Judge:
         Raises:
             VideoError: A clip cannot be read.
             InputError: The caption or an option cannot be used.
+            EngineError: The judge is closed or busy.
         """
         item = self._item("pair", prompt, video_1, video_2, dataset, seed)
         return Verdict.of(self._runner.run_one(item), self.settings.note)
@@ -276,6 +324,9 @@ class Judge:
             pairs: The pairs to judge.
             seed: The seed of the sampling.
             tools: The tools that rounds may call; `select_frames` by default.
+
+        Raises:
+            EngineError: The judge is closed or busy.
         """
         runner = self._runner
         if tools is not None:
@@ -288,7 +339,11 @@ class Judge:
         )
 
     def close(self) -> None:
-        """Shuts the engine down (connections, caches). Closing twice is harmless."""
+        """Shuts the engine down (connections, caches). A closed judge judges no more.
+
+        Closing twice is harmless.
+        """
+        self._closed = True
         self.engine.shutdown()
 
     def __enter__(self) -> Judge:
@@ -308,8 +363,9 @@ class Judge:
         dataset: str | None,
         seed: int,
     ) -> EpisodeItem:
-        if not isinstance(seed, int):
-            raise InputError(f"seed: got {seed!r}, allowed: an integer")
+        if self._closed:
+            raise EngineError("the judge is closed; make another one, or close it later")
+        _check_types(prompt, video_1, video_2, dataset, seed)
         episode = self.settings.episode
 
         def open_workspace() -> Workspace:
@@ -322,6 +378,10 @@ class Judge:
                 max_fps=episode.max_fps,
                 tolerate_truncation=episode.tolerate_truncation,
             )
+            if not prompt.strip():
+                workspace.note(EMPTY_NOTE)
+            if os.path.samefile(video_1, video_2):
+                workspace.note(SAME_NOTE)
             if self.settings.clips == "synthetic":
                 foreign = [info.path for info in workspace.infos if info.comment != SYNTHETIC_COMMENT]
                 if foreign:
@@ -329,6 +389,18 @@ class Judge:
             return workspace
 
         return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
+
+
+def _check_types(prompt: object, video_1: object, video_2: object, dataset: object, seed: object) -> None:
+    if not isinstance(prompt, str):
+        raise InputError(f"caption: got {type(prompt).__name__}, allowed: a text")
+    for number, video in enumerate((video_1, video_2), start=1):
+        if not isinstance(video, str | PathLike):
+            raise InputError(f"video {number}: got {type(video).__name__}, allowed: the path of a clip")
+    if not isinstance(dataset, str | None):
+        raise InputError(f"dataset: got {type(dataset).__name__}, allowed: a name, or None")
+    if not isinstance(seed, int):
+        raise InputError(f"seed: got {seed!r}, allowed: an integer")
 
 
 def _load_templates(folder: Path | None, *, required: bool) -> PromptTemplates:
@@ -343,6 +415,9 @@ def _override(
     """Applies overrides through validation, so that a bad value is one clear line."""
     from pydantic import ValidationError
 
+    frames = episode_settings.get("initial_frames")
+    if isinstance(frames, int) and frames % 2:
+        raise InputError(f"initial_frames: got {frames}, allowed: an even number, half of it from each video")
     # The caller decides whether a broken clip is judged, never a checkpoint.
     stored = {**settings.episode.model_dump(), "tolerate_truncation": False}
     try:
@@ -350,7 +425,8 @@ def _override(
         sizes = {**settings.resize.model_dump(), **resize}
         if max_pixels is not None:
             sizes["max_pixels"] = max_pixels
-            sizes["min_pixels"] = min(sizes["min_pixels"], max_pixels)
+            if isinstance(max_pixels, int):
+                sizes["min_pixels"] = min(sizes["min_pixels"], max_pixels)
         return settings.model_copy(
             update={"episode": episode, "resize": type(settings.resize).model_validate(sizes)}
         )

@@ -17,7 +17,7 @@ from vrthinker.data.pairs import Pair
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import dump_line, stop_reason_of
 from vrthinker.errors import VRThinkerError
-from vrthinker.judge import Judge, Verdict
+from vrthinker.judge import Judge, JudgeConfiguration, Verdict
 from vrthinker.records.trajectories import append_trajectory
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
 
@@ -77,7 +77,9 @@ def judge_file(
             left = [by_id[pair_id] for pair_id in log.pending(by_id)]
 
 
-def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dict[str, Any], tuple[str, ...]]:
+def run_configuration(
+    judge: Judge | JudgeConfiguration, *, pairs_file: Path, seed: int
+) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The configuration that a results file's verdicts depend on, and the keys that may differ between runs.
 
     Returns:
@@ -85,11 +87,12 @@ def run_configuration(judge: Judge, *, pairs_file: Path, seed: int) -> tuple[dic
     """
     from vrthinker.records.provenance import provenance
 
+    used = judge.configuration if isinstance(judge, Judge) else judge
     run = {
         "pairs": str(pairs_file.resolve()),
-        "model": judge.engine.name,
-        "settings": judge.settings.model_dump(mode="json"),
-        "templates": judge.templates.digest,
+        "model": used.model,
+        "settings": used.settings.model_dump(mode="json"),
+        "templates": used.templates.digest,
         "seed": seed,
         "provenance": provenance(),
     }

@@ -1,4 +1,4 @@
-"""The progress of long work on stderr: bars on a terminal, a line now and then elsewhere.
+"""The progress of long work on stderr: bars on a terminal, a line now and then elsewhere; counts in words.
 
 This module imports nothing else of the package, and it imports rich only when something is shown.
 """
@@ -13,6 +13,11 @@ if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as Bars
     from rich.progress import ProgressColumn, TaskID
+
+
+def counted(count: int, noun: str) -> str:
+    """A number with its noun, in the plural unless the number is 1: `1 pair`, `2 pairs`."""
+    return f"{count} {noun}{'' if count == 1 else 's'}"
 
 
 class Progress:

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import random
+import shutil
 from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import heavy  # noqa: F401
 import pytest
@@ -16,6 +18,7 @@ from clips import cut, make_clip
 from command_worker import at, command
 from forks import Outcomes
 
+from vrthinker import Judge
 from vrthinker.commands.make_tiny import RANDOM_NOTE
 from vrthinker.episode.trajectory import load_trajectories
 
@@ -67,16 +70,43 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
     [
         (["judge"], "--model: missing"),
         (["judge", "--model", "MODEL"], "0 clips and no --prompt"),
-        (["judge", "A", "--model", "MODEL", "--prompt", "x"], "1 clips"),
+        (["judge", "A", "--model", "MODEL", "--prompt", "x"], "got 1 clip and a --prompt"),
         (["judge", "A", "B", "--model", "/no/such/folder", "--prompt", "x"], "/no/such/folder"),
         (["judge", "A", "MISSING", "--model", "MODEL", "--prompt", "x"], "missing.mp4: "),
         (["judge", "A", "EMPTY", "--model", "MODEL", "--prompt", "x"], "empty.mp4: "),
         (["judge", "A", "TEXT", "--model", "MODEL", "--prompt", "x"], "text.mp4: "),
         (["judge", "A", "FOLDER", "--model", "MODEL", "--prompt", "x"], "folder"),
         (["judge", "A", "CUT", "--model", "MODEL", "--prompt", "x"], "cut.mkv: "),
-        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--rounds", "0"], "max_rounds"),
+        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--rounds", "0"], "--rounds: got 0"),
+        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--frames", "0"], "--frames: got 0"),
+        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--frames", "9"], "--frames: got 9"),
+        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--window", "-1"], "--window: got -1"),
+        (
+            ["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--batch-size", "0"],
+            "--batch-size: got 0",
+        ),
+        (
+            ["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--out", "OUT"],
+            "--out: goes with --pairs",
+        ),
+        (["judge", "A", "B", "--model", "n" * 5000, "--prompt", "x"], "nnn"),
+        (["judge", "A", "B", "--model", "/" + "n" * 5000, "--prompt", "x"], "nnn"),
+        (["judge", "--pairs", "PAIRS", "--out", "/", "--model", "MODEL"], "/: got a folder"),
+        (["judge", "--pairs", "PAIRS", "--out", "x.csv", "--model", "MODEL"], "--table x.csv writes a table"),
+        (["judge", "--pairs", "PAIRS", "--out", "x.tsv", "--model", "MODEL"], "like x.jsonl"),
+        (
+            ["judge", "--pairs", "PAIRS", "--out", "OUT", "--table", "x.txt", "--model", "MODEL"],
+            "--table: got x",
+        ),
+        (
+            ["judge", "--pairs", "PAIRS", "--out", "OUT", "--trajectories", "t.csv", "--model", "MODEL"],
+            "--trajectories: got t.csv",
+        ),
         (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--dataset", "mine"], "mine"),
-        (["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--device", "gpu7"], "device: got 'gpu7'"),
+        (
+            ["judge", "A", "B", "--model", "MODEL", "--prompt", "x", "--device", "gpu7"],
+            "--device: got 'gpu7'",
+        ),
         (["judge", "--pairs", "PAIRS", "--model", "MODEL"], "--out"),
         (["judge", "--pairs", "MISSING", "--out", "OUT", "--model", "MODEL"], "missing.mp4"),
         (["judge", "--pairs", "TEXT", "--out", "OUT", "--model", "MODEL"], "line 1"),
@@ -108,8 +138,8 @@ def test_bad_input_is_one_line_and_exit_2(
     assert (done.code, done.out) == (2, ""), done.err
     assert words in done.err
     assert "Traceback" not in done.err
-    if "--pairs" not in args:
-        assert done.line
+    assert done.line, "and nothing was loaded"
+    assert not list(tmp_path.glob("out.jsonl*"))
 
 
 def test_a_truncated_clip_is_judged_only_when_told_to_and_the_verdict_says_so(
@@ -155,6 +185,77 @@ def test_a_pairs_file_is_judged_and_failures_are_listed_with_reasons(
     other = vrthinker(*args, "--window", "3")
     assert other.code == 2
     assert "window" in other.err
+
+
+def test_a_finished_file_run_again_loads_no_model_and_may_become_a_table(
+    tiny: Path, write_pairs: WritePairs, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bad = {"id": "bad", "prompt": "x", "video_1": "a.mp4", "video_2": "nowhere.mp4"}
+    pairs, out = write_pairs(tmp_path / "pairs.jsonl", 1, [bad]), tmp_path / "verdicts.jsonl"
+    args = ("judge", "--pairs", pairs, "--out", out, "--model", tiny)
+    table = tmp_path / "verdicts.csv"
+    first = vrthinker(*args, "--table", table)
+    assert first.code == 1
+    assert first.err.splitlines()[0] == f"loading {tiny}", "nobody waits in silence"
+    rows = list(csv.DictReader(table.read_text().splitlines()))
+    recorded = {row["id"]: row for row in read_jsonl(out)}
+    assert [row["id"] for row in rows] == list(recorded)
+    for row in rows:
+        labels = recorded[row["id"]]["judgment"] or dict.fromkeys(("TA", "VQ", "MQ", "OA"), "")
+        assert {code: row[code] for code in labels} == {code: str(label) for code, label in labels.items()}
+        assert json.loads(row["frames_seen"]) == recorded[row["id"]]["frames_seen"]
+        assert json.loads(row["notes"]) == recorded[row["id"]]["notes"]
+        assert row["reason"] == (recorded[row["id"]]["reason"] or "")
+
+    def loaded(*_: object, **__: object) -> NoReturn:
+        pytest.fail("the model was loaded")
+
+    monkeypatch.setattr(Judge, "from_pretrained", loaded)
+    before = table.read_bytes()
+    table.write_text(table.read_text().splitlines()[0])
+    again = vrthinker(*args, "--table", table)
+    assert (again.code, again.out) == (1, first.out)
+    assert again.err.splitlines()[0] == "nothing to judge: 2 of 2 pairs recorded already"
+    assert table.read_bytes() == before
+    other = vrthinker(*args, "--window", "3")
+    assert (other.code, other.out) == (2, "")
+    assert "window=3" in other.line
+
+
+def test_a_judge_that_cannot_be_loaded_leaves_no_results_file(
+    tiny: Path, write_pairs: WritePairs, tmp_path: Path
+) -> None:
+    model, out = tmp_path / "model", tmp_path / "out.jsonl"
+    shutil.copytree(tiny, model)
+    (model / "model.safetensors").write_bytes(b"damaged")
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 1)
+    done = vrthinker("judge", "--pairs", pairs, "--out", out, "--model", model)
+    assert done.code == 2, done.err
+    assert not list(tmp_path.glob("out.jsonl*")), "another model may be given next"
+
+
+@pytest.mark.parametrize("ending", ["csv", "parquet"])
+def test_a_table_replaces_nothing_but_a_table_of_verdicts(
+    ending: str, write_pairs: WritePairs, tmp_path: Path
+) -> None:
+    pytest.importorskip("pyarrow")
+    table, out = tmp_path / f"table.{ending}", tmp_path / "out.jsonl"
+    pairs = write_pairs(tmp_path / "pairs.jsonl", 1)
+    args = ("judge", "--pairs", pairs, "--out", out, "--model", "nano", "--table", table)
+    for content in (b"id,mine\na,1\n", b"PAR1 and so on", b"\xff"):
+        table.write_bytes(content)
+        done = vrthinker(*args)
+        assert (done.code, done.line) == (
+            2,
+            f"vrthinker: --table: {table}: holds something else than verdicts; give another file",
+        )
+        assert table.read_bytes() == content
+    table.unlink()
+    table.mkdir()
+    assert "holds something else than verdicts" in vrthinker(*args).line
+    table.rmdir()
+    table.symlink_to(pairs)
+    assert "another file of this command" in vrthinker(*args).line
 
 
 @pytest.mark.parametrize("place", ["clip", "pairs", "out"])

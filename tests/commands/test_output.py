@@ -8,11 +8,13 @@ import os
 import pty
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import heavy  # noqa: F401
 import pytest
 from cli_run import vrthinker
+from full_disk import full_at
 
 from vrthinker import __version__
 from vrthinker.commands.demo import DemoCommand
@@ -65,26 +67,32 @@ def test_a_log_that_cannot_be_written_ends_nothing(monkeypatch: pytest.MonkeyPat
 def test_what_fits_before_the_disk_is_full_is_not_repeated(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    real = os.write
-
-    def small_disk(descriptor: int, content: bytes) -> int:
-        room = 5 - os.fstat(descriptor).st_size
-        if room <= 0:
-            raise OSError(28, "No space left on device")
-        return real(descriptor, content[:room])
-
     with (tmp_path / "out").open("wb") as disk, (tmp_path / "err").open("w") as err:
         stream = io.TextIOWrapper(io.FileIO(disk.fileno(), "wb", closefd=False))
         monkeypatch.setattr(sys, "stdout", stream)
         monkeypatch.setattr(sys, "stderr", err)
         with safe_output() as output:
-            monkeypatch.setattr("vrthinker.commands.output.os.write", small_disk)
             sys.stdout.write("0123456789")
-            sys.stdout.flush()
-            monkeypatch.setattr("vrthinker.commands.output.os.write", real)
+            with full_at(5):
+                sys.stdout.flush()
             assert not output.deliver()
     assert (tmp_path / "out").read_text() == "01234"
-    assert (tmp_path / "err").read_text() == LINE + "56789"
+    line = LINE.replace("No space left on device", "File too large")
+    assert (tmp_path / "err").read_text() == line + "56789"
+
+
+def test_a_slow_reader_is_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    reading, writing = os.pipe()
+    os.set_blocking(writing, False)
+    text = "x" * 300_000  # more than the pipe holds
+    monkeypatch.setattr(sys, "stdout", open(writing, "w", closefd=False))  # noqa: SIM115
+    with ThreadPoolExecutor(1) as pool, safe_output() as output:
+        got = pool.submit(lambda: b"".join(iter(lambda: os.read(reading, 4096), b"")))
+        sys.stdout.write(text)
+        assert output.deliver()
+        os.close(writing)
+        assert got.result().decode() == text
+    os.close(reading)
 
 
 def test_a_name_that_stdout_cannot_spell_is_escaped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

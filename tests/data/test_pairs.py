@@ -1,5 +1,6 @@
 """The pairs file: what it takes, what it refuses, and in which words."""
 
+import contextlib
 import json
 import os
 import re
@@ -241,3 +242,116 @@ def test_whatever_is_in_it_a_file_is_read_whole_or_refused(file: Path, lines: li
         assert (pair.labels or {}) == labels
         assert all(type(value) is int for value in labels.values())
         assert not set(row) - set(Pair.model_fields)
+
+
+# Tables
+
+ROW = {"id": "a", "prompt": "a cat", "video_1": "v/1.mp4", "video_2": "/clips/2.mp4"}
+
+
+@pytest.fixture
+def table(tmp_path: Path) -> Path:
+    return tmp_path / "pairs.csv"
+
+
+def test_a_csv_table_is_a_file_of_pairs(table: Path) -> None:
+    table.write_bytes(
+        b"\xef\xbb\xbfid,prompt,video_1,video_2,TA,VQ,OA,dataset\r\n"
+        b'7,"a cat, ""black""\nand a dog",v/1.mp4,/clips/2.mp4,1.0,,2,rapidata\r\n'
+        b"\r\n"
+        b"b,,1.mp4,2.mp4,,,,\r\n"
+    )
+    first, second = load_pairs(table)
+    assert (first.id, first.prompt) == ("7", 'a cat, "black"\nand a dog')
+    assert (first.video_1, first.video_2) == (table.parent / "v" / "1.mp4", Path("/clips/2.mp4"))
+    assert (first.labels, first.dataset) == ({"TA": 1, "OA": 2}, "rapidata")
+    assert (second.prompt, second.labels, second.dataset) == ("", None, None)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"", "got no pairs, allowed: at least one row below the header"),
+        (b"id,prompt,video_1,video_2\n", "got no pairs, allowed: at least one row below the header"),
+        (b"id,prompt,video_1\na,x,1\n", "line 2, video_2: got nothing, allowed: a path, a non-empty string"),
+        (b"id,prompt,video_1,video_2,T\na,x,1,2,1\n", "got the unknown column 'T', allowed: id, prompt, "),
+        (b"id,id\na,b\n", "line 1: got the column 'id' twice, allowed: each column once"),
+        (b"id,prompt,video_1,video_2\na,x,1\n", "line 2: got 3 cells, allowed: 4, as in the header"),
+        (b"id,prompt,video_1,video_2,TA\na,x,1,2,3\n", "line 2, labels.TA: got 3, allowed: 0 (tie), 1 "),
+        (b"id,prompt,video_1,video_2,TA\na,x,1,2,A\n", "line 2, labels.TA: got 'A', allowed: 0 (tie), 1 "),
+        (b"id,prompt,video_1,video_2\n,x,1,2\n", "line 2, id: got '', allowed: a non-empty string"),
+        (b'id,prompt,video_1,video_2\na,"x,1,2\n', "line 2: got no CSV ("),
+        (
+            b"id,prompt,video_1,video_2\na,\xff,1,2\n",
+            "line 2: got byte 0xff at column 3, allowed: UTF-8 text",
+        ),
+        (
+            b"id,prompt,video_1,video_2\na,x,1,2\n" + b"x" * (MAX_LINE_BYTES + 1),
+            "line 3: got more than 1048576",
+        ),
+        (b'id,prompt,video_1,video_2\na,"' + b"x" * 200_000 + b'",1,2\n', "line 2: got no CSV (field larger"),
+        (
+            b"id,prompt,video_1,video_2\na,x,1,2\na,x,1,2\n",
+            "line 3, id: got 'a' again (first on line 2), allowed: each id once",
+        ),
+    ],
+)
+def test_a_table_that_is_no_pairs_is_refused_with_its_line(table: Path, content: bytes, message: str) -> None:
+    assert refusal(table, content).startswith(message)
+
+
+@settings(suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(content=st.binary(max_size=200) | st.text(alphabet='id,prompt\n\r"\0é', max_size=200).map(str.encode))
+def test_no_csv_content_escapes_as_another_error(table: Path, content: bytes) -> None:
+    table.write_bytes(b"id,prompt,video_1,video_2\n" + content)
+    with contextlib.suppress(InputError):
+        load_pairs(table)
+
+
+def test_a_parquet_table_is_a_file_of_pairs(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "pairs.parquet"
+    columns = {name: [value, value] for name, value in ROW.items()}
+    columns |= {"id": [1, 2], "TA": [1.0, None], "OA": [2.0, float("nan")], "dataset": [None, "rapidata"]}
+    parquet.write_table(pyarrow.table(columns), path)
+    with pytest.raises(InputError, match=r"row 2, labels\.OA: got nan, allowed: 0"):
+        load_pairs(path)
+    columns["OA"] = [2.0, None]
+    parquet.write_table(pyarrow.table(columns), path)
+    first, second = load_pairs(path)
+    assert (first.id, first.labels, first.dataset) == ("1", {"TA": 1, "OA": 2}, None)
+    assert first.video_1 == tmp_path / "v" / "1.mp4"
+    assert (second.id, second.labels, second.dataset) == ("2", None, "rapidata")
+
+
+def test_what_is_no_parquet_is_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "pairs.parquet"
+    for content in (b"", b"PAR1", b"PAR1" + b"\xff" * 500 + b"PAR1", b"id,prompt\n"):
+        assert refusal(path, content).startswith("got no Parquet (")
+    parquet.write_table(pyarrow.table({name: [value] for name, value in ROW.items()}), path)
+    whole = path.read_bytes()
+    for place in range(4, len(whole), 97):
+        path.write_bytes(whole[:place] + b"\xff\xff" + whole[place + 2 :])
+        with contextlib.suppress(InputError):
+            load_pairs(path)
+    path.write_bytes(whole)
+    monkeypatch.setattr("vrthinker.data.tables.MAX_PARQUET_BYTES", len(whole) - 1)
+    with pytest.raises(InputError, match=rf"got {len(whole)} bytes, allowed: up to {len(whole) - 1}"):
+        load_pairs(path)
+
+
+def test_parquet_without_pyarrow_says_what_to_install(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("vrthinker.data.tables.importlib.util.find_spec", lambda name: None)
+    (tmp_path / "pairs.parquet").touch()
+    with pytest.raises(InputError, match=r"pairs\.parquet: Parquet needs pyarrow.*vrthinker\[train\]"):
+        load_pairs(tmp_path / "pairs.parquet")
+
+
+def test_a_path_of_another_type_is_an_input_error() -> None:
+    with pytest.raises(InputError, match="pairs: got NoneType"):
+        load_pairs(None)  # type: ignore[arg-type]

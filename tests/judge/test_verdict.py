@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
+from typing import Any
 
 import pytest
 from clips import make_clip
+from quick_judge import make_quick_judge
 
-from vrthinker import Judge, Preference
+from vrthinker import EngineError, InputError, Judge, Preference
+from vrthinker.data.pairs import Pair
 from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.episode.settings import SETTINGS_FILE
+from vrthinker.judge import EMPTY_NOTE, SAME_NOTE
 
 ASKS = (
     "<snapshot>x</snapshot><think>x</think><recommend answer>TA=1, VQ=1, MQ=1, OA=1, CF=1"
@@ -50,3 +56,62 @@ def test_no_verdict_says_why_on_its_line(clips: tuple[Path, Path]) -> None:
     assert repr(verdict).startswith("Verdict(overall=None, reason='")
     assert verdict.stop_reason.value in repr(verdict)
     assert len(repr(verdict).splitlines()) == 1
+
+
+def test_what_makes_a_verdict_doubtful_is_noted(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    link = tmp_path / "link.mp4"
+    link.symlink_to(clips[0])
+    judge = Judge(ScriptedEngine(lambda session, number, messages: TIE))
+    assert judge("a dog", *clips).notes == ()
+    assert judge(" \n", *clips).notes == (EMPTY_NOTE,)
+    assert judge("a dog", clips[0], link).notes == (SAME_NOTE,)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ((None, "a", "b"), "caption: got NoneType, allowed: a text"),
+        ((b"x", "a", "b"), "caption: got bytes, allowed: a text"),
+        (("x", None, "b"), "video 1: got NoneType, allowed: the path of a clip"),
+        (("x", "a", 3), "video 2: got int, allowed: the path of a clip"),
+        (("x", "a", "b", {"dataset": 3}), "dataset: got int, allowed: a name, or None"),
+        (("x", "a", "b", {"seed": "1"}), "seed: got '1', allowed: an integer"),
+        (("x", "a\0b", "b"), "cannot be read"),
+    ],
+)
+def test_arguments_of_other_types_are_input_errors(arguments: tuple[Any, ...], message: str) -> None:
+    *given, options = arguments if isinstance(arguments[-1], dict) else (*arguments, {})
+    with pytest.raises(InputError, match=re.escape(message)):
+        Judge(ScriptedEngine([[TIE]]))(*given, **options)
+
+
+def test_a_closed_judge_judges_no_more(clips: tuple[Path, Path]) -> None:
+    with Judge(ScriptedEngine([[TIE]])) as judge:
+        pass
+    judge.close()
+    with pytest.raises(EngineError, match="the judge is closed"):
+        judge("a dog", *clips)
+    with pytest.raises(EngineError, match="the judge is closed"):
+        list(judge.judge_pairs([Pair(id="p", prompt="x", video_1=clips[0], video_2=clips[1])]))
+
+
+@pytest.mark.parametrize("wrong", [None, 3])
+def test_a_model_of_another_type_is_an_input_error(wrong: Any) -> None:
+    with pytest.raises(InputError, match=f"model: got {type(wrong).__name__}"):
+        Judge.from_pretrained(wrong)
+
+
+def test_the_configuration_is_known_before_the_weights_are_loaded(tmp_path: Path) -> None:
+    folder = make_quick_judge(tmp_path / "tiny")
+    for name in ("", SETTINGS_FILE):
+        if name:
+            (folder / name).unlink()
+        expected = Judge.configuration_of(folder, window=2, max_pixels=20_000)
+        with Judge.from_pretrained(folder, window=2, max_pixels=20_000) as judge:
+            assert judge.configuration.model == expected.model
+            assert judge.configuration.settings == expected.settings
+            assert judge.configuration.templates.digest == expected.templates.digest
+    with pytest.raises(InputError, match="initial_frames: got 9, allowed: an even number"):
+        Judge.configuration_of(folder, initial_frames=9)
+    with pytest.raises(InputError, match="max_pixels: got 'x'"):
+        Judge.configuration_of(folder, max_pixels="x")  # type: ignore[arg-type]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -96,7 +97,7 @@ def test_a_line_says_every_so_often_how_many_pairs_are_judged(capsys: pytest.Cap
             progress.wait(3)
     lines = capsys.readouterr().err.splitlines()
     assert lines[:3] == [
-        "1 of 43 pairs are recorded already",
+        "1 of 43 pairs recorded already",
         "2 of 43 pairs",
         "waiting for 3 pairs that other processes are judging",
     ]
@@ -114,7 +115,7 @@ def test_a_terminal_gets_a_bar_that_begins_at_what_is_recorded() -> None:
     assert "judging" in said[0]
     assert "2/4" in said[0]
     assert "4/4" in said[0]
-    assert "waiting for 1 pairs" in said[0]
+    assert "waiting for 1 pair that" in said[0]
     assert "recorded already" not in said[0]
 
 
@@ -129,11 +130,46 @@ def test_failures_are_listed_one_line_each_and_counted_apart(
         assert progress.summarise(records[:1], tmp_path / "out.jsonl", as_json=False) == 0
     out = capsys.readouterr().out
     assert is_tame(out)
-    assert "1 verdicts in" in out
+    assert "1 verdict in" in out
     assert "better overall: tie 0, video 1 1, video 2 0" in out
     assert "25 pairs without a verdict" in out
     assert out.count("video_error:") == 20
     assert "and 5 more" in out
+
+
+def test_what_a_reader_has_to_know_comes_first_and_retrying_is_advised_where_it_helps(
+    capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    def ended(pair_id: str, stop_reason: str, *notes: str) -> VerdictRecord:
+        values = {"id": pair_id, "stop_reason": stop_reason, "reason": "why", "notes": list(notes)}
+        return record_of(pair_id, judged=False).model_copy(update=values)
+
+    foreign = "not from its world:\n \x1b[31m no meaning"
+    written = [ended("a", "round_limit", foreign), ended("b", "unparseable", foreign, "a note")]
+    with FileProgress(2, done=2) as progress:
+        assert progress.summarise(written, tmp_path / "out", as_json=False) == 1
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[:3] == [
+            "note on 2 of 2 pairs: not from its world:   [31m no meaning",
+            "note on 1 of 2 pairs: a note",
+            f"0 verdicts in {tmp_path / 'out'}",
+        ]
+        assert lines[3] == "2 pairs without a verdict (another judge may do better):"
+        progress.summarise([*written, ended("c", "engine_error")], tmp_path / "out", as_json=False)
+        assert "3 pairs without a verdict (--retry-failed judges them again):" in capsys.readouterr().out
+        progress.summarise(written, tmp_path / "out", as_json=True)
+        assert json.loads(capsys.readouterr().out)["notes"] == {foreign: 2, "a note": 1}
+        many = [ended("d", "round_limit", *(f"note {n}" for n in range(9)))]
+        progress.summarise(many, tmp_path / "out", as_json=False)
+        lines = capsys.readouterr().out.splitlines()
+        assert lines[0] == "note on 1 of 1 pair: note 0"
+        assert lines[5].startswith("and 4 other notes, in ")
+        assert "1 pair without a verdict" in lines[7]
+
+
+def test_a_file_that_is_finished_says_so_at_once(capsys: pytest.CaptureFixture[str]) -> None:
+    with FileProgress(1, done=1):
+        assert capsys.readouterr().err == "nothing to judge: 1 of 1 pair recorded already\n"
 
 
 def test_plain_keeps_what_is_readable() -> None:

@@ -88,8 +88,6 @@ class BenchCommand:
         for name, path in (("--json", self.json[0] if self.json else None), ("--out", self.out)):
             if path is not None:
                 check_writable(name, path)
-        if self.plot is not None:
-            check_writable("--plot", self.plot)
         if self.device == "cuda":
             import torch
 

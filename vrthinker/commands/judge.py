@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -9,15 +10,15 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.options import Flag, option
-from vrthinker.errors import InputError
+from vrthinker.commands.options import Flag, announce, check_device, option
+from vrthinker.errors import InputError, first_problem
 from vrthinker.visibility import MemoryMode
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vrthinker.data.pairs import Pair
-    from vrthinker.judge import Judge, Verdict
+    from vrthinker.judge import Judge, JudgeConfiguration, Verdict
     from vrthinker.records.verdict_log import VerdictLog
 
 
@@ -37,9 +38,11 @@ class JudgeCommand:
     model: Annotated[str | None, option("M")] = None
     """A checkpoint folder, a hub id, or nano (for synthetic clips); with --endpoint, a name on the server."""
     pairs: Annotated[Path | None, option("FILE")] = None
-    """Judge every pair of this JSONL file: {"id", "prompt", "video_1", "video_2", ...}."""
+    """Judge every pair of this file (.jsonl, .csv, .parquet): id, prompt, video_1, video_2, ..."""
     out: Annotated[Path | None, option("FILE")] = None
     """Write the verdicts of --pairs to this file, one JSON line each. A killed run continues there."""
+    table: Annotated[Path | None, option("FILE")] = None
+    """When all of --pairs are judged, write their verdicts to this .csv or .parquet file too."""
     retry_failed: Flag = False
     """Judge pairs again that are in --out without a judgment."""
     trajectories: Annotated[Path | None, option("FILE")] = None
@@ -89,13 +92,16 @@ class JudgeCommand:
             raise InputError(
                 "--model: missing; give a checkpoint folder or hub id (nano: for the synthetic world only)"
             )
+        self._check_options()
         if self.pairs is not None:
             return self._judge_file()
         if len(self.videos) != 2 or self.prompt is None:
-            got = f"{len(self.videos)} clips and {'a' if self.prompt is not None else 'no'} --prompt"
+            clips = f"{len(self.videos)} clip{'s' * (len(self.videos) != 1)}"
+            got = f"{clips} and {'a' if self.prompt is not None else 'no'} --prompt"
             raise InputError(f"judge: got {got}, wanted two clips with a --prompt, or --pairs with --out")
-        if self.out is not None:
-            raise InputError("--out: goes with --pairs; for one pair use --json or --trajectories")
+        for name, path in (("--out", self.out), ("--table", self.table)):
+            if path is not None:
+                raise InputError(f"{name}: goes with --pairs; for one pair use --json or --trajectories")
         # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
         from vrthinker.video.open import open_reader
 
@@ -105,10 +111,8 @@ class JudgeCommand:
             from vrthinker.report.page.page import check_page_path
 
             check_page_path(self.report, *self.videos, *([self.trajectories] if self.trajectories else []))
-        if self.trajectories is not None:
-            from vrthinker.records.trajectories import check_trajectories_file
-
-            check_trajectories_file(self.trajectories, *self.videos)
+        self._check_trajectories(*self.videos)
+        self._configured()
         with self._judge() as judge:
             verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
         if self.trajectories is not None:
@@ -120,6 +124,36 @@ class JudgeCommand:
         if self.report is not None:
             self._write_page(self.report, verdict)
         return 0 if verdict.judgments is not None else 1
+
+    def _check_options(self) -> None:
+        """Refuses what can be refused without a clip or a model."""
+        from pydantic import ValidationError
+
+        from vrthinker.episode.dimensions import dimension_texts
+        from vrthinker.episode.settings import EpisodeSettings
+
+        check_device(self.device)
+        dimension_texts(self.dataset)
+        if self.batch_size < 1:
+            raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
+        if self.frames is not None and self.frames % 2:
+            raise InputError(
+                f"--frames: got {self.frames}, allowed: an even number, half of it from each clip"
+            )
+        try:
+            EpisodeSettings.model_validate(self._episode_settings())
+        except ValidationError as error:
+            field, _, problem = first_problem(error, quote=True).partition(": ")
+            option = _OPTIONS.get(field, field).replace("_", "-")
+            raise InputError(f"--{option}: {problem}") from None
+
+    def _check_trajectories(self, *others: Path) -> None:
+        if self.trajectories is not None:
+            from vrthinker.data.tables import refuse_table_ending
+            from vrthinker.records.trajectories import check_trajectories_file
+
+            refuse_table_ending("--trajectories", self.trajectories)
+            check_trajectories_file(self.trajectories, *others)
 
     def _write_page(self, path: Path, verdict: Verdict) -> None:
         from vrthinker.evals.world_truth import find_truth
@@ -140,26 +174,50 @@ class JudgeCommand:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
         from vrthinker.judge_file import run_configuration
-        from vrthinker.records.trajectories import check_trajectories_file
         from vrthinker.records.verdict_log import VerdictLog
 
+        self._check_outputs(self.out, self.pairs)
         pairs = load_pairs(self.pairs)
-        if self.trajectories is not None:
-            clips = {clip for pair in pairs for clip in (pair.video_1, pair.video_2)}
-            check_trajectories_file(self.trajectories, self.pairs, self.out, *clips)
-        with self._judge() as judge:
-            run, ignored = run_configuration(judge, pairs_file=self.pairs, seed=self.seed)
-            return self._judge_pairs(judge, pairs, VerdictLog(self.out, run, ignore=ignored))
+        self._check_trajectories(self.pairs, self.out, *_clips_of(pairs))
+        run, ignored = run_configuration(self._configured(), pairs_file=self.pairs, seed=self.seed)
+        with contextlib.ExitStack() as stack:
+            judge = None
+            if not self.out.exists():  # a judge that cannot be loaded leaves no results file behind
+                judge = stack.enter_context(self._judge())
+            log = stack.enter_context(VerdictLog(self.out, run, ignore=ignored))
+            return self._judge_pairs(judge, pairs, log, stack)
 
-    def _judge_pairs(self, judge: Judge, pairs: Sequence[Pair], opened: VerdictLog) -> int:
+    def _check_outputs(self, out: Path, pairs: Path) -> None:
+        """Refuses names of outputs that would be misread or overwrite something."""
+        from vrthinker.data.tables import refuse_table_ending, table_format
+        from vrthinker.records.verdict_table import check_verdict_table
+
+        if table_format(out) is not None:
+            raise InputError(
+                f"--out: got {out.name}, allowed: a file of JSON lines, like {out.stem or 'verdicts'}.jsonl, "
+                f"because it is written pair by pair; --table {out.name} writes a table of it at the end"
+            )
+        refuse_table_ending("--out", out)
+        if self.table is not None:
+            others = [pairs, out, *([self.trajectories] if self.trajectories is not None else [])]
+            check_verdict_table("--table", self.table, *others)
+
+    def _judge_pairs(
+        self, judge: Judge | None, pairs: Sequence[Pair], log: VerdictLog, stack: contextlib.ExitStack
+    ) -> int:
         from vrthinker.judge_file import judge_file
         from vrthinker.report.terminal import FileProgress
 
-        with opened as log:
-            if self.retry_failed:
-                log.drop_failed()
-            pending = len(log.pending([pair.id for pair in pairs]))
-            with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
+        wanted = {pair.id for pair in pairs}
+        pending = len(log.pending(wanted))
+        again = self.retry_failed and bool(log.failed_ids())
+        if judge is None and (pending or again):
+            judge = stack.enter_context(self._judge())
+        if again:
+            log.drop_failed()
+            pending = len(log.pending(wanted))
+        with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
+            if judge is not None:
                 judge_file(
                     judge,
                     pairs,
@@ -169,37 +227,72 @@ class JudgeCommand:
                     on_record=progress.record,
                     on_wait=progress.wait,
                 )
-            wanted = {pair.id for pair in pairs}
-            return progress.summarise(
-                [record for record in log.records() if record.id in wanted], opened.path, as_json=self.json
-            )
+            records = [record for record in log.records() if record.id in wanted]
+            code = progress.summarise(records, log.path, as_json=self.json)
+        if self.table is not None:
+            from vrthinker.records.verdict_table import write_verdict_table
+
+            sys.stdout.flush()  # the summary is printed, whatever happens to the table
+            write_verdict_table(self.table, records)
+            announce(f"the verdicts as a table: {self.table}")
+        return code
+
+    def _episode_settings(self) -> dict[str, Any]:
+        """The settings of the episode that options override."""
+        given = {field: getattr(self, option) for field, option in _OPTIONS.items()}
+        overrides = {field: value for field, value in given.items() if value is not None}
+        if not self.tolerate_truncation:
+            del overrides["tolerate_truncation"]
+        if self.window == "all":
+            overrides["window"] = None
+        return overrides
+
+    def _configured(self) -> JudgeConfiguration:
+        """What verdicts depend on. A checkpoint that cannot be used is refused here, before torch loads."""
+        assert self.model is not None
+        from vrthinker.judge import Judge
+
+        if self.endpoint is not None:
+            with self._judge() as judge:
+                return judge.configuration
+        return Judge.configuration_of(self.model, **self._overrides())
+
+    def _overrides(self) -> dict[str, Any]:
+        return {"templates": self.templates, "max_pixels": self.max_pixels, **self._episode_settings()}
 
     def _judge(self) -> Judge:
         from vrthinker.judge import Judge
 
         assert self.model is not None
-        overrides: dict[str, Any] = {
-            "max_rounds": self.rounds,
-            "initial_frames": self.frames,
-            "max_round_tokens": self.max_round_tokens,
-            "memory": self.memory,
-            "temperature": self.temperature,
-            "max_fps": self.max_fps,
-            "guided": self.guided,
-            "tolerate_truncation": self.tolerate_truncation or None,
-        }
-        overrides = {name: value for name, value in overrides.items() if value is not None}
-        if self.window is not None:
-            overrides["window"] = None if self.window == "all" else self.window
-        common = {"templates": self.templates, "max_pixels": self.max_pixels, **overrides}
-        if self.batch_size < 1:
-            raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
         if self.endpoint is not None:
             options = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
-            return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **common)
+            return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **self._overrides())
+        announce(f"loading {self.model}")
         return Judge.from_pretrained(
-            self.model, device=self.device, dtype=self.dtype, batch_size=self.batch_size, **common
+            self.model,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            **self._overrides(),
         )
+
+
+_OPTIONS = {
+    "window": "window",
+    "max_rounds": "rounds",
+    "initial_frames": "frames",
+    "max_round_tokens": "max_round_tokens",
+    "memory": "memory",
+    "temperature": "temperature",
+    "max_fps": "max_fps",
+    "guided": "guided",
+    "tolerate_truncation": "tolerate_truncation",
+}
+"""Field of `EpisodeSettings` -> the option that overrides it."""
+
+
+def _clips_of(pairs: Sequence[Pair]) -> set[Path]:
+    return {clip for pair in pairs for clip in (pair.video_1, pair.video_2)}
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import sys
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -18,16 +20,19 @@ def option(metavar: str) -> Any:
 
 
 def check_writable(name: str, path: Path) -> None:
-    """Checks before the work that a file can be written, by opening it for appending. It is not changed.
+    """Checks that a file of JSON lines can be written, by opening it for appending. It is not changed.
 
     Args:
         name: The name of the option, for the message.
         path: The file. Its folder is made if it is missing.
 
     Raises:
-        InputError: The file cannot be written, or is a pipe or a device.
+        InputError: The file cannot be written, is a pipe or a device, or has a name like a table's.
         MachineError: The disk is full.
     """
+    from vrthinker.data.tables import refuse_table_ending
+
+    refuse_table_ending(name, path)
     try:
         if path.exists() and not path.is_file():
             raise InputError(f"{name}: {path}: got a folder, a pipe or a device, allowed: a file")
@@ -35,3 +40,19 @@ def check_writable(name: str, path: Path) -> None:
         path.open("ab").close()
     except OSError as error:
         raise unwritable(f"{name}: {path}", error, "give another file") from None
+
+
+def check_device(device: str | None) -> None:
+    """Refuses a device that torch cannot know, before torch is loaded.
+
+    Raises:
+        InputError: The name is no device's.
+    """
+    if device is not None and re.fullmatch(r"(cpu|cuda|mps|xpu)(:\d{1,3})?", device) is None:
+        raise InputError(f"--device: got {device!r}, allowed: cpu, cuda, cuda:1")
+
+
+def announce(text: str) -> None:
+    """Writes a line to stderr before something that takes long, so that nobody waits in silence."""
+    sys.stderr.write("".join(c if c.isprintable() else " " for c in text) + "\n")
+    sys.stderr.flush()

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import select
 import sys
 from collections.abc import Iterator
 from typing import Any, TextIO
@@ -32,6 +33,7 @@ class _Descriptor(io.RawIOBase):
         self.error: str | None = None
         self.kept = bytearray()
         self._descriptor = descriptor
+        self._file = None if descriptor is None else io.FileIO(descriptor, "w", closefd=False)
         self._reader_is_gone = False
 
     def writable(self) -> bool:
@@ -51,8 +53,10 @@ class _Descriptor(io.RawIOBase):
             return len(data)
         if self.error is None:
             try:
-                if self._descriptor is not None:
-                    return os.write(self._descriptor, data)
+                if self._file is not None:
+                    while (written := self._file.write(data)) is None:  # its reader is slow
+                        select.select([], [self._file], [])
+                    return written
                 self.error = "it is closed"
             except BrokenPipeError:
                 self._reader_is_gone = True

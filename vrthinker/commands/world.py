@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vrthinker.commands.options import Flag, option
+from vrthinker.progress import counted
 
 
 @dataclass(frozen=True)
@@ -80,7 +81,7 @@ class WorldCeilingsCommand:
         from rich.console import Console
         from rich.table import Table
 
-        title = f"perfect readers of the {self.difficulty} world, {self.pairs} pairs"
+        title = f"perfect readers of the {self.difficulty} world, {counted(self.pairs, 'pair')}"
         table = Table(show_edge=False, pad_edge=False, title=title, title_justify="left")
         for name in ("looks at", "calls", "OA tau", "OA diff", "all four", "OA tau, best guess"):
             table.add_column(name)

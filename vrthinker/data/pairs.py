@@ -1,6 +1,9 @@
-"""The pairs file: the pairs to judge, one JSON object a line.
+"""The pairs file: the pairs to judge, one JSON object a line, or a table.
 
 A line is `{"id", "prompt", "video_1", "video_2", "labels": {"TA", "VQ", "MQ", "OA"}?, "dataset"?}` in UTF-8.
+A table (a file that ends in .csv or .parquet, `tables.py`) has a row for each pair and the same names as
+columns, with a column for each label: `id, prompt, video_1, video_2, TA?, VQ?, MQ?, OA?, dataset?`. In it,
+an empty cell is no label, and numbers may be spelled as tools spell them (an id 7, a label 1.0).
 The videos' paths are relative to the file's folder.
 
 Invariant: a file is read as a whole or refused as a whole. All problems in it are counted and the first few
@@ -10,14 +13,16 @@ Whether the videos exist is not checked here: a clip that cannot be read is a fa
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+import re
 import reprlib
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Annotated, Any
+from typing import IO, Annotated, Any
 
 from pydantic import (
     AfterValidator,
@@ -30,6 +35,7 @@ from pydantic import (
     field_validator,
 )
 
+from vrthinker.data.tables import TableError, read_csv, read_parquet, table_format
 from vrthinker.episode.dimensions import DATASETS, Dimension
 from vrthinker.errors import InputError
 
@@ -48,6 +54,7 @@ _ALLOWED = {
     "labels": "an object with keys among TA, VQ, MQ, OA, or null",
     "dataset": f"{', '.join(sorted(DATASETS))} or null",
 }
+_COLUMNS = ("id", "prompt", "video_1", "video_2", *Dimension, "dataset")
 _ALLOWED_CODES = ", ".join(Dimension)
 _ALLOWED_LABEL = "0 (tie), 1 (video 1 is better), 2 (video 2 is better) or null"
 
@@ -132,24 +139,28 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
         InputError: The file cannot be read, has no pair, or has lines that are not pairs. The message is one
             line with the first problems and the number of all.
     """
+    if not isinstance(path, str | os.PathLike):
+        raise InputError(f"pairs: got {type(path).__name__}, allowed: the path of a file")
     file = Path(path)
     folder = file.absolute().parent
-    problems = _Problems()
+    problems = _Problems("row" if table_format(file) == "parquet" else "line")
     pairs: list[Pair] = []
-    first_lines: dict[str, int] = {}
-    for number, line in _lines(file, problems):
-        pair = _parse(line, folder, number, problems)
+    first_numbers: dict[str, int] = {}
+    for number, value in _objects(file, problems):
+        pair = _validated(value, folder, number, problems)
         if pair is None:
             continue
-        first = first_lines.setdefault(pair.id, number)
+        first = first_numbers.setdefault(pair.id, number)
         if first != number:
-            problems.add(number, "id", f"{_repr.repr(pair.id)} again (first on line {first})", "each id once")
+            where = f"(first on {problems.unit} {first})"
+            problems.add(number, "id", f"{_repr.repr(pair.id)} again {where}", "each id once")
             continue
         pairs.append(pair)
     if problems.count:
         raise InputError(f"{file}: {problems.text()}")
     if not pairs:
-        raise InputError(f"{file}: got no pairs, allowed: at least one line, a JSON object")
+        one = "one line, a JSON object" if table_format(file) is None else "one row below the header"
+        raise InputError(f"{file}: got no pairs, allowed: at least {one}")
     return pairs
 
 
@@ -157,14 +168,16 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 class _Problems:
     """Counts the problems of a file and keeps the first few descriptions."""
 
+    unit: str
     count: int = 0
     first: list[str] = field(default_factory=list)
 
-    def add(self, line: int, where: str | None, got: str, allowed: str) -> None:
+    def add(self, number: int | None, where: str | None, got: str, allowed: str) -> None:
         self.count += 1
         if len(self.first) < SHOWN_PROBLEMS:
-            place = f"line {line}, {where}" if where else f"line {line}"
-            self.first.append(f"{place}: got {got}, allowed: {allowed}")
+            line = None if number is None else f"{self.unit} {number}"
+            place = ", ".join(filter(None, (line, where)))
+            self.first.append(f"{place}{': ' if place else ''}got {got}, allowed: {allowed}")
 
     def text(self) -> str:
         if self.count == 1:
@@ -173,34 +186,98 @@ class _Problems:
         return f"{self.count} problems: " + "; ".join(self.first) + more
 
 
-def _lines(file: Path, problems: _Problems) -> Iterator[tuple[int, bytes]]:
-    """Yields (1-based line number, line without its end) for every line that is not blank."""
+def _objects(file: Path, problems: _Problems) -> Iterator[tuple[int, dict[str, Any]]]:
+    """Yields (1-based line or row number, the fields of a pair) for every line or row that has some."""
+    kind = table_format(file)
+    if kind is None:
+        with _opened(file) as stream:
+            for number, line in _lines(stream, problems):
+                value = _parse(line, number, problems)
+                if value is not None:
+                    yield number, value
+        return
+    try:
+        if kind == "parquet":
+            yield from _from_rows(read_parquet(file))
+        else:
+            with _opened(file) as stream:
+                yield from _from_rows(read_csv(stream))
+    except TableError as error:
+        problems.add(error.number, None, error.got, error.allowed)
+
+
+def _from_rows(rows: Iterator[tuple[int, dict[str, Any]]]) -> Iterator[tuple[int, dict[str, Any]]]:
+    checked = False
+    for number, row in rows:
+        if not checked:
+            for name in row:
+                if name not in _COLUMNS:
+                    raise TableError(None, f"the unknown column {_repr.repr(name)}", ", ".join(_COLUMNS))
+            checked = True
+        yield number, _from_row(row)
+
+
+def _from_row(row: Mapping[str, Any]) -> dict[str, Any]:
+    """The fields of a pair from a row of a table."""
+    value: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
+    for name, cell in row.items():
+        if name in tuple(Dimension):
+            if cell not in (None, ""):
+                labels[name] = _label(cell)
+        elif name == "dataset":
+            value[name] = cell or None
+        else:
+            value[name] = str(cell) if name == "id" and type(cell) is int else cell
+    return {**value, "labels": labels}
+
+
+def _label(cell: object) -> object:
+    """A label as a number, if it is spelled as one; otherwise as it is, to be refused."""
+    if isinstance(cell, str) and re.fullmatch(r"[0-9](\.0*)?", cell.strip()):
+        return int(cell.strip()[0])
+    return int(cell) if isinstance(cell, float) and cell.is_integer() else cell
+
+
+@contextlib.contextmanager
+def _opened(file: Path) -> Iterator[IO[bytes]]:
+    """The file, opened for reading.
+
+    Raises:
+        InputError: The file cannot be opened or read, or is a folder, a device or a socket.
+    """
+    wanted = "a file of JSON lines, or a .csv or .parquet table"
     try:
         # A device may never end, but a pipe (`--pairs /dev/stdin`) does.
         mode = file.stat().st_mode
         if not (stat.S_ISREG(mode) or stat.S_ISFIFO(mode)):
             kind = "a folder" if stat.S_ISDIR(mode) else "a device or socket"
-            raise InputError(f"{file}: got {kind}, allowed: a file of JSON lines")
+            raise InputError(f"{file}: got {kind}, allowed: {wanted}")
         # Without waiting: a pipe with a name may never have a writer, and then it is empty.
         descriptor = os.open(file, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
         os.set_blocking(descriptor, True)
         with open(descriptor, "rb") as stream:
-            number = 0
-            while line := stream.readline(MAX_LINE_BYTES + 1):
-                number += 1
-                if len(line) > MAX_LINE_BYTES:
-                    allowed = f"at most {MAX_LINE_BYTES} bytes (the rest of the file was not read)"
-                    problems.add(number, None, f"more than {MAX_LINE_BYTES} bytes", allowed)
-                    return
-                if number == 1:
-                    line = line.removeprefix(b"\xef\xbb\xbf")
-                if line.strip():
-                    yield number, line.rstrip(b"\r\n")
+            yield stream
     except (OSError, ValueError) as error:
         if isinstance(error, InputError):
             raise
         reason = (isinstance(error, OSError) and error.strerror) or str(error)
-        raise InputError(f"{file}: cannot be read ({reason}); give a file of JSON lines") from None
+        raise InputError(f"{file}: cannot be read ({reason}); give {wanted}") from None
+
+
+def _lines(stream: IO[bytes], problems: _Problems) -> Iterator[tuple[int, bytes]]:
+    """Yields (1-based line number, line without its end) for every line that is not blank."""
+    number = 0
+    while line := stream.readline(MAX_LINE_BYTES + 1):
+        number += 1
+        if len(line) > MAX_LINE_BYTES:
+            allowed = f"at most {MAX_LINE_BYTES} bytes (the rest of the file was not read)"
+            problems.add(number, None, f"more than {MAX_LINE_BYTES} bytes", allowed)
+            return
+        if number == 1:
+            line = line.removeprefix(b"\xef\xbb\xbf")
+        if line.strip():
+            yield number, line.rstrip(b"\r\n")
 
 
 class _NotJson(ValueError):
@@ -234,8 +311,8 @@ def _distinct_keys(items: list[tuple[str, Any]]) -> dict[str, Any]:
     return values
 
 
-def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair | None:
-    """Reads one line, or adds its problems to `problems`."""
+def _parse(line: bytes, number: int, problems: _Problems) -> dict[str, Any] | None:
+    """Reads one line of JSON, or adds its problem to `problems`."""
     allowed = "one JSON object"
     try:
         text = line.decode("utf-8")
@@ -245,6 +322,9 @@ def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair 
             parse_int=_bounded_int,
             object_pairs_hook=_distinct_keys,
         )
+        if isinstance(value, dict):
+            return value
+        problems.add(number, None, _repr.repr(value), allowed)
     except UnicodeDecodeError as error:
         got = f"byte 0x{line[error.start]:02x} at column {error.start + 1}"
         problems.add(number, None, got, "UTF-8 text")
@@ -254,15 +334,16 @@ def _parse(line: bytes, folder: Path, number: int, problems: _Problems) -> Pair 
         problems.add(number, None, "JSON nested too deeply", allowed)
     except _NotJson as error:
         problems.add(number, None, str(error), allowed)
-    else:
-        if not isinstance(value, dict):
-            problems.add(number, None, _repr.repr(value), allowed)
-            return None
-        try:
-            return Pair.model_validate(value, context={"folder": folder})
-        except ValidationError as error:
-            for detail in error.errors(include_url=False, include_context=False):
-                _explain(detail["type"], detail["loc"], detail["input"], number, problems)
+    return None
+
+
+def _validated(value: dict[str, Any], folder: Path, number: int, problems: _Problems) -> Pair | None:
+    """Makes a pair of its fields, or adds their problems to `problems`."""
+    try:
+        return Pair.model_validate(value, context={"folder": folder})
+    except ValidationError as error:
+        for detail in error.errors(include_url=False, include_context=False):
+            _explain(detail["type"], detail["loc"], detail["input"], number, problems)
     return None
 
 

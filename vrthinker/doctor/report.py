@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from vrthinker.doctor.examination import CHECKS, Finding, first_line
+from vrthinker.progress import counted
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -133,9 +134,9 @@ def print_numerics(report: NumericsReport) -> None:
 
     console = Console(highlight=False)
     about = (
-        f"{report.model} on {report.device} in {report.dtype}: {report.pairs} pairs, sampled at temperature "
+        f"{report.model} on {report.device} in {report.dtype}: {counted(report.pairs, 'pair')}, sampled at "
     )
-    console.print(Text(f"{about}{report.temperature:g}"))
+    console.print(Text(f"{about}temperature {report.temperature:g}"))
     columns = ("memory", "tokens", "largest |Δ logprob|", "mean", "context computed", "frames reused")
     table = Table(*columns, show_edge=False, pad_edge=False, box=None)
     for mode in report.modes:
@@ -157,7 +158,7 @@ def print_numerics(report: NumericsReport) -> None:
         console.print(Text(f"greedy judgments differ between {first} and {second}: {share:.0%} of the pairs"))
     for mode_name, count in report.without_verdict.items():
         if count:
-            console.print(Text(f"{mode_name}: {count} greedy episodes without a verdict"))
+            console.print(Text(f"{mode_name}: {counted(count, 'greedy episode')} without a verdict"))
     console.print(
         Text(
             "Δ is between sampling and the packed forward: rounding, and nothing else, should show in it. "

@@ -18,12 +18,15 @@ def check_plot(path: Path) -> None:
     """Checks, before anything is measured, that `write_plot` can draw.
 
     Raises:
-        InputError: matplotlib is missing, or the file's ending names no format that is drawn.
+        InputError: matplotlib is missing, the file's ending names no format that is drawn, or its folder is
+            missing.
     """
     if path.suffix.lower() not in FORMATS:
         raise InputError(f"--plot: got {path}, wanted a file that ends in " + ", ".join(FORMATS))
     if importlib.util.find_spec("matplotlib") is None:
         raise InputError("--plot: matplotlib is not installed: pip install 'vrthinker[train]'")
+    if path.is_dir() or not path.absolute().parent.is_dir():
+        raise InputError(f"--plot: got {path}, allowed: a file in a folder that exists")
 
 
 def write_plot(rows: Sequence[Mapping[str, Any]], path: Path) -> None:

@@ -17,7 +17,8 @@ from rich.table import Table
 from rich.text import Text
 
 from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimension_texts
-from vrthinker.progress import Progress
+from vrthinker.episode.trajectory import StopReason
+from vrthinker.progress import Progress, counted
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -26,6 +27,14 @@ if TYPE_CHECKING:
     from vrthinker.records.verdict_log import VerdictRecord
 
 _LISTED_FAILURES = 20
+_LISTED_NOTES = 5
+_MODEL_ENDED = (
+    StopReason.ROUND_LIMIT,
+    StopReason.TOKEN_LIMIT,
+    StopReason.UNPARSEABLE,
+    StopReason.CONTEXT_LIMIT,
+)
+"""The stop reasons of episodes that ended without a verdict because of what the model wrote."""
 
 
 def plain(text: str) -> str:
@@ -92,42 +101,54 @@ class FileProgress(Progress):
         super().__init__()
         self._total, self._count, self._waiting = total, done, False
         self.show("judging", done, total)
-        if done and not self.on_terminal:
-            self.say(f"{done} of {total} pairs are recorded already")
+        if done == total:
+            self.say(f"nothing to judge: {done} of {counted(total, 'pair')} recorded already")
+        elif done and not self.on_terminal:
+            self.say(f"{done} of {counted(total, 'pair')} recorded already")
 
     def record(self, record: VerdictRecord) -> None:
         """Counts a record that was just written."""
         self._count += 1
-        line = f"{self._count} of {self._total} pairs"
+        line = f"{self._count} of {counted(self._total, 'pair')}"
         self.show("judging", self._count, self._total, line=line, every=max(1, self._total // 20))
 
     def wait(self, waiting: int) -> None:
         """Writes once that other processes hold the remaining pairs."""
         if not self._waiting:
-            self.say(f"waiting for {waiting} pairs that other processes are judging")
+            self.say(f"waiting for {counted(waiting, 'pair')} that other processes are judging")
             self._waiting = True
 
     def summarise(self, records: list[VerdictRecord], out: Path, *, as_json: bool) -> int:
-        """Prints counts and failures, and returns the exit code (1 if a pair has no verdict)."""
+        """Prints notes, counts and failures, and returns the exit code (1 if a pair has no verdict)."""
         failed = [record for record in records if record.judgment is None]
+        notes = Counter(note for record in records for note in dict.fromkeys(record.notes))
         if as_json:
             import json
 
             summary = {
                 "out": str(out),
                 "verdicts": len(records) - len(failed),
+                "notes": dict(notes.most_common()),
                 "failed": [{"id": r.id, "stop_reason": r.stop_reason, "reason": r.reason} for r in failed],
             }
             sys.stdout.write(json.dumps(summary, indent=2) + "\n")
             return 1 if failed else 0
         console = Console(highlight=False, soft_wrap=True)  # a path on two lines could not be copied
+        for note, count in notes.most_common(_LISTED_NOTES):
+            text = plain(f"note on {count} of {counted(len(records), 'pair')}: {note}").replace("\n", " ")
+            console.print(Text(text), style="yellow")
+        if len(notes) > _LISTED_NOTES:
+            console.print(Text(f"and {counted(len(notes) - _LISTED_NOTES, 'other note')}, in {out}"))
         overall = Counter(r.judgment["OA"] for r in records if r.judgment is not None)
-        console.print(Text(f"{len(records) - len(failed)} verdicts in {out}"))
+        console.print(Text(f"{counted(len(records) - len(failed), 'verdict')} in {out}"))
         if overall:
             counts = ", ".join(f"{preference} {overall[preference]}" for preference in Preference)
             console.print(Text(f"better overall: {counts}"))
         if failed:
-            console.print(Text(f"{len(failed)} pairs without a verdict (--retry-failed judges them again):"))
+            by_model = all(record.stop_reason in _MODEL_ENDED for record in failed)
+            # What a model wrote it writes again, because a pair's seed stays the same.
+            remedy = "another judge may do better" if by_model else "--retry-failed judges them again"
+            console.print(Text(f"{counted(len(failed), 'pair')} without a verdict ({remedy}):"))
             for record in failed[:_LISTED_FAILURES]:
                 line = plain(f"  {record.id}: {record.stop_reason}: {record.reason}").replace("\n", " ")
                 console.print(Text(line))
@@ -159,7 +180,7 @@ def _print_table(console: Console, trajectory: Trajectory, notes: Sequence[str])
     rounds, calls = len(trajectory.rounds), trajectory.tool_calls
     console.print(
         Text(
-            f"{rounds} round{'s' * (rounds != 1)}, {calls} tool call{'s' * (calls != 1)}, "
+            f"{counted(rounds, 'round')}, {counted(calls, 'tool call')}, "
             f"{len(trajectory.frames_seen)} of {trajectory.n_frames} frames seen, "
             f"confidence {confidence}, {trajectory.latency_seconds:.1f} s"
         )

@@ -10,6 +10,7 @@ checkpoint ends in one line while it is loaded (`model.py`).
 from __future__ import annotations
 
 import hashlib
+import os
 import stat
 from collections.abc import Iterator
 from pathlib import Path
@@ -70,8 +71,10 @@ def resolve_checkpoint(model: str | Path) -> Path:
     Raises:
         InputError: `model` is neither a folder with safetensors weights nor a hub id that can be fetched.
     """
+    if not isinstance(model, str | os.PathLike):
+        raise InputError(f"model: got {type(model).__name__}, allowed: a folder or a hub id")
     name = one_line(str(model))
-    folder = Path(model).expanduser()
+    folder = Path(os.path.expanduser(model))  # an unknown user's folder is just not there
     if str(model) == NANO and not _exists(folder):
         folder = NANO_FOLDER
     if _exists(folder) or str(model).startswith((".", "/", "~")):
