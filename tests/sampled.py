@@ -34,7 +34,7 @@ from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory
-from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
@@ -106,10 +106,9 @@ class Recorder(HFEngine):
         context = self._sessions[request.session].context
         frames = []
         for first, piece in context.frames():
-            path, index = piece.segment.key[:2]
-            assert isinstance(path, str)
-            assert isinstance(index, int)
-            frames.append((first, FrameKey(path, index, *piece.segment.size)))
+            key = piece.segment.key
+            assert isinstance(key, FrameKey)
+            frames.append((first, key))
         self._begun[request.session.id] = (context.token_ids(), context.positions(), tuple(frames))
 
     def collect(self, timeout_seconds: float | None = None) -> list[RoundResult]:
@@ -243,7 +242,8 @@ def _render(
         elif ShownFrame(segment.outcome, segment.frame_number) in live:
             frame = frames[segment.frame_number]
             path = trajectory.videos[frame.video - 1].path
-            context.frames.append(FrameKey(path, frame.frame_index, frame.height, frame.width))
+            size = (frame.height, frame.width)
+            context.frames.append(FrameKey(path, frame.frame_index, *size, None, file_state(path)))
             pads = (frame.height // factor) * (frame.width // factor)
             ids += [markup.vision_start, *[markup.image_pad] * pads, markup.vision_end]
     context.prompt.extend([*ids, markup.turn_end, *markup.encode("\n")])

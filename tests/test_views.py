@@ -28,7 +28,7 @@ from vrthinker.policy.batches import FrameLoader
 from vrthinker.policy.packing import pack_group
 from vrthinker.policy.sequences import training_sequences
 from vrthinker.report.page.page import render_page
-from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings, resize_frame
 from vrthinker.video.workspace import Workspace
@@ -176,12 +176,15 @@ def test_sequences_and_packs_keep_the_region(
     vocabulary = json.loads((folder / "config.json").read_text())["text_config"]["vocab_size"]
     markup = Markup(AutoTokenizer.from_pretrained(folder), vocabulary)
     path = trajectory.videos[0].path
-    key = FrameKey(path, 0, *RESIZE.grid_size(56, 84), VIEW)
-    sequences = training_sequences(trajectory, markup, (28, 28))
+    key = FrameKey(path, 0, *RESIZE.grid_size(56, 84), VIEW, file_state(path))
+    with pytest.raises(InputError, match=r"'zoomed', round 1: its call shows no frames \(unknown_tool"):
+        training_sequences(trajectory, markup, (28, 28))
+    tools = ToolRegistry([SelectFrames(), Zoom()])
+    sequences = training_sequences(trajectory, markup, (28, 28), tools=tools)
     assert [key in {k for _, k in sequence.frames} for sequence in sequences] == [True, False]
-    (pack,) = pack_group([with_ids(trajectory, markup)], markup, (28, 28))
+    (pack,) = pack_group([with_ids(trajectory, markup)], markup, (28, 28), tools=tools)
     assert key in pack.frames
-    assert FrameKey(path, 0, *RESIZE.grid_size(112, 168)) in pack.frames
+    assert FrameKey(path, 0, *RESIZE.grid_size(112, 168), None, file_state(path)) in pack.frames
     loader = FrameLoader(open_reader(), FrameCache(1 << 24))
     (pixels,) = loader.load([key])
     frame = open_reader().frames_at(path, [0]).numpy()[0]

@@ -16,6 +16,7 @@ from sampled import written_ids
 from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.trajectory import MessageRecord, TextRecord, Trajectory
+from vrthinker.video.frame_cache import file_state
 from vrthinker.visibility import ShownFrame
 
 
@@ -127,7 +128,8 @@ def _written(trajectory: Trajectory, markup: Markup, factor: int, only: int | No
             if shown in live[(read if only is None else only) - 1]:
                 frame = frames[segment.frame_number]
                 path = trajectory.videos[frame.video - 1].path
-                key = FrameKey(path, frame.frame_index, frame.height, frame.width)
+                size = (frame.height, frame.width)
+                key = FrameKey(path, frame.frame_index, *size, None, file_state(path))
                 writer.frame(shown, key, markup, factor, read)
         writer.text([markup.turn_end, *markup.encode("\n")], read)
 

@@ -93,8 +93,57 @@ def test_from_nothing_to_a_judge(trained: tuple[Path, Done], recipe: Path, tmp_p
 
     shown = vrthinker("train", "show", run, "--json")
     assert shown.code == 0
-    assert json.loads(shown.out)["step"] == 4
+    summary = json.loads(shown.out)
+    lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+    assert (summary["step"], summary["steps"], summary["mean_over_steps"]) == (4, 4, 4)
+    assert summary["last"]["loss/sft"] == lines[-1]["loss/sft"]
+    assert summary["means"]["loss/sft"] == pytest.approx(sum(line["loss/sft"] for line in lines) / 4)
+    shown = vrthinker("train", "show", run)
+    assert shown.code == 0
+    first, heads, *rows = shown.out.splitlines()
+    assert first.startswith("step 4 of 4, ")
+    assert heads.split("   ")[-1] == "mean of the last 4 steps"
+    (loss,) = [row.split() for row in rows if row.startswith("loss/sft ")]
+    assert loss[1:] == [f"{summary[part]['loss/sft']:.6g}" for part in ("last", "means")]
     assert vrthinker("train", "show", tmp_path).code == 2
+
+
+def test_the_last_step_and_the_means_of_ten(tmp_path: Path) -> None:
+    lines = [
+        {
+            "step": step,
+            "time_seconds": 3600.0 * step,
+            "loss/sft": None if step == 12 else float(step),
+            "late": 1,
+        }
+        for step in range(1, 16)
+    ]
+    lines[14]["late"] = None
+    (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    shown = vrthinker("train", "show", tmp_path)
+    assert shown.out.splitlines() == [
+        "step 15, 14.00 hours after the run's first step",
+        f"{'':24} {'last step':>12}   mean of the last 10 steps",
+        f"{'loss/sft':24} {'15':>12}   {(6 + 7 + 8 + 9 + 10 + 11 + 13 + 14 + 15) / 9:.6g}",
+        f"{'late':24} {'-':>12}   1",
+    ]
+    for phases, steps in (
+        ([{"steps": 20}, {"steps": 11}], 31),
+        ([{"steps": 20}, {}], None),
+        ([{"steps": 20}, 3], None),
+        (None, None),
+    ):
+        (tmp_path / "traces.json").write_text(json.dumps({"phases": phases}))
+        assert json.loads(vrthinker("train", "show", tmp_path, "--json").out)["steps"] == steps
+    (tmp_path / "traces.json").write_text("[]")
+    assert json.loads(vrthinker("train", "show", tmp_path, "--json").out)["steps"] is None
+    for broken in ("[" * 100_000, "{"):
+        (tmp_path / "traces.json").write_text(broken)
+        assert vrthinker("train", "show", tmp_path).code == 2
+    (tmp_path / "metrics.jsonl").write_text(json.dumps(lines[0] | {"loss/sft": "low"}) + "\n")
+    refused = vrthinker("train", "show", tmp_path)
+    assert refused.code == 2
+    assert "line 1 has loss/sft: 'low', wanted: a number" in refused.line
 
 
 def test_what_was_trained_judges(trained: tuple[Path, Done], world: Path, tmp_path: Path) -> None:
@@ -113,14 +162,14 @@ def test_evaluating_a_judge_without_verdicts(brief: Path, tmp_path: Path) -> Non
     row, out = tmp_path / "rows" / "rows.jsonl", tmp_path / "eval"
     evaluate = ("eval", "world", "--model", brief, "--limit", 2, "--out", out, "--seed")
     done = vrthinker(*evaluate, 6, "--row", row)
-    assert done.code == 1, done.err
+    assert done.code == 0, "a judge without verdicts is a result, no failure: " + done.err
     for words in (
         "on the synthetic world, easy",
         "oa/tau",
         "a perfect reader",
         "OA tau, own minus random:",
         "random",
-        "episodes without a verdict (they count as wrong)",
+        "without a verdict: 6 of 6 episodes (100%); they count as wrong:",
     ):
         assert words in done.out
     assert "uniform frames: 2 of 2 episodes" in done.err
@@ -130,13 +179,13 @@ def test_evaluating_a_judge_without_verdicts(brief: Path, tmp_path: Path) -> Non
     assert {"date", "command", "commit", "dirty", "machine", "versions"} <= found.keys()
     assert set(found["judged"]["own"]["oa/tau"]) == {"value", "low", "high", "n"}
     tables = vrthinker(*evaluate, 6, "--json")
-    assert tables.code == 1
+    assert tables.code == 0
     table = json.loads(tables.out)
     assert table["failures"]
     assert table == json.loads((out / "table.json").read_text())
     assert {key: found[key] for key in table} == table
     shown = vrthinker("eval", "show", out, "--json")
-    assert (shown.code, json.loads(shown.out)) == (1, table)
+    assert (shown.code, json.loads(shown.out)) == (0, table)
     refused = vrthinker(*evaluate, 7)
     assert refused.code == 2
     assert "seed=6; this run has seed=7" in refused.line
@@ -154,7 +203,7 @@ def test_from_a_teachers_file_to_a_judge(tiny: Path, world: Path, tmp_path: Path
     begin = ("train", "cold-start", "--model", tiny, "--traces", record, "--out", run)
     refused = vrthinker(*begin, "--pairs", world / "pairs.jsonl", "--learning-rate", 1e-3)
     assert refused.code == 2
-    assert "none of its 3 traces is well formed and right" in refused.line
+    assert "kept 0 of 3 traces (1 wrong in " in refused.line
     trained = vrthinker(*begin, "--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3)
     assert trained.code == 0, trained.err
     (phase,) = json.loads((run / "config.json").read_text())["phases"]

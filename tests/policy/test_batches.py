@@ -24,7 +24,7 @@ from vrthinker.errors import VideoError
 from vrthinker.policy.batches import Batch, BatchSource, FrameLoader, batch_order, collate
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.sequences import TrainingSequence, training_sequences
-from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import VideoPath, VideoReader
 
@@ -268,6 +268,17 @@ def test_a_clip_that_disappears_is_one_clear_error(
         else:
             (batch,) = made.batches(step)
             assert read_number(batch.frames[0]) == 1
+
+
+def test_a_clip_that_changes_while_training_is_refused(clip: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.mp4"
+    shutil.copyfile(clip, copy)
+    key = FrameKey(str(copy), 3, 64, 96, None, file_state(str(copy)))
+    loader = loader_of()
+    assert [read_number(frame) for frame in loader.load([key])] == [3]
+    shutil.copyfile(make_clip(tmp_path / "other.mp4", 24, size=(64, 96), first_number=100), copy)
+    with pytest.raises(VideoError, match=r"copy\.mp4: changed since its traces were read"):
+        loader.load([key])
 
 
 def test_a_frame_that_is_not_there_is_one_clear_error(clip: Path) -> None:

@@ -17,6 +17,7 @@ from sampled import (
     Sampled,
     Stage,
     round_contexts,
+    with_ids,
     without_ids,
     written_ids,
 )
@@ -129,7 +130,7 @@ def test_a_teachers_text_is_learned_with_the_end_of_its_turn(
     sampled, _ = episodes_of(kind, window)[2]
     # Free parts may hold bytes that are no text; a teacher's texts are what a tokenizer gives.
     rounds = tuple(
-        record.model_copy(update={"token_ids": tuple(markup.encode(record.text))})
+        record.model_copy(update={"token_ids": tuple(markup.encode(record.text)), "logprobs": None})
         for record in sampled.rounds
     )
     sampled = sampled.model_copy(update={"rounds": rounds})
@@ -256,8 +257,7 @@ def test_what_is_no_lesson_is_refused(what: str, checkpoint_of: MakeCheckpoint, 
         EpisodeItem("lesson", "a dog", stage_of(kind).open)
     )
     if what == "sampled":
-        rounds = (trajectory.rounds[0].model_copy(update={"token_ids": (1, 2)}),)
-        trajectory = trajectory.model_copy(update={"rounds": rounds})
+        trajectory = with_ids(trajectory, markup)
     with pytest.raises(InputError, match="reading lessons"):
         training_sequences(trajectory, markup, (28, 28), only_snapshots=True)
 
@@ -298,8 +298,7 @@ def test_sampled_frames_keep_the_sizes_they_were_sampled_at(
     taught: Trajectory, checkpoint_of: MakeCheckpoint
 ) -> None:
     markup = markup_of(checkpoint_of("qwen2.5-vl"))
-    rounds = tuple(r.model_copy(update={"token_ids": (5, 6)}) for r in taught.rounds)
-    sampled = taught.model_copy(update={"rounds": rounds})
+    sampled = with_ids(taught, markup)
     other = ResizeSettings(max_pixels=4 * 28 * 28)
     found = [training_sequences(t, markup, (28, 28), resize=other) for t in (sampled, taught)]
     sizes = [{(key.height, key.width) for s in sequences for _, key in s.frames} for sequences in found]

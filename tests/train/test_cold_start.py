@@ -27,6 +27,7 @@ from vrthinker.judge import Judge
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.run_lock import lock_run
 from vrthinker.train.cold_start import (
+    TRACES_FILE,
     ColdStartSettings,
     cold_start_settings,
     load_recipe,
@@ -464,13 +465,53 @@ def test_runs_that_cannot_be(taught: Path, world: Path, tmp_path: Path) -> None:
         row["labels"] = {code: (label + 1) % 3 for code, label in row["labels"].items()}
     wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
     phase = {"traces": {"kind": "file", "path": taught, "pairs": wrong}}
-    with pytest.raises(InputError, match="none of its 4 traces"):
+    with pytest.raises(InputError, match="kept 0 of 4 traces"):
         started({"model": "nano-from-nothing", "phases": [phase]}, tmp_path / "b")
     guess = {"kind": "world", "pairs": 2, "seed": 3, "mix": {"oracle": 0, "immediate": 1}}
     with pytest.raises(InputError, match="phase cold-start: no trace passes the filters"):
         started({"model": "nano-from-nothing", "phases": [{"traces": guess}]}, tmp_path / "c")
     with pytest.raises(InputError, match="cannot be used as a run folder"):
         started(SHORT, wrong)
+
+
+def test_a_run_says_and_records_what_it_learns_from(
+    taught: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    base, pairs, traces = (
+        make_quick_judge(tmp_path / "base", "qwen2.5-vl"),
+        world / "labels.jsonl",
+        tmp_path / "t",
+    )
+    rows = [json.loads(line) for line in (world / PAIRS_FILE).read_text().splitlines()]
+    rows[2]["labels"]["TA"] = (rows[2]["labels"]["TA"] + 1) % 3
+    pairs.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    shutil.copyfile(taught, traces)
+    source = {"kind": "file", "path": traces, "pairs": pairs}
+    values = {"model": str(base), "phases": [{"name": "two", "steps": 1, "batch_size": 1, "traces": source}]}
+    started(values, tmp_path / "run")
+    said = capsys.readouterr().err
+    assert "cold start: phase two: kept 3 of 4 traces (1 wrong in TA)\n" in said
+    assert "without pairs" not in said
+    (phase,) = json.loads((tmp_path / "run" / TRACES_FILE).read_text())["phases"]
+    assert (phase["phase"], phase["steps"], phase["read"], phase["kept"]) == ("two", 1, 4, 3)
+    assert (phase["checked"], phase["dropped"]) == ("form and labels", {"wrong in TA": 1})
+    assert [dropped["id"] for dropped in phase["dropped_traces"]] == [rows[2]["id"]]
+    assert started(values, tmp_path / "run"), "the same traces: a finished run"
+
+    lines = taught.read_text().splitlines(keepends=True)
+    old = [json.loads(line) for line in lines[:2]]
+    for video in old[0]["videos"]:
+        del video["size_bytes"], video["sha256"]
+    traces.write_text("".join(json.dumps(line) + "\n" for line in old))
+    with pytest.raises(InputError, match="phase two: its traces are not those that this run began with"):
+        started(values, tmp_path / "run")
+    capsys.readouterr()
+    source["pairs"] = None
+    started(values, tmp_path / "other")
+    said = capsys.readouterr().err
+    assert "cold start: phase two: kept 2 of 2 traces\n" in said
+    assert "cold start: phase two: without pairs, nobody checks whether these traces are right\n" in said
+    assert "phase two: 1 of them do not say what was in their clips" in said
 
 
 def test_a_clip_that_is_gone_ends_the_run_with_one_line(taught: Path, world: Path, tmp_path: Path) -> None:
@@ -484,6 +525,9 @@ def test_a_clip_that_is_gone_ends_the_run_with_one_line(taught: Path, world: Pat
     with pytest.raises(VideoError, match=victim.name) as caught:
         fine_tuned(base, moved, tmp_path / "run", steps=4)
     assert "\n" not in str(caught.value)
+    shutil.copyfile(sorted((world / "clips").iterdir())[3], victim)
+    with pytest.raises(VideoError, match=f"{victim.name}: not the clip that trajectory '.*' was judged"):
+        fine_tuned(base, moved, tmp_path / "run", steps=4)
     shutil.copyfile(world / "clips" / victim.name, victim)
     fine_tuned(base, moved, tmp_path / "run", steps=4)
 

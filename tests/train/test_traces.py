@@ -26,7 +26,15 @@ from vrthinker.policy.replay import round_ids
 from vrthinker.policy.sequences import training_sequences
 from vrthinker.records.verdict_log import VerdictLog
 from vrthinker.train import traces
-from vrthinker.train.traces import FileTraces, WorldTraces, keep_trace, make_traces, read_traces
+from vrthinker.train.traces import (
+    Dropped,
+    FileTraces,
+    Selection,
+    WorldTraces,
+    make_traces,
+    read_traces,
+    why_dropped,
+)
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.oracle import BehaviorMix, OracleEngine, truths_by_clip
@@ -40,7 +48,9 @@ def made(
     folder: Path, *, seed: int = 0, settings: JudgeSettings | None = None, **source: Any
 ) -> list[Trajectory]:
     what = WorldTraces(**{"pairs": PAIRS, "seed": 5, **source})
-    return make_traces(what, folder, settings or nano_settings(), nano_templates(), seed=seed, workers=1)
+    return make_traces(
+        what, folder, settings or nano_settings(), nano_templates(), seed=seed, workers=1
+    ).traces
 
 
 @pytest.fixture(scope="module")
@@ -88,14 +98,47 @@ def test_the_filters(folder: Path) -> None:
     assert 0 < len(right) < len(every) == PAIRS
     assert [t.id for t in made(folder, mix=guessing)] == [t.id for t in right]
     whole = right[0]
-    assert keep_trace(whole, truths[whole.id])
+    assert why_dropped(whole, truths[whole.id]) is None
     for code, label in truths[whole.id].items():
-        assert not keep_trace(whole, {**truths[whole.id], code: (label + 1) % 3}), code
-    odd = whole.rounds[0].model_copy(update={"failures": ({"reason": "no_ending"},)})
-    assert not keep_trace(whole.model_copy(update={"rounds": (odd,)}), None), "of the wrong form"
-    assert not keep_trace(whole.model_copy(update={"rounds": ()}), None), "of no form"
+        assert why_dropped(whole, {**truths[whole.id], code: (label + 1) % 3}) == f"wrong in {code}"
+    turned = {code: (label + 1) % 3 for code, label in truths[whole.id].items()}
+    assert why_dropped(whole, turned) == "wrong in TA and VQ and MQ and OA"
+    assert why_dropped(whole.model_copy(update={"rounds": ()}), None) == "without a verdict"
     lost = whole.outcome.model_copy(update={"judgments": None, "reason": "none"})
-    assert not keep_trace(whole.model_copy(update={"outcome": lost}), None), "without a verdict"
+    assert why_dropped(whole.model_copy(update={"outcome": lost}), None) == "without a verdict"
+
+
+def test_a_summary_names_the_most_frequent_reasons() -> None:
+    dropped = [Dropped(f"p{n}", 0, f"wrong {reason}") for n, reason in enumerate("aabbbcdeefffff")]
+    selection = Selection([], 16, "form and labels", tuple(dropped))
+    assert selection.reasons == {
+        **{"wrong f": 5, "wrong b": 3, "wrong a": 2, "wrong e": 2, "wrong c": 1, "wrong d": 1},
+        "not right": 2,
+    }
+    assert selection.summary() == (
+        "kept 0 of 16 traces (5 wrong f, 3 wrong b, 2 wrong a, 2 wrong e, 4 for other reasons)"
+    )
+
+
+def test_the_filters_believe_the_texts_and_not_the_record(folder: Path) -> None:
+    whole = made(folder, mix=BehaviorMix(oracle=0, immediate=1))[0]
+    truth = truths_of(folder)[whole.id]
+    last = whole.rounds[-1]
+
+    def told(text: str, **changes: object) -> Trajectory:
+        rounds = (*whole.rounds[:-1], last.model_copy(update={"text": text, **changes}))
+        return whole.model_copy(update={"rounds": rounds})
+
+    other = {code: (label + 1) % 3 for code, label in truth.items()}
+    answer = ", ".join(f"{code}={value}" for code, value in other.items())
+    assert why_dropped(told(f"<snapshot>a</snapshot><think>b</think><answer>{answer}</answer>"), truth) == (
+        "wrong in TA and VQ and MQ and OA"
+    ), "the record still has the right judgments"
+    assert why_dropped(told(f"so {last.text}"), truth) == "not well formed", "the record lists no failure"
+    assert why_dropped(told(last.text.replace("=", ": ")), truth) == "not well formed", "nor a repair"
+    assert why_dropped(told("nothing"), truth) == "without a verdict"
+    odd = whole.rounds[0].model_copy(update={"failures": ({"reason": "no_ending"},)})
+    assert why_dropped(whole.model_copy(update={"rounds": (odd, *whole.rounds[1:])}), truth) is None
 
 
 def test_lessons_show_chosen_frames_and_end_with_their_only_round(folder: Path, markup: Markup) -> None:
@@ -241,7 +284,7 @@ def teach(world: Path, out: Path, *, seed: int = 0, mix: BehaviorMix | None = No
 def test_a_teachers_file_with_and_without_labels(world: Path, tmp_path: Path) -> None:
     record = teach(world, tmp_path, mix=BehaviorMix(oracle=0.5, immediate=0.5), seed=2)
     every = {trace.id: trace for trace in load_trajectories(record)}
-    assert {trace.id for trace in read_traces(FileTraces(path=record))} == set(every)
+    assert {trace.id for trace in read_traces(FileTraces(path=record)).traces} == set(every)
     labels = {pair.id: pair.labels for pair in load_pairs(world / PAIRS_FILE)}
     right = {
         id_
@@ -249,7 +292,16 @@ def test_a_teachers_file_with_and_without_labels(world: Path, tmp_path: Path) ->
         if trace.outcome.judgments is not None and trace.outcome.judgments.as_dict() == labels[id_]
     }
     assert 0 < len(right) < PAIRS
-    kept = read_traces(FileTraces(path=record, pairs=world / PAIRS_FILE))
+    selection = read_traces(FileTraces(path=record, pairs=world / PAIRS_FILE))
+    kept = selection.traces
+    assert (selection.n_read, selection.checked, selection.without_content) == (PAIRS, "form and labels", 0)
+    assert {dropped.id for dropped in selection.dropped} == set(every) - right
+    assert sum(selection.reasons.values()) == PAIRS - len(right)
+    assert all(reason.startswith("wrong in ") for reason in selection.reasons)
+    assert selection.summary().startswith(f"kept {len(right)} of {PAIRS} traces (")
+    unfiltered = read_traces(FileTraces(path=record))
+    assert (unfiltered.checked, unfiltered.summary()) == ("form", f"kept {PAIRS} of {PAIRS} traces")
+    assert unfiltered.digest() != selection.digest()
     assert {trace.id for trace in kept} == right
     assert all(trace == every[trace.id] for trace in kept)
 
@@ -263,16 +315,16 @@ def test_of_an_episode_that_is_there_twice_the_last_one_counts(world: Path, tmp_
         update={"rounds": (*first.rounds[:-1], first.rounds[-1].model_copy(update={"text": answer}))}
     )
     record.write_text("".join([*lines, dump_line(again)]))
-    kept = read_traces(FileTraces(path=record))
+    kept = read_traces(FileTraces(path=record)).traces
     assert len(kept) == PAIRS
     assert [t for t in kept if t.id == first.id] == [again]
     lost = {"judgments": None, "reason": "x", "stop_reason": StopReason.TOKEN_LIMIT}
     failed = first.outcome.model_copy(update=lost)
     record.write_text("".join([*lines, dump_line(first.model_copy(update={"outcome": failed}))]))
-    assert first.id not in {t.id for t in read_traces(FileTraces(path=record))}
+    assert first.id not in {t.id for t in read_traces(FileTraces(path=record)).traces}
     other = first.model_copy(update={"seed": first.seed + 1})
     record.write_text("".join([*lines, dump_line(other)]))
-    assert len(read_traces(FileTraces(path=record))) == PAIRS + 1, (
+    assert len(read_traces(FileTraces(path=record)).traces) == PAIRS + 1, (
         "sampled again with another seed: another trace"
     )
 
@@ -284,7 +336,7 @@ def test_single_pairs_share_an_id_and_are_all_kept(world: Path, tmp_path: Path) 
     with Judge(engine, nano_settings(), templates=nano_templates()) as judge, record.open("w") as stream:
         for pair in load_pairs(world / PAIRS_FILE)[:3]:
             stream.write(dump_line(judge(pair.prompt, pair.video_1, pair.video_2).trajectory))
-    assert len(read_traces(FileTraces(path=record))) == 3
+    assert len(read_traces(FileTraces(path=record)).traces) == 3
 
 
 def refused(source: FileTraces, *words: str) -> None:
@@ -308,8 +360,8 @@ def test_files_that_cannot_be_used(world: Path, tmp_path: Path) -> None:
         return FileTraces(path=path, pairs=pairs)
 
     refused(FileTraces(path=tmp_path / "none.jsonl"), "none.jsonl", "No such file")
-    refused(FileTraces(path=tmp_path), str(tmp_path), "directory")
-    refused(hostile(""), "hostile.jsonl", "none of its 0 traces")
+    refused(FileTraces(path=tmp_path), str(tmp_path), "not a file")
+    refused(hostile(""), "hostile.jsonl", "kept 0 of 0 traces; nothing to learn from")
     refused(hostile(lines[0] + lines[1][:-40]), "hostile.jsonl:2", "EOF")
     refused(hostile(lines[0] + "\0\xff garbage\n"), "hostile.jsonl:2")
     newer = json.loads(lines[0]) | {"schema_version": 2}
@@ -323,7 +375,7 @@ def test_files_that_cannot_be_used(world: Path, tmp_path: Path) -> None:
         row["video_1"], row["video_2"] = (str(world / row[name]) for name in ("video_1", "video_2"))
         del row["labels"]["MQ"]
     half.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused(FileTraces(path=record, pairs=half), "half.jsonl", "lacks one of four labels")
+    refused(FileTraces(path=record, pairs=half), "half.jsonl", "lacks the label MQ; add it")
     wrong = tmp_path / "wrong.jsonl"
     for row in rows:
         row["labels"] = {code: (label + 1) % 3 for code, label in {**row["labels"], "MQ": 1}.items()}
@@ -334,7 +386,16 @@ def test_files_that_cannot_be_used(world: Path, tmp_path: Path) -> None:
         assert judged is not None
         row["labels"] = judged.as_dict() | {"TA": (int(judged.TA) + 1) % 3}
     wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
-    refused(FileTraces(path=record, pairs=wrong), f"none of its {PAIRS} traces is well formed and right")
+    refused(FileTraces(path=record, pairs=wrong), f"kept 0 of {PAIRS} traces ({PAIRS} wrong in TA)")
+    for row in rows:
+        row["prompt"] += "!"
+    wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(FileTraces(path=record, pairs=wrong), "wrong.jsonl", "has another caption than its trace")
+    for row in rows:
+        row["prompt"] = row["prompt"][:-1]
+        row["video_1"], row["video_2"] = row["video_2"], row["video_1"]
+    wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(FileTraces(path=record, pairs=wrong), "wrong.jsonl", "another clip")
 
 
 def test_a_teacher_that_does_not_hold_the_form_teaches_nothing(world: Path, tmp_path: Path) -> None:
@@ -346,7 +407,7 @@ def test_a_teacher_that_does_not_hold_the_form_teaches_nothing(world: Path, tmp_
         for done in judge.judge_pairs(load_pairs(world / PAIRS_FILE)):
             assert done.trajectory is not None
             stream.write(dump_line(done.trajectory))
-    refused(FileTraces(path=record), f"none of its {PAIRS} traces is well formed")
+    refused(FileTraces(path=record), f"kept 0 of {PAIRS} traces ({PAIRS} not well formed)")
 
 
 def test_paths_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -25,7 +25,8 @@ SHARD_PAIRS = 3
 
 def make(folder: Path, *, workers: int) -> int:
     """Makes them; returns how many there are."""
-    return len(traces.make_traces(SOURCE, folder, nano_settings(), nano_templates(), seed=7, workers=workers))
+    made = traces.make_traces(SOURCE, folder, nano_settings(), nano_templates(), seed=7, workers=workers)
+    return len(made.traces)
 
 
 def job(folder: Path, die_after: int = 0) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from vrthinker.engine.base import FrameKey
 from vrthinker.errors import VideoError
 from vrthinker.policy.sequences import TrainingSequence
-from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoReader
 
 _WINDOW_BATCHES = 16
@@ -64,7 +64,7 @@ class FrameLoader:
         """Loads the pixels of each key, uint8 `[height, width, 3]`.
 
         Raises:
-            VideoError: A frame does not decode.
+            VideoError: A frame does not decode, or a clip changed since its key was made.
         """
         # Frames of one file, size and view come out of one decoding pass.
         by_pass: dict[FrameKey, list[FrameKey]] = {}
@@ -78,6 +78,9 @@ class FrameLoader:
 
     def _pixels(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
         first = keys[0]
+        if first.file_state is not None and file_state(first.path) != first.file_state:
+            problem = "changed since its traces were read; resume the run to have it checked again"
+            raise VideoError(first.path, problem)
         indices, size = [key.frame_index for key in keys], (first.height, first.width)
 
         def read(tolerate_truncation: bool) -> list[np.ndarray]:

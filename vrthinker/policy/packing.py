@@ -17,6 +17,7 @@ import numpy as np
 
 from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
+from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.prefix_tree import Node, PrefixTree
@@ -136,6 +137,7 @@ def pack_group(
     frame_factor: tuple[int, int],
     *,
     max_tokens: int | None = None,
+    tools: ToolRegistry | None = None,
 ) -> list[Pack]:
     """Packs the trajectories of a group.
 
@@ -146,17 +148,24 @@ def pack_group(
         frame_factor: The (height, width) of one merged patch in pixels.
         max_tokens: The most tokens of a pack. If the group has more, it is split, and tokens that packs share
             are repeated in each. A single longer context is a pack by itself.
+        tools: The tools that the rounds could call; `select_frames` by default.
 
     Returns:
         The packs. Together they hold every sampled token of every trajectory once.
 
     Raises:
         InputError: A trajectory was not sampled (texts alone), was sampled under `renumber`, under a grammar
-            or with a nucleus, does not fit its own record, or has a frame that is not on the model's grid.
+            or with a nucleus, contradicts itself (`record_checks.py`), or has a frame that is not on the
+            model's grid.
+        VideoError: A clip is not the one that was judged.
     """
     for trajectory in trajectories:
         _refuse_what_was_not_sampled(trajectory)
-    paths = [path for i, t in enumerate(trajectories) for path in replayed_paths(i, t, markup, frame_factor)]
+    paths = [
+        path
+        for i, t in enumerate(trajectories)
+        for path in replayed_paths(i, t, markup, frame_factor, tools=tools)
+    ]
     packs: list[Pack] = []
     building = _Building()
     for path in paths:

@@ -26,11 +26,18 @@ import numpy as np
 from vrthinker.engine.base import FinishReason, FrameKey, FrameSegment, Message, TextSegment
 from vrthinker.engine.hf.context import Context, FramePiece
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory
-from vrthinker.errors import InputError
+from vrthinker.episode.tools.registry import ToolRegistry
+from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory, VideoRecord
+from vrthinker.errors import InputError, VideoError, one_line
 from vrthinker.policy.prefix_tree import NEVER, Stretch
+from vrthinker.policy.record_checks import check_ids, check_record
+from vrthinker.video.content import clip_content
+from vrthinker.video.frame_cache import file_state
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import Region, ShownFrame, WindowMemory
+
+_MAX_SHOWN_TOKENS = 1 << 22
+"""The most tokens that the frames of one trajectory may take, in all its messages together."""
 
 
 @dataclass
@@ -68,6 +75,7 @@ def replayed_paths(
     *,
     resize: ResizeSettings | None = None,
     ids_of: Callable[[RoundRecord, Markup], list[int]] = round_ids,
+    tools: ToolRegistry | None = None,
 ) -> list[Path]:
     """The contexts that a trajectory's rounds were written in.
 
@@ -79,10 +87,12 @@ def replayed_paths(
         resize: The resizing of frames for the model to be trained, for a trajectory whose rounds are texts.
             By default frames have the recorded sizes.
         ids_of: A function that returns the ids of a round that are learned.
+        tools: The tools that the rounds could call; `select_frames` by default.
 
     Raises:
-        InputError: The trajectory was sampled under `renumber`, does not fit its own record, or has a frame
-            that is not on the model's grid.
+        InputError: The trajectory was sampled under `renumber`, contradicts itself (`record_checks.py`), or
+            has a frame that is not on the model's grid.
+        VideoError: A clip is not the one that was judged.
     """
     memory = trajectory.settings.memory
     if memory == "renumber":
@@ -90,7 +100,11 @@ def replayed_paths(
             f"trajectory {trajectory.id!r}: memory: got 'renumber', allowed in training: rerender, evict; "
             "its cache holds keys that were turned, which no packed forward reproduces"
         )
+    check_record(trajectory, tools)
+    for record in trajectory.rounds:
+        check_ids(trajectory.id, record, markup)
     first, outcomes = replayed_messages(trajectory, factor, resize)
+    _check_size(trajectory.id, [first, *outcomes], factor)
     replay = _Replay(number, Context(markup, factor, memory), WindowMemory(trajectory.settings.window))
     replay.read(first)
     for index, record in enumerate(trajectory.rounds):
@@ -251,6 +265,7 @@ def _frames(
     trajectory: Trajectory, factor: tuple[int, int], resize: ResizeSettings | None
 ) -> Mapping[tuple[int, Region | None], FrameKey]:
     """The key of each frame number and view."""
+    states = [_judged_state(trajectory.id, video) for video in trajectory.videos]
     sampled = any(record.token_ids is not None for record in trajectory.rounds)
     keys = {}
     for frame in trajectory.frames:
@@ -262,8 +277,45 @@ def _frames(
                 f"trajectory {trajectory.id!r}: got frames of {size[1]}x{size[0]}, allowed: multiples of "
                 f"{factor[1]}x{factor[0]}, the model's; judge again with its own frame sizes"
             )
-        keys[frame.frame_number, frame.view] = FrameKey(video.path, frame.frame_index, *size, frame.view)
+        keys[frame.frame_number, frame.view] = FrameKey(
+            video.path, frame.frame_index, *size, frame.view, states[frame.video - 1]
+        )
     return keys
+
+
+def _judged_state(name: str, video: VideoRecord) -> tuple[int, int] | None:
+    """The state of a clip's file, if the file is the one that was judged.
+
+    None if the record does not say which file that was and none is there now.
+
+    Raises:
+        VideoError: Another file is in its place, or none.
+    """
+    state = file_state(video.path)
+    if video.sha256 is None:
+        return None if state == (0, 0) else state
+    content = clip_content(video.path)
+    if content is None:
+        raise VideoError(video.path, f"cannot be read; trajectory {one_line(name)!r} was judged on it")
+    if content != (video.size_bytes, video.sha256):
+        raise VideoError(
+            video.path,
+            f"not the clip that trajectory {one_line(name)!r} was judged on: got {content.size_bytes} bytes, "
+            f"SHA-256 {content.sha256[:12]}, judged: {video.size_bytes} bytes, SHA-256 "
+            f"{one_line(video.sha256)[:12]}; put that clip back, or judge the pair again",
+        )
+    return state
+
+
+def _check_size(name: str, rounds: Sequence[Sequence[Message]], factor: tuple[int, int]) -> None:
+    """Refuses a record that shows more pictures than any model takes, before their tokens are made."""
+    sizes = [frame.size for messages in rounds for message in messages for frame in message.frames]
+    tokens = sum((height // factor[0]) * (width // factor[1]) for height, width in sizes)
+    if tokens > _MAX_SHOWN_TOKENS:
+        raise InputError(
+            f"trajectory {one_line(repr(name))}: its frames take {tokens} tokens, allowed: up to "
+            f"{_MAX_SHOWN_TOKENS}"
+        )
 
 
 def _shown_size(view: Region | None, height: int, width: int) -> tuple[int, int]:

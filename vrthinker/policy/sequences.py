@@ -15,6 +15,7 @@ import numpy as np
 from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.grammar import parse_round
+from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.replay import Path, replayed_paths, round_ids
@@ -50,6 +51,7 @@ def training_sequences(
     *,
     only_snapshots: bool = False,
     resize: ResizeSettings | None = None,
+    tools: ToolRegistry | None = None,
 ) -> list[TrainingSequence]:
     """The sequences of one trajectory. Every round's tokens are learned in exactly one of them.
 
@@ -61,16 +63,18 @@ def training_sequences(
             There may be only one round, and it must be a text.
         resize: The resizing of frames for the model to be trained, for a trajectory whose rounds are texts.
             By default frames have the recorded sizes.
+        tools: The tools that the rounds could call; `select_frames` by default.
 
     Raises:
-        InputError: The trajectory uses another memory mode, shows a frame that it has no record of or that
-            is not on the model's grid, or a frame expires that was not there.
+        InputError: The trajectory uses another memory mode, contradicts itself (`record_checks.py`), or
+            shows a frame that is not on the model's grid.
+        VideoError: A clip is not the one that was judged.
     """
     if trajectory.settings.memory != "rerender":
         got = trajectory.settings.memory
         raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
     ids_of = snapshot_ids if only_snapshots else round_ids
-    paths = replayed_paths(0, trajectory, markup, frame_factor, resize=resize, ids_of=ids_of)
+    paths = replayed_paths(0, trajectory, markup, frame_factor, resize=resize, ids_of=ids_of, tools=tools)
     return [_sequence(trajectory.id, path) for path in paths]
 
 

@@ -13,11 +13,13 @@ be trained from random weights on the synthetic world (`--recipe nano`).
 
 from __future__ import annotations
 
+import dataclasses
 import json
+import os
 import shlex
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -36,6 +38,7 @@ from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss_from_hidden
 from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.progress import Progress
 from vrthinker.records.files import replace_file
 from vrthinker.records.provenance import provenance
 from vrthinker.records.run_folder import adopt_run
@@ -43,14 +46,22 @@ from vrthinker.records.run_lock import lock_run
 from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
 from vrthinker.train.loop.optimizer import OptimizerSettings
 from vrthinker.train.loop.schedule import LearningRate
-from vrthinker.train.traces import FileTraces, TraceSource, WorldTraces, make_traces, read_traces
+from vrthinker.train.traces import (
+    FileTraces,
+    Selection,
+    TraceSource,
+    WorldTraces,
+    make_traces,
+    read_traces,
+)
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.world.nano import write_judge_settings, write_nano
 
 RECIPES = Path(__file__).parent / "recipes"
-CONFIG_FILE, PROVENANCE_FILE = "config.json", "provenance.json"
+CONFIG_FILE, PROVENANCE_FILE, TRACES_FILE = "config.json", "provenance.json", "traces.json"
+_MAX_TRACES_FILE_BYTES = 1 << 30
 NANO = "nano-from-nothing"
 """The value of `model` that starts from the nano judge's random weights."""
 _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
@@ -153,7 +164,8 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
 
     Args:
         settings: The settings. For a folder that holds a run, they must be the run's.
-        out: The run's folder, for `config.json`, `data/`, `checkpoints/`, `metrics.jsonl` and `model/`.
+        out: The run's folder, for `config.json`, `traces.json`, `data/`, `checkpoints/`, `metrics.jsonl` and
+            `model/`.
 
     Returns:
         The trained judge's checkpoint folder, `out/model`; None if a signal ended the run early.
@@ -172,6 +184,9 @@ def _run(settings: ColdStartSettings, out: Path) -> Path | None:
     if settings.model != NANO:
         resolve_checkpoint(settings.model)
     adopt_run(out / CONFIG_FILE, settings.model_dump(mode="json"), (), out)
+    for phase, selection in zip(settings.phases, read, strict=True):
+        if selection is not None:
+            _say_what_was_kept(phase, selection)
     if not (out / PROVENANCE_FILE).exists():
         replace_file(out / PROVENANCE_FILE, (json.dumps(provenance(), indent=2) + "\n").encode())
     base = _base_model(settings, out)
@@ -180,12 +195,15 @@ def _run(settings: ColdStartSettings, out: Path) -> Path | None:
     judge_settings = _judge_settings(base, policy)
     markup = Markup(policy.tokenizer, policy.vocabulary_size)
     loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
-    phases = []
-    for number, (phase, traces) in enumerate(zip(settings.phases, read, strict=True)):
-        if traces is None:
-            traces = _made_traces(phase, out / "data", judge_settings, templates, settings.seed)
-        sequences = _sequences(phase, traces, markup, policy, judge_settings.resize)
+    phases, selections = [], []
+    for number, (phase, selection) in enumerate(zip(settings.phases, read, strict=True)):
+        if selection is None:
+            selection = _made_traces(phase, out / "data", judge_settings, templates, settings.seed)
+            _say_what_was_kept(phase, selection)
+        sequences = _sequences(phase, selection.traces, markup, policy, judge_settings.resize)
         phases.append(_PhaseRun(phase, sequences, loader, seed=settings.seed * 1000 + number))
+        selections.append(selection)
+    _record_what_was_kept(out / TRACES_FILE, phases, selections)
     curriculum = _Curriculum(phases)
     try:
         result = run_loop(
@@ -227,10 +245,62 @@ def resume_settings(run: Path) -> ColdStartSettings:
 
 def _made_traces(
     phase: Phase, folder: Path, settings: JudgeSettings, templates: PromptTemplates, seed: int
-) -> list[Trajectory]:
+) -> Selection:
     assert isinstance(phase.traces, WorldTraces)
     folder.mkdir(parents=True, exist_ok=True)
     return make_traces(phase.traces, folder, settings, templates, seed=seed)
+
+
+def _say_what_was_kept(phase: Phase, selection: Selection) -> None:
+    """Says on stderr how many traces a phase learns from, and what was not checked."""
+    progress, place = Progress(), f"cold start: phase {phase.name}"
+    progress.say(f"{place}: {selection.summary()}")
+    if isinstance(phase.traces, FileTraces) and phase.traces.pairs is None:
+        progress.say(f"{place}: without pairs, nobody checks whether these traces are right")
+    if count := selection.without_content:
+        progress.say(
+            f"{place}: {count} of them do not say what was in their clips, because version 0.1.0 recorded "
+            "them; a replaced clip is not noticed"
+        )
+
+
+def _record_what_was_kept(path: Path, runs: Sequence[_PhaseRun], selections: Sequence[Selection]) -> None:
+    """Writes which traces were dropped and why. For a resumed run, checks that the same ones are kept.
+
+    Raises:
+        InputError: A resumed run would learn from other traces than it began with.
+    """
+    described = [
+        {
+            "phase": run.phase.name,
+            "steps": run.steps,
+            "traces": run.phase.traces.model_dump(mode="json", include={"kind", "path", "pairs"}),
+            "checked": selection.checked,
+            "read": selection.n_read,
+            "kept": len(selection.traces),
+            "kept_sha256": selection.digest(),
+            "dropped": selection.reasons,
+            "dropped_traces": [dataclasses.asdict(dropped) for dropped in selection.dropped],
+        }
+        for run, selection in zip(runs, selections, strict=True)
+    ]
+    if os.path.lexists(path):
+        before = read_json(path, _MAX_TRACES_FILE_BYTES)
+        kept = [phase.get("kept_sha256") if isinstance(phase, dict) else None for phase in _phases_in(before)]
+        for number, now in enumerate(described):
+            if number >= len(kept) or kept[number] != now["kept_sha256"]:
+                raise InputError(
+                    f"phase {now['phase']}: its traces are not those that this run began with ({path}); put "
+                    "them back, or train into another folder"
+                )
+        return
+    content = json.dumps({"schema_version": 1, "phases": described}, indent=2)
+    replace_file(path, content.encode() + b"\n")
+
+
+def _phases_in(record: object) -> list[object]:
+    phases = record.get("phases") if isinstance(record, dict) else None
+    return phases if isinstance(phases, list) else []
 
 
 def _sequences(

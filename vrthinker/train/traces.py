@@ -1,8 +1,9 @@
 """Traces to train on: made from the synthetic world by its oracle, or read from a file.
 
 Cold start (method section 5) keeps a trace only if every round has the right form and all four judgments are
-right. Making traces is resumable: finished traces of a killed run are not made again. Invariant: equal
-sources make equal files, in the same folder, whatever the number of processes.
+right, as its texts say when they are parsed again. Making traces is resumable: finished traces of a killed
+run are not made again. Invariant: equal sources make equal files, in the same folder, whatever the number of
+processes.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import json
 import os
 import signal
 import threading
+from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
@@ -22,14 +24,17 @@ from typing import Literal, Self
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
-from vrthinker.data.pairs import load_pairs
+from vrthinker.data.pairs import Pair, load_pairs
+from vrthinker.episode.dimensions import Dimension
 from vrthinker.episode.episode import EpisodeItem
-from vrthinker.episode.prompts import PromptTemplates
+from vrthinker.episode.grammar import FinalAnswer, parse_round
+from vrthinker.episode.prompts import PromptTemplates, clean
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import JudgeSettings
 from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError, one_line
 from vrthinker.records.files import replace_file
+from vrthinker.video.content import clip_content
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.workspace import Workspace
@@ -40,6 +45,8 @@ from vrthinker.world.world import FIRST_FRAMES, PairTruth, WorldConfig
 
 _SHARD_PAIRS = 250
 _CACHE_BYTES = 64 << 20
+_REASONS = 4
+"""The most reasons that a line names. The run's `traces.json` has them all."""
 _MAX_PAIRS, _MAX_SEED = 10_000_000, 1 << 40
 
 
@@ -100,40 +107,134 @@ class FileTraces(_Settings):
 TraceSource = WorldTraces | FileTraces
 
 
-def keep_trace(trajectory: Trajectory, labels: Mapping[str, int] | None) -> bool:
-    """Whether every round is well formed and, if `labels` are given, all four judgments are right."""
-    judgments = trajectory.outcome.judgments
-    if judgments is None or not trajectory.well_formed:
-        return False
-    return labels is None or all(judgments.as_dict()[code] == label for code, label in labels.items())
+def why_dropped(trajectory: Trajectory, labels: Mapping[str, int] | None) -> str | None:
+    """Why the filters drop a trace; None if it is kept.
+
+    The texts are parsed again: what a record says about them may have been edited, or made by a version with
+    another grammar.
+
+    Args:
+        trajectory: The trace.
+        labels: The right judgments by code; None to check only the form.
+    """
+    parsed = [parse_round(record.text) for record in trajectory.rounds]
+    final = parsed[-1].ending if parsed else None
+    if trajectory.outcome.judgments is None or not isinstance(final, FinalAnswer):
+        return "without a verdict"
+    if not all(read.well_formed for read in parsed):
+        return "not well formed"
+    judgments = final.answer.judgments.as_dict()
+    wrong = [code for code, label in (labels or {}).items() if judgments[code] != label]
+    return f"wrong in {' and '.join(wrong)}" if wrong else None
 
 
-def read_traces(source: FileTraces) -> list[Trajectory]:
+@dataclasses.dataclass(frozen=True)
+class Dropped:
+    """A trace that the filters dropped."""
+
+    id: str
+    seed: int
+    reason: str
+
+
+@dataclasses.dataclass(frozen=True)
+class Selection:
+    """The traces that the filters kept, and what they dropped.
+
+    Attributes:
+        traces: The traces that are kept.
+        n_read: The number of distinct episodes that the traces were chosen from.
+        checked: What the filters checked.
+        dropped: The dropped traces, if they are known: the oracle's are not stored.
+    """
+
+    traces: list[Trajectory]
+    n_read: int
+    checked: Literal["form and labels", "form"]
+    dropped: tuple[Dropped, ...] = ()
+
+    @property
+    def reasons(self) -> dict[str, int]:
+        """How many traces were dropped for which reason; the most frequent reason comes first."""
+        counts = dict(Counter(dropped.reason for dropped in self.dropped).most_common())
+        rest = self.n_read - len(self.traces) - len(self.dropped)
+        return counts | ({"not right" if self.checked != "form" else "not well formed": rest} if rest else {})
+
+    @property
+    def without_content(self) -> int:
+        """The number of kept traces that do not say which content their clips had."""
+        return sum(any(video.sha256 is None for video in trace.videos) for trace in self.traces)
+
+    def summary(self) -> str:
+        """What was kept and why the others were not, as a part of a line: `kept 6 of 11 traces (...)`."""
+        counts = list(self.reasons.items())
+        if rest := sum(count for _, count in counts[_REASONS:]):
+            counts = [*counts[:_REASONS], ("for other reasons", rest)]
+        reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
+        return f"kept {len(self.traces)} of {self.n_read} traces" + (f" ({reasons})" if reasons else "")
+
+    def digest(self) -> str:
+        """A SHA-256 of everything in the traces that is learned, in hexadecimal digits."""
+        digest = hashlib.sha256()
+        for trace in self.traces:
+            learned = [[record.text, record.token_ids] for record in trace.rounds]
+            digest.update(json.dumps([trace.id, trace.seed, trace.prompt, learned]).encode())
+        return digest.hexdigest()
+
+
+def read_traces(source: FileTraces) -> Selection:
     """The traces of a file that pass the filters.
 
     If an episode is there more than once (because the teacher was killed and resumed), the last one counts.
 
     Raises:
-        InputError: A file cannot be read, a trace's pair is unknown or lacks labels, or nothing is kept.
+        InputError: A file cannot be read, a trace's pair is unknown, lacks labels or is about something else,
+            or nothing is kept.
     """
-    labels: dict[str, Mapping[str, int]] | None = None
-    if source.pairs is not None:
-        labels = {pair.id: pair.labels or {} for pair in load_pairs(source.pairs)}
-    latest: dict[tuple[object, ...], Trajectory | None] = {}
+    pairs = None if source.pairs is None else {pair.id: pair for pair in load_pairs(source.pairs)}
+    latest: dict[tuple[object, ...], tuple[Trajectory, str | None]] = {}
     for trajectory in load_trajectories(source.path):
-        if labels is not None and len(labels.get(trajectory.id, ())) < 4:
-            raise InputError(
-                f"{source.pairs}: pair {trajectory.id!r} is not there or lacks one of four labels"
-            )
-        kept = keep_trace(trajectory, labels[trajectory.id] if labels is not None else None)
+        labels = None if pairs is None else _labels(trajectory, pairs.get(trajectory.id), source)
         clips = tuple(video.path for video in trajectory.videos)
-        latest[trajectory.id, trajectory.seed, trajectory.prompt, clips] = trajectory if kept else None
-    traces = [trajectory for trajectory in latest.values() if trajectory is not None]
-    if not traces:
+        key = (trajectory.id, trajectory.seed, trajectory.prompt, clips)
+        latest[key] = trajectory, why_dropped(trajectory, labels)
+    selection = Selection(
+        [trajectory for trajectory, reason in latest.values() if reason is None],
+        len(latest),
+        "form" if pairs is None else "form and labels",
+        tuple(Dropped(t.id, t.seed, reason) for t, reason in latest.values() if reason is not None),
+    )
+    if not selection.traces:
+        raise InputError(f"{source.path}: {selection.summary()}; nothing to learn from")
+    return selection
+
+
+def _labels(trajectory: Trajectory, pair: Pair | None, source: FileTraces) -> Mapping[str, int]:
+    """The four labels of a trace's pair."""
+    name = one_line(repr(trajectory.id))
+    if pair is None:
         raise InputError(
-            f"{source.path}: none of its {len(latest)} traces is well formed and right; nothing to learn"
+            f"{source.pairs}: has no pair {name}, of which {source.path} has a trace; give the pairs file "
+            "that was judged"
         )
-    return traces
+    labels = pair.labels or {}
+    if missing := [code for code in Dimension if code not in labels]:
+        raise InputError(
+            f"{source.pairs}: pair {name} lacks the label {', '.join(missing)}; add it, because a trace is "
+            "kept only if all four judgments are right; or train without pairs"
+        )
+    if clean(pair.prompt) != trajectory.prompt:
+        raise InputError(f"{source.pairs}: pair {name} has another caption than its trace in {source.path}")
+    for video, clip in zip(trajectory.videos, (pair.video_1, pair.video_2), strict=True):
+        if video.sha256 is None or os.path.realpath(clip) == os.path.realpath(video.path):
+            continue
+        content = clip_content(clip)
+        if content is not None and content != (video.size_bytes, video.sha256):
+            raise InputError(
+                f"{source.pairs}: pair {name} has {clip} where its trace in {source.path} was judged on "
+                f"{one_line(video.path)}, another clip"
+            )
+    return labels
 
 
 def make_traces(
@@ -144,7 +245,7 @@ def make_traces(
     *,
     seed: int,
     workers: int | None = None,
-) -> list[Trajectory]:
+) -> Selection:
     """Makes a world in a folder and lets the oracle judge it. Existing results are kept.
 
     Args:
@@ -193,7 +294,8 @@ def make_traces(
         with ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
             for _ in pool.map(_run_shard, todo):
                 pass
-    return [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
+    traces = [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
+    return Selection(traces, source.pairs, "form and labels" if source.filter else "form")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -259,7 +361,7 @@ def _run_shard(shard: _Shard) -> None:
     kept = []
     for truth_id, truth in by_id.items():
         labels = truth.judgments.as_dict() if shard.source.filter else None
-        if keep_trace(finished[truth_id], labels):
+        if why_dropped(finished[truth_id], labels) is None:
             kept.append(finished[truth_id])
     replace_file(shard.path, "".join(map(dump_line, kept)).encode())
 

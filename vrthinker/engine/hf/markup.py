@@ -7,6 +7,7 @@ placed by id. All other text is encoded without reading special tokens in it, so
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,6 +19,8 @@ _REMEMBERED_CHARACTERS = 8_000_000
 """The most characters of text whose ids are kept. Labels, roles, options and prompts are encoded often."""
 _ROUND = "<think>frame 12, 0.5 s</think>\n<answer>TA=1, VQ=0, MQ=2, OA=1</answer>"
 """A text that every tokenizer must encode and decode without loss."""
+_MARKERS = ("<|im_start|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>")
+"""Tokens that no round may contain: they would begin a turn, or stand for a picture."""
 _NEEDED = ("<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
 
 
@@ -51,6 +54,10 @@ class Markup:
         self._known = known
         self.vision_start, self.vision_end = known["<|vision_start|>"], known["<|vision_end|>"]
         self.image_pad = known["<|image_pad|>"]
+        self._ids = frozenset(known.values())
+        markers = {known.get(marker) for marker in _MARKERS}
+        self._special = {number for number, token in tokenizer.added_tokens_decoder.items() if token.special}
+        self._markers = frozenset(number for number in markers if number is not None)
         self._remembered: dict[str, tuple[int, ...]] = {}
         self._remembered_characters = 0
         for text in ("\n", "assistant\n", _ROUND):
@@ -84,6 +91,14 @@ class Markup:
             ids = ids[:-1]
         text = self._tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
         return str(text)
+
+    def unusable_id(self, ids: Sequence[int]) -> int | None:
+        """The first id that no round can have: it stands for no token, or for a marker of turns or frames."""
+        return next((number for number in ids if number not in self._ids or number in self._markers), None)
+
+    def without_special(self, ids: Sequence[int]) -> list[int]:
+        """The ids without those of special tokens."""
+        return [number for number in ids if number not in self._special]
 
     def turn_opening(self, role: str) -> list[int]:
         """The ids of `<|im_start|>role` and a newline."""
