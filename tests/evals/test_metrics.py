@@ -59,9 +59,9 @@ HAND = [
     # a tie that was seen as one
     ScoredPair("c", four(0, 0, 0, 0), four(0, 0, 0, 0), False, 1, 1, 0, "1"),
     # a tie that was not
-    ScoredPair("d", four(1, 1, 2, 0), four(1, 1, 2, 1), True, 1, 1, 1, "1"),
+    ScoredPair("d", four(1, 1, 2, 0), four(1, 1, 2, 1), True, 1, 1, 1, "1", 8),
     # no tie, and a predicted one
-    ScoredPair("e", four(1, 0, 2, 1), four(1, 0, 1, 0), True, 2, 2, 0, None),
+    ScoredPair("e", four(1, 0, 2, 1), four(1, 0, 1, 0), True, 2, 2, 0, None, 5),
     # no verdict
     ScoredPair("f", four(2, 2, 2, 2), None, False, 0, 1, 1, "1"),
     # only an overall label
@@ -80,6 +80,7 @@ BY_HAND = {
     "mq/accuracy": (4, 7),  # a b c d, not e f h
     "hidden_events/seen": (4, 8),
     "tool_calls/mean": (9, 7),
+    "retrieved_frames/mean": (13, 2),
     "format/well_formed": (5, 7),
     "verdicts/share": (8, 9),
 }
@@ -292,6 +293,7 @@ def test_pairs_that_differ_are_named() -> None:
         ({"prediction": {"OA": "1"}}, "prediction: got OA='1'"),
         ({"prediction": {}}, "prediction: got no judgment, allowed: at least one, or None"),
         ({"tool_calls": -1}, "tool_calls: got -1"),
+        ({"retrieved_frames": -8}, "retrieved_frames: got -8"),
         ({"hidden_events": 1, "hidden_events_seen": 2}, "hidden_events_seen: got 2, allowed: 0 to 1"),
         ({"hidden_events": -1, "hidden_events_seen": -1}, "hidden_events_seen: got -1"),
     ],
@@ -412,9 +414,10 @@ def test_an_episode_becomes_a_scored_pair(clips: tuple[Path, Path]) -> None:
         hidden_events=5,
         hidden_events_seen=3,
         group="5",
+        retrieved_frames=3,
     )
     first = from_trajectory(trajectory, None, first_round=True, hidden_frames=hidden[:4])
-    assert first == ScoredPair("pair", {}, EARLY, True, 0, hidden_events=4, hidden_events_seen=0)
+    assert first == ScoredPair("pair", {}, EARLY, True, 0, hidden_events=4, retrieved_frames=0)
 
 
 def test_frames_that_no_round_could_see_are_not_seen(clips: tuple[Path, Path]) -> None:
@@ -464,7 +467,7 @@ def test_a_first_round_that_the_engine_broke_off_is_no_verdict(clips: tuple[Path
     broken = trajectory.rounds[0].model_copy(update={"finish_reason": FinishReason.ERROR})
     assert from_trajectory(
         trajectory.model_copy(update={"rounds": (broken,)}), None, first_round=True
-    ) == ScoredPair("pair", {}, None, True, 0)
+    ) == ScoredPair("pair", {}, None, True, 0, retrieved_frames=0)
     nothing = from_trajectory(trajectory.model_copy(update={"rounds": ()}), None, first_round=True)
     assert (nothing.prediction, nothing.well_formed) == (None, False)
 

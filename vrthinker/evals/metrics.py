@@ -58,6 +58,7 @@ class ScoredPair:
         hidden_events: The number of planted events that the first frames do not show.
         hidden_events_seen: The number of those that at least one live frame showed.
         group: The group for tables by group, for instance the number of hidden events.
+        retrieved_frames: The number of frames that the tool calls showed; None if there are no tools.
 
     Raises:
         InputError: A code or a preference is unknown, or a count is impossible.
@@ -71,6 +72,7 @@ class ScoredPair:
     hidden_events: int = 0
     hidden_events_seen: int = 0
     group: str | None = None
+    retrieved_frames: int | None = None
 
     def __post_init__(self) -> None:
         _check_judgments(self.id, "label", self.label)
@@ -81,10 +83,10 @@ class ScoredPair:
                     f"pair {reprlib.repr(self.id)}: prediction: got no judgment, allowed: at least one, "
                     "or None for no verdict"
                 )
-        if self.tool_calls is not None and self.tool_calls < 0:
-            raise InputError(
-                f"pair {reprlib.repr(self.id)}: tool_calls: got {self.tool_calls}, allowed: 0 and more"
-            )
+        for name in ("tool_calls", "retrieved_frames"):
+            number = getattr(self, name)
+            if number is not None and number < 0:
+                raise InputError(f"pair {reprlib.repr(self.id)}: {name}: got {number}, allowed: 0 and more")
         if not 0 <= self.hidden_events_seen <= self.hidden_events:
             raise InputError(
                 f"pair {reprlib.repr(self.id)}: hidden_events_seen: got {self.hidden_events_seen}, "
@@ -155,6 +157,10 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
         ),
         "tool_calls/mean": Measure(
             "tool calls that showed frames, per episode", _per_pair(lambda pair: _optional(pair.tool_calls))
+        ),
+        "retrieved_frames/mean": Measure(
+            "frames that tool calls showed, per episode",
+            _per_pair(lambda pair: _optional(pair.retrieved_frames)),
         ),
         "format/well_formed": Measure(
             "share of episodes whose every round has the right form",
@@ -274,6 +280,7 @@ def from_trajectory(
     rounds = trajectory.rounds[:1] if first_round else trajectory.rounds
     judgments = _first_judgments(trajectory) if first_round else trajectory.outcome.judgments
     live = {shown.frame_number for entry in rounds for shown in entry.live}
+    retrieved = sum(len(tool.frame_numbers) for entry in rounds for tool in entry.tools)
     events = [frozenset(frames) for frames in hidden_frames]
     for frames in events:
         if not frames or not 1 <= min(frames) <= max(frames) <= trajectory.n_frames:
@@ -290,6 +297,7 @@ def from_trajectory(
         hidden_events=len(events),
         hidden_events_seen=sum(not live.isdisjoint(frames) for frames in events),
         group=group,
+        retrieved_frames=0 if first_round else retrieved,
     )
 
 

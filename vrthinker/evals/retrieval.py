@@ -2,7 +2,8 @@
 
 The comparison tells whether it matters which frames the model requests. If a model judges as well from random
 frames, it has gained by seeing more frames, not by choosing them. All ways use the same prompt and the same
-schema, and show as many frames as were requested. They only differ in which frames they show.
+schema, and answer a call with as many frames as it requested. They only differ in which frames they show. The
+totals of two ways may differ nevertheless: a model that saw other frames goes on with other requests.
 """
 
 from __future__ import annotations
