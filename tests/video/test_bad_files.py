@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import random
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,8 @@ import pytest
 from clips import cut, make_clip, read_number, stream_copy
 from PIL import Image
 
-from vrthinker.errors import VideoError
+from vrthinker import limits
+from vrthinker.errors import MachineError, VideoError
 from vrthinker.video.pyav import clip as clip_module
 from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.reader import VideoInfo
@@ -461,3 +463,98 @@ def test_hostile_bytes_for_longer(
 ) -> None:
     fuzz(reader, tmp_path, seed=7, rounds=150)
     assert capfd.readouterr().out == "seed 7\n"
+
+
+def test_a_clip_of_too_many_pixels_is_refused_before_it_is_decoded(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A small GIF may hold very many large pictures."""
+    line = (
+        "at least 9 frames of 96x64 pixels, allowed: 50000 pixels in all; set VRTHINKER_MAX_CLIP_PIXELS to "
+    )
+    decoded: list[Any] = []
+    original = clip_module.OpenClip.decode
+    monkeypatch.setattr(
+        clip_module.OpenClip, "decode", lambda self, packet: decoded.append(packet) or original(self, packet)
+    )
+    for name, codec in (("a.gif", "gif"), ("a.avi", "mpeg4"), ("a.mp4", "h264")):
+        clip = make_clip(tmp_path / name, 12, codec=codec)
+        assert reader.probe(clip).n_frames == 12
+        decoded.clear()
+        with monkeypatch.context() as patch:
+            patch.setenv("VRTHINKER_MAX_CLIP_PIXELS", "50000")
+            for tolerate in (False, True):
+                assert the_line(PyAVReader(), clip, tolerate_truncation=tolerate).startswith(line)
+        assert len(decoded) <= 8, "the packets tell their number before they are decoded"
+        monkeypatch.setenv("VRTHINKER_MAX_CLIP_PIXELS", str(12 * 96 * 64))
+        assert PyAVReader().probe(clip).n_frames == 12
+
+
+def test_a_slow_disk_says_nothing_about_the_clip(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(tmp_path / "a.mkv", 12)
+
+    @dataclass(frozen=True)
+    class Impatient:
+        value: float
+        how_to_raise: str = limits.MAX_READ_SECONDS.how_to_raise
+
+    message = (
+        r"a\.mkv: the disk gave no data for .* seconds \(not the clip's fault\); set VRTHINKER_MAX_READ_SEC"
+    )
+    monkeypatch.setattr(limits, "MAX_READ_SECONDS", Impatient(1e-9))
+    with pytest.raises(MachineError, match=message):
+        reader.probe(clip)
+    # FFmpeg gives up in time, but a demuxer may end as if the file did.
+    monkeypatch.setattr(limits, "MAX_READ_SECONDS", Impatient(1e9))
+    with clip_module.open_clip(str(clip)) as opened:
+        monkeypatch.setattr(limits, "MAX_READ_SECONDS", Impatient(0.0))
+        with pytest.raises(MachineError, match=message):
+            list(opened.packets())
+
+
+def test_too_little_memory_is_said_of_the_machine(
+    reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(tmp_path / "a.mp4", 12)
+    reader.probe(clip)
+    message = r"a\.mp4: decoding it needs more memory than there is; run it again with less beside it$"
+
+    def fail(*arguments: Any, **options: Any) -> Any:
+        raise MemoryError
+
+    class Failing:
+        """What cannot be changed in PyAV's own types, put in its place."""
+
+        is_open = False
+        decode = demux = seek = reformat = fail
+
+    original = clip_module.OpenClip.__init__
+    for part in ("_decoder", "container", "_reformatter"):
+
+        def replaced(self: Any, *arguments: Any, part: str = part) -> None:
+            original(self, *arguments)
+            setattr(self, part, Failing())
+
+        with monkeypatch.context() as patch:
+            patch.setattr(clip_module.OpenClip, "__init__", replaced)
+            for ask in (lambda: PyAVReader().probe(clip), lambda: reader.frames_at(clip, [3])):
+                with pytest.raises(MachineError, match=message):
+                    ask()
+    with monkeypatch.context() as patch:
+        patch.setattr(av, "open", fail)
+        with pytest.raises(MachineError, match=message):
+            PyAVReader().probe(clip)
+    assert [read_number(frame) for frame in reader.frames_at(clip, [3]).numpy()] == [3]
+
+
+def test_memory_that_a_damaged_header_asks_for_is_no_fault_of_the_machine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    error = av.error.MemoryError(12, "Cannot allocate memory")
+    clip_module.raise_if_out_of_memory("a.mp4", error)
+    clip_module.raise_if_out_of_memory("a.mp4", ValueError())
+    monkeypatch.setattr(clip_module, "_PLENTY_BYTES", 1 << 62)  # more than any machine has
+    with pytest.raises(MachineError):
+        clip_module.raise_if_out_of_memory("a.mp4", error)

@@ -210,12 +210,12 @@ def test_the_packets_of_a_transport_stream(tmp_path: Path) -> None:
     cases: list[tuple[list[bytes], int | None]] = [
         (good, None),
         (good[:20] + other + good[20:], None),
-        (good[:20] + [good[19]] + good[20:], None),  # a packet may come twice
-        (good[:20] + [transport_packet(256, 3, flags=0)] + good[20:], None),  # no data, so no count
-        (good[:20] + [transport_packet(256, 9, flags=0x30)], None),  # an announced jump
+        ([*good[:20], good[19], *good[20:]], None),  # a packet may come twice
+        ([*good[:20], transport_packet(256, 3, flags=0), *good[20:]], None),  # no data, so no count
+        ([*good[:20], transport_packet(256, 9, flags=0x30)], None),  # an announced jump
         (good[:20] + good[21:], 16),
-        (good[:18] + [transport_packet(256, 18, bad=True)] + good[19:], 16),
-        (good[:18] + [bytes(188)] + good[19:], 16),
+        ([*good[:18], transport_packet(256, 18, bad=True), *good[19:]], 16),
+        ([*good[:18], bytes(188), *good[19:]], 16),
         (other + good[2:3] + good[9:], 0),
     ]
     for packets, whole in cases:
@@ -286,7 +286,7 @@ def test_clips_that_were_judged_in_part(name: str) -> None:
     if not (CASES / name).exists():
         pytest.skip("../shared/cases is not there")
     with pytest.raises(
-        VideoError, match="breaks after frame 22: the file is damaged|container ogg, allowed: mp4, "
+        VideoError, match=r"breaks after frame 22: the file is damaged|container ogg, allowed: mp4, "
     ):
         PyAVReader().probe(CASES / name)
 

@@ -545,6 +545,42 @@ def test_colours_are_those_of_the_stream(reader: PyAVReader, tmp_path: Path) -> 
     assert np.abs(full - drawn).mean() < 3
 
 
+def between(samples: np.ndarray[Any, Any], count: int, shift: float) -> np.ndarray[Any, Any]:
+    """Samples along the first axis, interpolated linearly to twice as many; the first lies at `shift`."""
+    places = ((np.arange(count) - shift) / 2).clip(0, len(samples) - 1)
+    first = np.floor(places).astype(int)
+    share = (places - first)[:, None]
+    return samples[first] * (1 - share) + samples[np.minimum(first + 1, len(samples) - 1)] * share
+
+
+def test_colours_are_within_one_level_of_exact_arithmetic(reader: PyAVReader, tmp_path: Path) -> None:
+    """Other readers use FFmpeg's fast conversion, which is off by several levels."""
+    rows, columns = np.mgrid[0:64, 0:96]
+    waves = np.stack(
+        [np.sin(columns / 9 + rows / 17), np.cos(columns / 13 - rows / 7), np.sin(columns / 5)], -1
+    )
+    path = tmp_path / "a.mkv"
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream("libx264", rate=24, options={"qp": "0", "preset": "ultrafast"})
+        stream.width, stream.height, stream.pix_fmt = 96, 64, "yuv420p"
+        picture = av.VideoFrame.from_ndarray((128 + 90 * waves).astype(np.uint8), format="rgb24")
+        container.mux(stream.encode(picture) + stream.encode(None))
+    frame = next(decoded(path))
+    luma, *chroma = (
+        np.frombuffer(plane, np.uint8).reshape(plane.height, -1)[:, : plane.width].astype(float)
+        for plane in frame.planes
+    )
+    blue, red = (between(between(plane - 128, 64, 0.5).T, 96, 0).T * 255 / 224 for plane in chroma)
+    luma = (luma - 16) * 255 / 219
+    exact = np.stack([luma + 1.402 * red, luma - 0.344136 * blue - 0.714136 * red, luma + 1.772 * blue], -1)
+
+    def difference(shown: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        return np.abs(shown - exact.clip(0, 255))[2:-2, 2:-2]
+
+    assert difference(reader.frames_at(path, [0]).numpy()[0]).max() <= 1
+    assert difference(frame.to_ndarray(format="rgb24")).mean() > 1
+
+
 def test_readers_are_safe_to_share_between_threads(reader: PyAVReader, tmp_path: Path) -> None:
     from concurrent.futures import ThreadPoolExecutor
 
@@ -581,3 +617,35 @@ def test_making_clips_leaves_no_real_time_threads(tmp_path: Path) -> None:
     """An AV1 encoder that the superuser runs would slow down every test after it."""
     make_clip(tmp_path / "a.mp4", 3, codec="av1")
     assert all(os.sched_getscheduler(int(task)) == os.SCHED_OTHER for task in os.listdir("/proc/self/task"))
+
+
+@pytest.mark.parametrize(
+    ("name", "transfer", "aspect", "notes"),
+    [
+        (
+            "a.mp4",
+            "smpte2084",
+            "1/1",
+            ["is HDR (PQ) and is shown without tone mapping: duller than on an HDR screen"],
+        ),
+        ("a.mkv", "arib-std-b67", "1/1", ["is HDR (HLG) and is shown without tone mapping: duller than on"]),
+        (
+            "a.mkv",
+            "bt709",
+            "4/3",
+            ["has pixels that are not square (4:3) and is shown without stretching them"],
+        ),
+        ("a.mp4", "smpte2084", "16/11", ["is HDR (PQ)", "has pixels that are not square (16:11)"]),
+        ("a.mp4", "bt709", "1/1", []),
+    ],
+)
+def test_what_is_not_shown_as_it_was_meant_is_noted(
+    reader: PyAVReader, tmp_path: Path, name: str, transfer: str, aspect: str, notes: list[str]
+) -> None:
+    options = {"x264-params": f"transfer={transfer}:colorprim=bt2020:colormatrix=bt2020nc:sar={aspect}"}
+    clip = make_clip(tmp_path / name, 6, options=options)
+    for tolerate in (False, True):
+        info = reader.probe(clip, tolerate_truncation=tolerate)
+        assert len(info.notes) == len(notes)
+        assert all(note.startswith(start) for note, start in zip(info.notes, notes, strict=True))
+        assert (info.width, info.height) == (96, 64)

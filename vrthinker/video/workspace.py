@@ -144,14 +144,19 @@ class Workspace:
 
     @property
     def notes(self) -> tuple[str, ...]:
-        """What a reader of the verdict has to know about the files; empty if both are complete."""
+        """What a reader of the verdict has to know about the files and how they are shown."""
         broken = (
             f"video {video} breaks after frame {clip.info.n_frames}: only the frames before are judged "
             f"({clip.info.truncated})"
             for video, clip in enumerate(self._clips, start=1)
             if clip.info.truncated is not None
         )
-        return (*broken, *self._notes)
+        shown = (
+            f"video {video} {note}"
+            for video, clip in enumerate(self._clips, start=1)
+            for note in clip.info.notes
+        )
+        return (*broken, *shown, *self._notes)
 
     def note(self, text: str) -> None:
         """Adds a note that a reader of the verdict has to know about these files."""

@@ -227,7 +227,8 @@ def playable_as(path: str, info: VideoInfo) -> str | None:
 
     In doubt it is None: a copy costs seconds, but a seek to a wrong frame would be false evidence.
     """
-    if info.truncated is not None or info.rotation_degrees:
+    # A browser would show noted clips in its own way: transparent on the page, HDR with tone mapping.
+    if info.truncated is not None or info.rotation_degrees or info.notes:
         return None
     try:
         with open_clip(path) as clip:

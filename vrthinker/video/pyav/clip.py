@@ -153,8 +153,9 @@ class OpenClip:
             BreakError: The container cannot be read further.
             MachineError: Reading one packet took too long.
         """
-        packets, seconds = self.container.demux(self.stream), limits.MAX_READ_SECONDS.value
+        seconds = limits.MAX_READ_SECONDS.value
         try:
+            packets = self.container.demux(self.stream)
             while (packet := _read_next(self.path, packets, seconds)) is not None:
                 if self._end_byte is not None and packet.pos is not None and packet.pos >= self._end_byte:
                     return
@@ -176,7 +177,8 @@ class OpenClip:
                 continue
             try:
                 self.container.seek(target, stream=self.stream)
-            except DECODE_ERRORS as error:
+            except (MemoryError, *DECODE_ERRORS) as error:
+                raise_if_out_of_memory(self.path, error)
                 raise BreakError(f"the container cannot be searched ({_words(error)})") from error
             if self._decoder.is_open:
                 self._decoder.flush_buffers()
