@@ -13,7 +13,6 @@ from hypothesis import strategies as st
 
 from vrthinker.bounded_files import (
     MAX_DEPTH,
-    MAX_YAML_BYTES,
     parse_json,
     read_file,
     read_json,
@@ -21,6 +20,7 @@ from vrthinker.bounded_files import (
     read_yaml,
 )
 from vrthinker.errors import InputError, one_line
+from vrthinker.limits import MAX_YAML_BYTES
 
 CASES = Path(__file__).resolve().parents[2] / "shared" / "cases"
 DEEP = MAX_DEPTH + 1
@@ -197,7 +197,10 @@ def test_yaml_is_read_as_settings(tmp_path: Path) -> None:
         ("a: *nothing", "undefined alias 'nothing' in line 1"),
         ("a: \0", "special characters are not allowed"),
         (b"a: \xff", "byte 0xff at 3 is not UTF-8"),
-        ("a: " + "b" * MAX_YAML_BYTES, f"allowed: up to {MAX_YAML_BYTES}"),
+        (
+            "a: " + "b" * MAX_YAML_BYTES.default,
+            f"allowed: up to {MAX_YAML_BYTES.default}; set VRTHINKER_MAX_YAML_BYTES to allow more",
+        ),
     ],
 )
 def test_what_is_no_yaml_is_one_line(text: str | bytes, problem: str, tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ bounded depth or in an `InputError` of one line. It never waits for a pipe or re
 Values are plain: dicts with string keys, lists, strings, integers, finite floats, booleans and None. A key
 may be there once. Integers fit into 64 bits, so that they can be printed and passed on to any library.
 
-This module imports nothing else of the package but its errors, and PyYAML only when YAML is read.
+This module imports nothing else of the package but errors and limits, and PyYAML only when YAML is read.
 """
 
 from __future__ import annotations
@@ -22,14 +22,11 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from vrthinker.errors import InputError, one_line
+from vrthinker.limits import MAX_JSON_BYTES, MAX_YAML_BYTES, Limit
 
 if TYPE_CHECKING:
     import yaml
 
-MAX_JSON_BYTES = 16 << 20
-"""The largest JSON file that is read, unless the caller sets another limit."""
-MAX_YAML_BYTES = 256 << 10
-"""The largest YAML file that is read. PyYAML reads about 100 KB a second."""
 MAX_DEPTH = 64
 """The most levels of objects and lists inside one another."""
 MAX_YAML_VALUES = 10_000
@@ -40,23 +37,29 @@ _MAX_DIGITS = 80
 _READ_BYTES = 1 << 20
 
 
-def read_file(path: Path | str, most_bytes: int) -> bytes:
+def read_file(path: Path | str, limit: int | Limit) -> bytes:
     """The content of a regular file of bounded size.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have, as a number or as a limit that a user can raise.
 
     Raises:
         InputError: The file is missing, is no regular file, is too large, or cannot be read.
     """
+    most_bytes = limit.value if isinstance(limit, Limit) else limit
+    allowed = f"allowed: up to {most_bytes}" + (f"; {limit.how_to_raise}" if isinstance(limit, Limit) else "")
     with opened(path) as descriptor:
         size = os.fstat(descriptor).st_size
         if size > most_bytes:
-            raise InputError(f"{path}: got {size} bytes, allowed: up to {most_bytes}")
+            raise InputError(f"{path}: got {size} bytes, {allowed}")
         parts, total = [], 0
         # Files of /proc have content although their size is 0, and a file may grow while it is read.
         while part := os.read(descriptor, min(_READ_BYTES, most_bytes + 1 - total)):
             parts.append(part)
             total += len(part)
             if total > most_bytes:
-                raise InputError(f"{path}: got more than {most_bytes} bytes, allowed: up to {most_bytes}")
+                raise InputError(f"{path}: got more than {most_bytes} bytes, {allowed}")
     return b"".join(parts)
 
 
@@ -100,13 +103,17 @@ def read_lines(path: Path | str, most_bytes_per_line: int) -> Iterator[tuple[int
             yield number, line
 
 
-def read_json(path: Path | str, most_bytes: int = MAX_JSON_BYTES) -> Any:
+def read_json(path: Path | str, limit: int | Limit = MAX_JSON_BYTES) -> Any:
     """The value of a JSON file.
+
+    Args:
+        path: The file.
+        limit: The most bytes that it may have, as a number or as a limit that a user can raise.
 
     Raises:
         InputError: The file cannot be read, or does not hold JSON within the limits of this module.
     """
-    return parse_json(read_file(path, most_bytes), str(path))
+    return parse_json(read_file(path, limit), str(path))
 
 
 def parse_json(content: bytes | str, where: str) -> Any:

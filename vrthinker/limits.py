@@ -101,9 +101,20 @@ MAX_TOKENIZER_BYTES = Limit(
     "bytes",
     "the size of a checkpoint's tokenizer.json, and of every other file beside the weights",
 )
+MAX_JSON_BYTES = Limit(
+    "MAX_JSON_BYTES",
+    16 << 20,
+    "bytes",
+    "the size of a JSON file of a run: its settings or a checkpoint's state",
+)
+MAX_YAML_BYTES = Limit("MAX_YAML_BYTES", 256 << 10, "bytes", "the size of a recipe of a training run")
+MAX_TRACE_TOKENS = Limit(
+    "MAX_TRACE_TOKENS", 1 << 22, "tokens", "the tokens that the frames of one trace take, in all its messages"
+)
 
 LIMITS = (
     *(MAX_SIDE_PIXELS, MAX_FRAMES, MAX_CLIP_PIXELS, MAX_READ_SECONDS),
     *(MAX_FRAME_PIXELS, MAX_CHECKPOINT_LAYERS, MAX_CHECKPOINT_WIDTH, MAX_TOKENIZER_BYTES),
+    *(MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_TRACE_TOKENS),
 )
 """All limits, in the order of docs/limits.md."""

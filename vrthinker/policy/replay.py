@@ -29,15 +29,13 @@ from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import MessageRecord, RoundRecord, TextRecord, Trajectory, VideoRecord
 from vrthinker.errors import InputError, VideoError, one_line
+from vrthinker.limits import MAX_TRACE_TOKENS
 from vrthinker.policy.prefix_tree import NEVER, Stretch
 from vrthinker.policy.record_checks import check_ids, check_record
 from vrthinker.video.content import clip_content
 from vrthinker.video.frame_cache import file_state
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import Region, ShownFrame, WindowMemory
-
-_MAX_SHOWN_TOKENS = 1 << 22
-"""The most tokens that the frames of one trajectory may take, in all its messages together."""
 
 
 @dataclass
@@ -311,10 +309,10 @@ def _check_size(name: str, rounds: Sequence[Sequence[Message]], factor: tuple[in
     """Refuses a record that shows more pictures than any model takes, before their tokens are made."""
     sizes = [frame.size for messages in rounds for message in messages for frame in message.frames]
     tokens = sum((height // factor[0]) * (width // factor[1]) for height, width in sizes)
-    if tokens > _MAX_SHOWN_TOKENS:
+    if tokens > MAX_TRACE_TOKENS.value:
         raise InputError(
             f"trajectory {one_line(repr(name))}: its frames take {tokens} tokens, allowed: up to "
-            f"{_MAX_SHOWN_TOKENS}"
+            f"{MAX_TRACE_TOKENS.value}; {MAX_TRACE_TOKENS.how_to_raise}"
         )
 
 
