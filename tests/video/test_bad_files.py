@@ -517,7 +517,7 @@ def test_a_slow_disk_says_nothing_about_the_clip(
 def test_too_little_memory_is_said_of_the_machine(
     reader: PyAVReader, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    clip = make_clip(tmp_path / "a.mp4", 12)
+    clip = make_clip(tmp_path / "a.mp4", 12, gop=4)
     reader.probe(clip)
     message = r"a\.mp4: decoding it needs more memory than there is; run it again with less beside it$"
 
@@ -539,7 +539,7 @@ def test_too_little_memory_is_said_of_the_machine(
 
         with monkeypatch.context() as patch:
             patch.setattr(clip_module.OpenClip, "__init__", replaced)
-            for ask in (lambda: PyAVReader().probe(clip), lambda: reader.frames_at(clip, [3])):
+            for ask in (lambda: PyAVReader().probe(clip), lambda: reader.frames_at(clip, [9])):
                 with pytest.raises(MachineError, match=message):
                     ask()
     with monkeypatch.context() as patch:

@@ -152,6 +152,7 @@ UNTIMED = element(
         (UNTIMED + CLUSTER, True, None),
         (element("1549a966", b"\x44\x89\x90cut") + CLUSTER, True, None),
         (CLUSTER + b"\0\0\0", True, "(not an element of a segment)"),
+        (CLUSTER + b"\x1f\x43\xb6\x75\x01\0", True, "(not an element of a segment)"),
         (CLUSTER + element("1c53bb6b", b"", sized=False), True, "(an element without a size)"),
         (element("1f43b675", BLOCK + b"\x05"), True, "(not an element of a cluster)"),
         (element("1f43b675", BLOCK + b"\xa3\x90data"), True, "(an element that is larger than its cluster)"),
@@ -263,6 +264,7 @@ def test_the_chunks_of_other_containers(tmp_path: Path) -> None:
 
     moof = box(b"moov", b"x") + box(b"moof", b"y") + box(b"mdat", b"z")
     assert reason("mov", moof + moof) is None
+    assert reason("mov", moof + (1).to_bytes(4, "big") + b"mdat" + (20).to_bytes(8, "big") + bytes(4)) is None
     assert reason("mov", moof + bytes(40)) is None
     assert reason("mov", moof + bytes(20) + moof) == "the file is damaged at byte 27 (not a box)"
     assert reason("mov", box(b"moov", b"x") + box(b"mdat", b"z") + bytes(20) + b"what a camera adds") is None

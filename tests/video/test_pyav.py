@@ -649,3 +649,19 @@ def test_what_is_not_shown_as_it_was_meant_is_noted(
         assert len(info.notes) == len(notes)
         assert all(note.startswith(start) for note, start in zip(info.notes, notes, strict=True))
         assert (info.width, info.height) == (96, 64)
+
+
+def test_a_bare_stream_that_begins_at_an_open_group(reader: PyAVReader, tmp_path: Path) -> None:
+    """Its frames have no times of their own, by which one could tell which of them are settled."""
+    options = {"x264-params": "open-gop=1:b-pyramid=2:b-adapt=0:min-keyint=8"}
+    whole = make_clip(tmp_path / "a.h264", 60, gop=8, b_frames=3, options=options)
+    with av.open(str(whole)) as container:
+        packets = [packet for packet in container.demux(video=0) if packet.size]
+        keyframe = [i for i, packet in enumerate(packets) if packet.is_keyframe][2]
+        header = container.streams.video[0].codec_context.extradata
+    clip = tmp_path / "b.h264"
+    clip.write_bytes(bytes(header or b"") + b"".join(bytes(packet) for packet in packets[keyframe:]))
+    oracle = [to_rgb(frame) for frame in decoded(clip)]
+    assert 40 <= len(oracle) <= 44
+    shown = reader.frames_at(clip, range(reader.probe(clip).n_frames)).numpy()
+    assert np.array_equal(shown, oracle)
