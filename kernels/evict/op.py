@@ -24,9 +24,10 @@ from typing import Literal, overload
 import torch
 
 from vrthinker.errors import InputError
+from vrthinker.kernels.arguments import items_of, whole_numbers
 from vrthinker.kernels.evict import registered as _registered  # noqa: F401 - makes the ops known to torch
 from vrthinker.kernels.evict.paged import PagedPlan
-from vrthinker.kernels.evict.plan import EvictionPlan
+from vrthinker.kernels.evict.plan import EvictionPlan, require_plan
 from vrthinker.kernels.evict.reference import rotation_table
 
 Layout = Literal["bhtd", "bthd"]
@@ -87,7 +88,8 @@ def evict_cache(
 
     Source: method section 3.
     """
-    if layout not in _TOKEN_DIM:
+    require_plan(plan, EvictionPlan)
+    if not isinstance(layout, str) or layout not in _TOKEN_DIM:
         raise InputError(f"evict: layout: got {layout!r}, wanted bhtd or bthd")
     all_keys = _layers("keys", keys)
     all_values = _layers("values", values)
@@ -143,8 +145,15 @@ def evict_sequence(
     Raises:
         InputError: An argument is not as described; nothing was written.
     """
-    batch = [0] * len(tensors) if batch_dims is None else list(batch_dims)
-    token = [dim + 1 for dim in batch] if token_dims is None else list(token_dims)
+    require_plan(plan, EvictionPlan)
+    tensors = items_of("evict", "tensors", tensors, "a list of tensors")
+    per_tensor = "a whole number per tensor"
+    if batch_dims is None:
+        batch_dims = [0] * len(tensors)
+    batch = whole_numbers("evict", "batch_dims", batch_dims, per_tensor)
+    if token_dims is None:
+        token_dims = [dim + 1 for dim in batch]
+    token = whole_numbers("evict", "token_dims", token_dims, per_tensor)
     if not len(batch) == len(token) == len(tensors):
         raise InputError(
             f"evict: got {len(tensors)} tensors, {len(batch)} batch_dims and {len(token)} token_dims, wanted "
@@ -177,6 +186,9 @@ def evict_paged(
     Raises:
         InputError: An argument is not as described; nothing was written.
     """
+    require_plan(plan, PagedPlan)
+    wanted = "a list of tensors, one per layer"
+    keys, values = (items_of("evict", *given, wanted) for given in (("keys", keys), ("values", values)))
     tensors = [*keys, *values]
     name = partial(_name, len(keys))
     _require_tensors(tensors, name)
@@ -254,7 +266,7 @@ def _require_tensors(tensors: Sequence[object], name: Callable[[int], str]) -> N
 
 def _layers(name: str, cache: torch.Tensor | Sequence[torch.Tensor]) -> list[torch.Tensor]:
     if not isinstance(cache, torch.Tensor):
-        return list(cache)
+        return items_of("evict", name, cache, "a tensor [layers, batch, ...] or a list of tensors")
     if cache.ndim != 5:
         raise InputError(
             f"evict: {name}: got one tensor of shape {list(cache.shape)}, wanted [layers, batch, ...] or a "

@@ -15,7 +15,8 @@ from dataclasses import dataclass
 import torch
 
 from vrthinker.errors import InputError
-from vrthinker.kernels.evict.plan import EvictionPlan
+from vrthinker.kernels.arguments import items_of, require_whole, whole_numbers
+from vrthinker.kernels.evict.plan import EvictionPlan, require_plan
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,13 @@ def plan_paged_eviction(
         InputError: A table is too short, a block is negative or twice in a table, or a block that would be
             written belongs to another sequence too.
     """
+    require_plan(plan, EvictionPlan)
+    require_whole("evict", "block_size", block_size)
+    tables_wanted = "a list of blocks per sequence"
+    block_tables = [
+        whole_numbers("evict", f"block_tables[{sequence}]", table, "whole numbers, one per block")
+        for sequence, table in enumerate(items_of("evict", "block_tables", block_tables, tables_wanted))
+    ]
     if block_size < 1:
         raise InputError(f"evict: block_size: got {block_size}, wanted 1 or more")
     if len(block_tables) != plan.batch:

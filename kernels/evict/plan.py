@@ -17,6 +17,7 @@ from itertools import pairwise
 import torch
 
 from vrthinker.errors import InputError
+from vrthinker.kernels.arguments import items_of, whole_numbers
 
 Span = tuple[int, int]
 
@@ -121,6 +122,17 @@ def plan_eviction(
         InputError: A span is negative, overlaps another or lies outside its sequence, a length or a number
             of freed positions is negative, or the arguments do not have one entry per sequence and span.
     """
+    spans = [
+        _spans(f"spans[{sequence}]", own)
+        for sequence, own in enumerate(items_of("evict", "spans", spans, "a list of spans per sequence"))
+    ]
+    lengths = whole_numbers("evict", "lengths", lengths, "a length per sequence")
+    if freed_positions is not None:
+        per_sequence = items_of("evict", "freed_positions", freed_positions, "a list of numbers per sequence")
+        freed_positions = [
+            whole_numbers("evict", f"freed_positions[{sequence}]", own, "a whole number per span")
+            for sequence, own in enumerate(per_sequence)
+        ]
     if len(spans) != len(lengths):
         raise InputError(f"evict: spans: got {len(spans)} sequences, wanted {len(lengths)}, one per length")
     numbers = [len(own) for own in spans]
@@ -134,7 +146,22 @@ def plan_eviction(
         freed = [end - start for start, end in own] if freed_positions is None else freed_positions[sequence]
         target = _plan_sequence(sequence, _checked(sequence, own, freed, length), length, runs)
         new_lengths.append(target)
-    return EvictionPlan(tuple(map(int, lengths)), tuple(new_lengths), tuple(runs))
+    return EvictionPlan(tuple(lengths), tuple(new_lengths), tuple(runs))
+
+
+def require_plan(plan: object, kind: type) -> None:
+    """Refuses what is no plan of a kind, `EvictionPlan` or `PagedPlan`."""
+    if not isinstance(plan, kind):
+        raise InputError(f"evict: plan: got {type(plan).__name__}, wanted {kind.__name__}")
+
+
+def _spans(name: str, value: object) -> list[Span]:
+    wanted = "(start, end) pairs of whole numbers"
+    pairs = [whole_numbers("evict", name, pair, wanted) for pair in items_of("evict", name, value, wanted)]
+    for pair in pairs:
+        if len(pair) != 2:
+            raise InputError(f"evict: {name}: got {tuple(pair)}, wanted {wanted}")
+    return [(start, end) for start, end in pairs]
 
 
 def _checked(
@@ -152,7 +179,7 @@ def _checked(
         if positions < 0:
             raise InputError(f"evict: freed_positions[{sequence}]: got {positions}, wanted 0 or more")
         if start < end:
-            checked.append((int(start), int(end), int(positions)))
+            checked.append((start, end, positions))
         elif positions:
             raise InputError(
                 f"evict: freed_positions[{sequence}]: got {positions} for [{start}, {end}), wanted 0: it is "

@@ -20,6 +20,7 @@ import torch
 
 from vrthinker.errors import InputError
 from vrthinker.kernels import Version, choose_version, native_obstacles, triton_obstacle
+from vrthinker.kernels.arguments import require_number, require_tensors, require_whole
 from vrthinker.kernels.group_advantage.reference import (
     MAX_REWARD,
     METHODS,
@@ -133,6 +134,14 @@ def _check(
     """Checks everything that can be checked without reading a tensor's values."""
     if method not in METHODS:
         raise _refusal("method", repr(method), ", ".join(METHODS))
+    require_number("group_advantage", "eps", eps, "a finite number of at least 1e-30")
+    require_tensors("group_advantage", rewards=rewards, group_offsets=group_offsets)
+    if valid is not None:
+        require_tensors("group_advantage", valid=valid)
+    if token_offsets is not None:
+        require_tensors("group_advantage", token_offsets=token_offsets)
+    if n_tokens is not None:
+        require_whole("group_advantage", "n_tokens", n_tokens)
     if ddof not in (0, 1):
         raise _refusal("ddof", ddof, "0 or 1")
     if not (MIN_EPS <= eps < math.inf):

@@ -16,6 +16,7 @@ import torch
 
 from vrthinker.errors import InputError
 from vrthinker.kernels import choose_version, native_obstacles, triton_obstacle
+from vrthinker.kernels.arguments import require_number, require_tensors, require_whole
 from vrthinker.kernels.grpo_loss.reference import (
     METRICS,
     Aggregation,
@@ -137,6 +138,15 @@ def _check_tensors(
     mask: torch.Tensor,
     offsets: torch.Tensor,
 ) -> None:
+    require_tensors(
+        "grpo_loss",
+        policy_logprobs=policy,
+        old_logprobs=old,
+        ref_logprobs=policy if ref is None else ref,
+        advantages=advantages,
+        loss_mask=mask,
+        episode_offsets=offsets,
+    )
     if policy.device.type not in ("cpu", "cuda"):
         raise InputError(f"grpo_loss: policy_logprobs: got a tensor on {policy.device}, wanted cpu or cuda")
     logprobs = {"policy_logprobs": policy, "old_logprobs": old}
@@ -188,6 +198,15 @@ def _check_numbers(
     normalizer: float | None,
     num_threads: int | None,
 ) -> None:
+    require_number("grpo_loss", "clip_low", clip_low, "0 to 1")
+    require_number("grpo_loss", "clip_high", clip_high, "a finite number of 0 or more")
+    require_number("grpo_loss", "kl_weight", kl_weight, "a finite number of 0 or more")
+    if fixed_length is not None:
+        require_whole("grpo_loss", "fixed_length", fixed_length, "a whole number of tokens, or None")
+    if normalizer is not None:
+        require_number("grpo_loss", "normalizer", normalizer, "a finite number above 0, or None")
+    if num_threads is not None:
+        require_whole("grpo_loss", "num_threads", num_threads, "1 to 1024")
     if not 0 <= clip_low <= 1:
         raise InputError(f"grpo_loss: clip_low: got {clip_low}, wanted 0 to 1")
     for name, value in (("clip_high", clip_high), ("kl_weight", kl_weight)):

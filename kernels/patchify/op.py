@@ -14,6 +14,7 @@ import torch
 
 from vrthinker.errors import InputError
 from vrthinker.kernels import choose_version, native_obstacles
+from vrthinker.kernels.arguments import items_of, require_number, require_tensors, require_whole
 from vrthinker.kernels.patchify.reference import patchify_reference
 
 OUT_DTYPES = (torch.float32, torch.bfloat16)
@@ -84,9 +85,14 @@ def _check(
         "temporal_patch_size": temporal_patch_size,
         "num_threads": 1 if num_threads is None else num_threads,
     }
+    require_tensors("patchify", frames=frames)
     for name, value in sizes.items():
+        require_whole("patchify", name, value, "1 to 1024")
         if not 1 <= value <= 1024:
             raise InputError(f"patchify: {name}: got {value}, wanted 1 to 1024")
+    for name, values in (("mean", mean), ("std", std)):
+        for value in items_of("patchify", name, values, "3 finite numbers"):
+            require_number("patchify", name, value, "3 finite numbers")
     if len(mean) != 3 or not all(abs(value) < float("inf") for value in mean):
         raise InputError(f"patchify: mean: got {mean}, wanted 3 finite numbers")
     if len(std) != 3 or not all(0 < value < float("inf") for value in std):
