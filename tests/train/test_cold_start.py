@@ -505,6 +505,9 @@ def test_a_run_says_and_records_what_it_learns_from(
     traces.write_text("".join(json.dumps(line) + "\n" for line in old))
     with pytest.raises(InputError, match="phase two: its traces are not those that this run began with"):
         started(values, tmp_path / "run")
+    (tmp_path / "run" / TRACES_FILE).write_text("[]")
+    with pytest.raises(InputError, match="phase two: its traces are not those that this run began with"):
+        started(values, tmp_path / "run")
     capsys.readouterr()
     source["pairs"] = None
     started(values, tmp_path / "other")

@@ -131,7 +131,7 @@ class TrainShowCommand:
             summary = {
                 "step": last["step"],
                 "steps": steps,
-                "hours_since_first_line": hours,
+                "hours_since_step_1": hours,
                 "last": metrics,
                 "mean_over_steps": len(recent),
                 "means": means,
