@@ -136,11 +136,16 @@ def _only_kl(gaps: torch.Tensor) -> Batch:
     return Batch(zeros, zeros, gaps, zeros, learned, torch.tensor([0, len(gaps)]), options)
 
 
-def assert_what_is_not_finite_shows(device: str = "cpu") -> None:
+def assert_what_is_not_finite_shows(
+    device: str = "cpu",
+    *,
+    advantages: Sequence[float] = (1.0, -1.0, 0.0),
+    kl_weights: Sequence[float] = (0.0, 0.01),
+) -> None:
     """Every value that is not finite in every column of a learned token, with any sign of the advantage."""
     columns = ("policy", "old", "ref", "advantages")
     for where, value, advantage, kl_weight in product(
-        columns, (torch.nan, torch.inf, -torch.inf), (1.0, -1.0, 0.0), (0.0, 0.01)
+        columns, (torch.nan, torch.inf, -torch.inf), advantages, kl_weights
     ):
         batch = random_batch(1, (4, 3), per_episode=False, learned=1.0, kl_weight=kl_weight)
         batch.advantages[5] = advantage

@@ -52,7 +52,7 @@ def compared(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     return compare(tmp_path_factory.mktemp("triton"), *OPS)
 
 
-@pytest.mark.parametrize(("op", "least"), [("evict", 24), ("group_advantage", 9), ("grpo_loss", 12)])
+@pytest.mark.parametrize(("op", "least"), [("evict", 19), ("group_advantage", 9), ("grpo_loss", 12)])
 def test_interpreted_kernels_agree_with_the_reference(
     compared: dict[str, dict[str, Any]], op: str, least: int
 ) -> None:

@@ -109,10 +109,11 @@ def evict(seed: int, *, whole: bool) -> int:
     few = ([(0, 5)], [(1, 5)], [(0, 4)])
     for i, spans in enumerate([[few[0]], [few[1]], [few[2]], [few[0], few[2]], [few[1], [(2, 3)]]]):
         plan = plan_eviction(spans, [5] * len(spans))
-        for layout in ("bhtd", "bthd"):
+        for layout in ("bhtd", "bthd") if whole else ("bhtd",):
             check_cache(plan, seed, layout, DTYPES[i % len(DTYPES)], i % 2 == 0)
             count += 1
-        check_sequence(plan, seed)
+        if whole or i in (0, 4):
+            check_sequence(plan, seed)
     for own_seed in range(seed, seed + (12 if whole else 2)):
         check_sequence(random_plan(own_seed, 90), own_seed)
         count += 1
@@ -238,7 +239,7 @@ def grpo_losses(seed: int, *, whole: bool) -> int:
     assert result.metrics["ratio/max"].isnan()
     assert gradient.isnan().nonzero().tolist() == [[3]]
     assert_kl_is_right_near_zero(rtol=1e-5)  # as for a GPU, whose exponential is off by a few units
-    assert_what_is_not_finite_shows()
+    assert_what_is_not_finite_shows(**{} if whole else {"advantages": (1.0,), "kl_weights": (0.01,)})
     return count
 
 
