@@ -13,7 +13,7 @@ import zlib
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from vrthinker.video.pyav import matroska, transport_stream
+from vrthinker.video.pyav import gif, matroska, transport_stream
 from vrthinker.video.pyav.matroska import Loss
 
 _FLV_HEADER_BYTES = 9
@@ -56,7 +56,8 @@ def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
         if name == "gif":
-            return _gif_missing_part(file)
+            whole_frames, reason = gif.examine(file)
+            return None if reason is None else MissingPart(reason, whole_frames)
         if name == "apng":
             return _png_missing_part(file)
         if name == "matroska":
@@ -181,28 +182,6 @@ def _transport_stream_end(file: BinaryIO) -> int | None:
     return -(-size // packet_bytes) * packet_bytes
 
 
-def _gif_missing_part(file: BinaryIO) -> MissingPart | None:
-    """Walks the blocks to the trailer, because a GIF decoder shows half of a picture as if it were whole."""
-    images = 0
-    header = file.read(13)
-    _skip_colour_table(file, header[10] if len(header) == 13 else 0)
-    while kind := file.read(1):
-        if kind == b";":
-            return None
-        if kind == b"!":
-            file.seek(1, os.SEEK_CUR)  # the kind of extension
-        elif kind == b",":
-            descriptor = file.read(9)
-            _skip_colour_table(file, descriptor[8] if len(descriptor) == 9 else 0)
-            file.seek(1, os.SEEK_CUR)  # the code size
-        else:
-            return MissingPart(f"the file is damaged at byte {file.tell() - 1}", images)
-        if not _skip_sub_blocks(file):
-            break
-        images += kind == b","
-    return MissingPart("the file is cut short (its trailer is missing)", images)
-
-
 def _png_missing_part(file: BinaryIO) -> MissingPart | None:
     """Walks the chunks to the last one, and checks their checksums."""
     position, begun = _PNG_HEADER_BYTES, 0  # begun: the pictures whose first chunk was read
@@ -223,17 +202,3 @@ def _png_missing_part(file: BinaryIO) -> MissingPart | None:
             return None
         begun += kind == b"fcTL"
         position = file.tell()
-
-
-def _skip_sub_blocks(file: BinaryIO) -> bool:
-    """Whether the sub-blocks end inside the file."""
-    while length := file.read(1):
-        if length == b"\0":
-            return True
-        file.seek(length[0], os.SEEK_CUR)
-    return False
-
-
-def _skip_colour_table(file: BinaryIO, flags: int) -> None:
-    if flags & 0x80:
-        file.seek(3 << ((flags & 7) + 1), os.SEEK_CUR)
