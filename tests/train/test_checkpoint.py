@@ -26,15 +26,18 @@ from vrthinker.train.loop.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, make_optimizer
 
 SEED = 20261121
+
+
+OPTIMIZERS = {"adamw": AdamWSettings(), "muon": MuonSettings()}
 
 
 def trained(steps: int = 3, kind: Literal["adamw", "muon"] = "adamw") -> tuple[SmallModel, torch.optim.AdamW]:
     """A model a few steps on; `seldom` has had no gradient."""
     model = small_model().train()
-    optimizer = make_optimizer(model, OptimizerSettings(kind=kind))
+    optimizer = make_optimizer(model, OPTIMIZERS[kind])
     torch.manual_seed(SEED)
     for step in range(steps):
         optimizer.zero_grad()
@@ -83,7 +86,7 @@ def test_all_of_it_comes_back(run: Path, kind: Literal["adamw", "muon"]) -> None
     assert found is not None
     assert (found.path, found.step, found.state) == (path, 12, {"seen": [1, 2]})
     other = small_model()
-    fresh = make_optimizer(other, OptimizerSettings(kind=kind))
+    fresh = make_optimizer(other, OPTIMIZERS[kind])
     load_checkpoint(found, other, fresh)
     assert_same(state_of(other, fresh), wanted)
     assert ("exp_avg_sq/layer.linear1.weight" in wanted) == (kind == "adamw")
@@ -110,14 +113,14 @@ def test_weights_in_one_storage_and_in_odd_orders_come_back(run: Path) -> None:
         return model
 
     model = make()
-    save_checkpoint(run, step=1, model=model, optimizer=make_optimizer(model, OptimizerSettings()), state={})
+    save_checkpoint(run, step=1, model=model, optimizer=make_optimizer(model, AdamWSettings()), state={})
     other = make()
     with torch.no_grad():
         for parameter in other.parameters():
             parameter.zero_()
     found = latest_checkpoint(run)
     assert found is not None
-    load_checkpoint(found, other, make_optimizer(other, OptimizerSettings()))
+    load_checkpoint(found, other, make_optimizer(other, AdamWSettings()))
     assert_same(other.state_dict(), model.state_dict())
     assert other.turned.stride() == model.turned.stride() == (1, 3)
 
@@ -134,7 +137,7 @@ def test_training_goes_on_in_the_same_bits(run: Path, how: str) -> None:
     def make() -> tuple[torch.nn.Module, torch.optim.AdamW]:
         model = small_model().train()
         if how == "muon":
-            muon = make_optimizer(model, OptimizerSettings(kind="muon"))
+            muon = make_optimizer(model, MuonSettings())
             for group in muon.param_groups:
                 group["lr"] = 0.01
             return model, muon
@@ -294,7 +297,7 @@ class Finer(SmallModel):
 def test_what_does_not_fit_changes_nothing(run: Path, model: type[SmallModel], said: str) -> None:
     checkpoint = open_checkpoint(save(run, 1))
     other = model()
-    fresh = make_optimizer(other, OptimizerSettings())
+    fresh = make_optimizer(other, AdamWSettings())
     before = state_of(other, fresh)
     with pytest.raises(InputError, match=said):
         load_checkpoint(checkpoint, other, fresh)
@@ -306,7 +309,7 @@ def test_an_optimizer_file_that_does_not_fit_changes_nothing(run: Path) -> None:
 
     checkpoint = open_checkpoint(save(run, 1))
     other = small_model()
-    fresh = make_optimizer(other, OptimizerSettings())
+    fresh = make_optimizer(other, AdamWSettings())
     before = state_of(other, fresh)
     path = checkpoint.path / OPTIMIZER_FILE
     whole = load_file(path)
@@ -325,7 +328,7 @@ def test_a_run_goes_on_with_its_own_kind_of_optimizer(run: Path) -> None:
     model, optimizer = trained(1)
     checkpoint = open_checkpoint(save_checkpoint(run, step=1, model=model, optimizer=optimizer, state={}))
     other = small_model()
-    muon = make_optimizer(other, OptimizerSettings(kind="muon"))
+    muon = make_optimizer(other, MuonSettings())
     before = state_of(other, muon)
     with pytest.raises(InputError, match="does not fit this model: lacks nothing, and has exp_avg_sq/layer"):
         load_checkpoint(checkpoint, other, muon)
@@ -358,7 +361,7 @@ def test_wrong_arguments_write_nothing(run: Path, arguments: dict[str, Any], kin
 def assert_loadable(run: Path) -> int:
     """The step of the latest checkpoint, which must load."""
     model = small_model()
-    optimizer = make_optimizer(model, OptimizerSettings())
+    optimizer = make_optimizer(model, AdamWSettings())
     found = latest_checkpoint(run)
     assert found is not None
     load_checkpoint(found, model, optimizer)

@@ -35,6 +35,7 @@ from vrthinker.train.cold_start import (
     run_cold_start,
 )
 from vrthinker.train.loop.checkpoint import latest_checkpoint
+from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
@@ -591,13 +592,48 @@ WORLD = {"kind": "world", "pairs": 2}
             {"model": "m", "phases": [{"traces": {**WORLD, "world": {"size": 3}}}]},
             "phases.0.traces.world.world.size",
         ),
-        ({"model": "m", "phases": [{"traces": WORLD}], "optimizer": {"beta1": 1}}, "optimizer.beta1"),
+        ({"model": "m", "phases": [{"traces": WORLD}], "optimizer": {"beta1": 1}}, "optimizer.adamw.beta1"),
+        (
+            {"model": "m", "phases": [{"traces": WORLD}], "optimizer": {"kind": "muon", "betas": 1}},
+            "optimizer.muon.betas",
+        ),
+        *(
+            ({"model": "m", "phases": [{"traces": WORLD}], "optimizer": wrong}, "optimizer")
+            for wrong in ({"kind": "sgd"}, {"kind": ["muon"]}, "muon", None)
+        ),
+        *(
+            ({"model": "m", "phases": [{"traces": WORLD}], "optimizer": ignored}, "optimizer.adamw")
+            for ignored in ({"momentum": 0.9}, {"kind": "adamw", "matrix_rate": 1.0})
+        ),
+        (
+            {
+                "model": "m",
+                "phases": [
+                    {"traces": WORLD, "learning_rate": {"peak": 1, "shape": "constant", "final_ratio": 0.1}}
+                ],
+            },
+            "phases.0.learning_rate",
+        ),
         ({"model": "m", "phases": [{"traces": WORLD}], "clips": "all"}, "clips"),
     ],
 )
 def test_settings_errors_name_the_key(values: dict[str, Any], key: str) -> None:
     (message,) = refused(values)
     assert message.startswith(f"cold start: {key}: ")
+
+
+def test_a_setting_that_an_optimizer_would_ignore_is_refused_by_name() -> None:
+    values = {"model": "m", "phases": [{"traces": WORLD}], "optimizer": {"momentum": 0.9}}
+    (message,) = refused(values)
+    assert message.endswith("got momentum with kind adamw, allowed with kind muon only")
+
+
+def test_settings_of_either_optimizer_come_back_from_a_runs_file() -> None:
+    for optimizer in (AdamWSettings(beta1=0.8), MuonSettings(matrix_rate=0.9)):
+        settings = cold_start_settings({"model": "m", "phases": [{"traces": WORLD}], "optimizer": optimizer})
+        assert settings.optimizer == optimizer
+        assert cold_start_settings(settings.model_dump(mode="json")).optimizer == optimizer
+    assert settings.model_dump()["optimizer"].keys() > AdamWSettings().model_dump().keys()
 
 
 def test_recipes_that_are_none(tmp_path: Path) -> None:

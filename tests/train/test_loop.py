@@ -24,7 +24,7 @@ from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.run_lock import lock_run
 from vrthinker.train.loop.checkpoint import STATE_FILE, latest_checkpoint, open_checkpoint
 from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
-from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import AdamWSettings, make_optimizer
 
 SEED = 20261121
 MEASURED = ("time_seconds", "perf/tokens_per_s", "perf/step_seconds")
@@ -205,13 +205,13 @@ def test_the_rate_is_set_and_the_gradient_clipped(run: Path) -> None:
         lambda step: [3.0],
         model=model,
         rate=rates.__getitem__,
-        optimizer=OptimizerSettings(beta1=0.0, beta2=0.0, eps=1e-12),
+        optimizer=AdamWSettings(beta1=0.0, beta2=0.0, eps=1e-12),
     )
     assert float(model.weight.detach()) == pytest.approx(-sum(rates))
     assert [line["optim/learning_rate"] for line in curve(run)] == rates
     assert [line["optim/grad_norm"] for line in curve(run)] == [3.0] * 4
     other = one_weight()
-    settings = OptimizerSettings(beta1=0.0, beta2=0.0, eps=1.0, max_grad_norm=0.5)
+    settings = AdamWSettings(beta1=0.0, beta2=0.0, eps=1.0, max_grad_norm=0.5)
     run_pull(run / "b", lambda step: [3.0], model=other, steps=1, optimizer=settings)
     assert float(other.weight.detach()) == pytest.approx(-0.1 * 0.5 / 1.5)
 
@@ -417,7 +417,7 @@ def test_a_terminal_gets_a_bar(run: Path) -> None:
 
 def test_norms_and_biases_are_not_decayed() -> None:
     model = small_model()
-    optimizer = make_optimizer(model, OptimizerSettings(weight_decay=0.1))
+    optimizer = make_optimizer(model, AdamWSettings(weight_decay=0.1))
     decay = {id(p): group["weight_decay"] for group in optimizer.param_groups for p in group["params"]}
     wanted = {n: 0.1 if p.dim() >= 2 else 0.0 for n, p in model.named_parameters() if p.requires_grad}
     assert {n: decay[id(p)] for n, p in model.named_parameters() if id(p) in decay} == wanted
@@ -428,12 +428,12 @@ def test_norms_and_biases_are_not_decayed() -> None:
 
 def test_half_precision_weights_and_frozen_models_are_refused() -> None:
     with pytest.raises(InputError, match=r"embed.weight: got trainable bfloat16, allowed: float32"):
-        make_optimizer(small_model().bfloat16(), OptimizerSettings())
+        make_optimizer(small_model().bfloat16(), AdamWSettings())
     with pytest.raises(InputError, match="got no trainable parameter"):
-        make_optimizer(small_model().requires_grad_(False), OptimizerSettings())
+        make_optimizer(small_model().requires_grad_(False), AdamWSettings())
     partly = small_model().bfloat16().requires_grad_(False)
     partly.seldom.float().requires_grad_(True)
-    assert len(make_optimizer(partly, OptimizerSettings()).param_groups) == 2
+    assert len(make_optimizer(partly, AdamWSettings()).param_groups) == 2
 
 
 @pytest.mark.parametrize("values", [{"steps": 0}, {"keep_checkpoints": 0}, {"log_every": 0}, {"lr": 1.0}])

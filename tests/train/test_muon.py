@@ -7,9 +7,9 @@ import torch
 from training_worker import small_losses, small_model
 
 from vrthinker.train.loop.muon import Muon, orthogonalize
-from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, make_optimizer
 
-MUON = OptimizerSettings(kind="muon", weight_decay=0.1, momentum=0.9, matrix_rate=1.5)
+MUON = MuonSettings(weight_decay=0.1, momentum=0.9, matrix_rate=1.5)
 
 
 def by_singular_values(matrix: torch.Tensor) -> torch.Tensor:
@@ -84,8 +84,8 @@ def test_what_adamw_moves_moves_as_without_muon() -> None:
     plain, mixed = small_model().train(), small_model().train()
     mixed.load_state_dict(plain.state_dict())
     optimizers = [
-        make_optimizer(plain, OptimizerSettings(weight_decay=0.1)),
-        make_optimizer(mixed, OptimizerSettings(kind="muon", weight_decay=0.1)),
+        make_optimizer(plain, AdamWSettings(weight_decay=0.1)),
+        make_optimizer(mixed, MuonSettings(weight_decay=0.1)),
     ]
     for model, optimizer in zip((plain, mixed), optimizers, strict=True):
         for group in optimizer.param_groups:

@@ -54,6 +54,7 @@ def test_a_run_of_one_step_is_at_the_peak() -> None:
     shape=st.sampled_from(["cosine", "constant", "linear"]),
 )
 def test_rates_rise_to_the_peak_then_never_rise(total: int, ratio: float, final: float, shape: str) -> None:
+    final = 0.0 if shape == "constant" else final
     rate = LearningRate.model_validate(
         {"peak": 1e-6, "warmup_ratio": ratio, "final_ratio": final, "shape": shape}
     )
@@ -80,6 +81,7 @@ def test_steps_outside_the_run_are_refused(step: int) -> None:
         {"warmup_ratio": 1.1},
         {"final_ratio": -0.1},
         {"shape": "step"},
+        {"shape": "constant", "final_ratio": 0.5},
         {"a": 1},
     ],
 )

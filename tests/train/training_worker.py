@@ -16,7 +16,7 @@ from vrthinker.policy.losses import sft_loss_from_hidden
 from vrthinker.train.loop import checkpoint as checkpoint_module
 from vrthinker.train.loop.checkpoint import latest_checkpoint, load_checkpoint, save_checkpoint
 from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
-from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import AdamWSettings, make_optimizer
 from vrthinker.train.loop.schedule import LearningRate
 
 VOCABULARY, WIDTH, LENGTH, ROWS, MICRO_BATCHES = 61, 16, 12, 8, 3
@@ -89,7 +89,7 @@ def train(
         settings=LoopSettings(
             steps=steps,
             checkpoint_every=checkpoint_every,
-            optimizer=OptimizerSettings(weight_decay=0.1, max_grad_norm=0.5),
+            optimizer=AdamWSettings(weight_decay=0.1, max_grad_norm=0.5),
         ),
         learning_rate=lambda step: RATE.at(step, 30),
         micro_losses=micro_losses,
@@ -122,7 +122,7 @@ def job_train(
 def job_die_in_save(run: str, call: int) -> object:
     """Saves step 2, then dies in front of its `call`-th change of the file system while it saves step 3."""
     model = small_model()
-    optimizer = make_optimizer(model, OptimizerSettings())
+    optimizer = make_optimizer(model, AdamWSettings())
     micro = next(small_losses(model)(6))
     micro.loss.backward()
     optimizer.step()
@@ -162,7 +162,7 @@ def job_save_until_killed(run: str, calls: int, size: int) -> object:
         size: It dies in the middle of writing a file of more than so many bytes; 0 for none.
     """
     model = small_model()
-    optimizer = make_optimizer(model, OptimizerSettings())
+    optimizer = make_optimizer(model, AdamWSettings())
     found = latest_checkpoint(Path(run))
     step = 0
     if found is not None:
@@ -187,7 +187,7 @@ def job_look(run: str) -> object:
     found = latest_checkpoint(Path(run))
     if found is None:
         return None
-    load_checkpoint(found, model, make_optimizer(model, OptimizerSettings()))
+    load_checkpoint(found, model, make_optimizer(model, AdamWSettings()))
     return {"step": found.step, "state": found.state, "weight": float(model.embed.weight[0, 0])}
 
 
@@ -200,4 +200,4 @@ def job_full_disk(run: str, limit: int) -> object:
 def prepare() -> None:
     """Loads what each job would load."""
     torch.set_num_threads(1)
-    make_optimizer(small_model(), OptimizerSettings()).step()
+    make_optimizer(small_model(), AdamWSettings()).step()

@@ -44,7 +44,7 @@ from vrthinker.records.provenance import provenance
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.run_lock import lock_run
 from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
-from vrthinker.train.loop.optimizer import OptimizerSettings
+from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.traces import (
     FileTraces,
@@ -113,7 +113,7 @@ class ColdStartSettings(_Settings):
     phases: tuple[Phase, ...] = Field(min_length=1)
     seed: int = Field(0, ge=0, le=_MAX_SEED)
     """Seed of generated traces, of the order of batches, and of random initial weights."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
     train_vision: bool = True
     """Train the vision tower too."""
     frame_cache_bytes: int = Field(4 << 30, ge=0)

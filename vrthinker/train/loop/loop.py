@@ -44,7 +44,7 @@ from vrthinker.train.loop.checkpoint import (
 )
 from vrthinker.train.loop.interrupts import Interrupts
 from vrthinker.train.loop.micro_loss import MicroLoss, StepSums
-from vrthinker.train.loop.optimizer import OptimizerSettings, make_optimizer
+from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings, make_optimizer
 from vrthinker.train.loop.progress import StepProgress
 
 __all__ = ["LoopResult", "LoopSettings", "MicroLoss", "run_loop"]
@@ -69,7 +69,7 @@ class LoopSettings(BaseModel):
     """Number of consecutive steps with a loss or gradient that is not finite after which the run ends."""
     seed: int = 0
     """Seed of torch's own generators in a step (dropout)."""
-    optimizer: OptimizerSettings = OptimizerSettings()
+    optimizer: OptimizerSettings = AdamWSettings()
     """The optimizer's settings."""
 
 

@@ -2,28 +2,22 @@
 
 from __future__ import annotations
 
-from typing import Any, Literal
+from collections.abc import Mapping
+from typing import Annotated, Any, Literal
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, model_validator
 
 from vrthinker.errors import InputError
 from vrthinker.train.loop.muon import Muon
 
 
-class OptimizerSettings(BaseModel):
-    """The settings of AdamW and Muon. The paper only states the learning rate: all of these are ours."""
+class AdamWSettings(BaseModel):
+    """The settings of AdamW. The paper only states the learning rate: all of these are ours."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True, allow_inf_nan=False)
 
-    kind: Literal["adamw", "muon"] = "adamw"
-    """The algorithm. `muon` updates the weights of linear layers by orthogonal steps, and the rest
-    (embeddings, the output head, norms, biases, convolutions) by AdamW. It is for training from random
-    weights: docs/log.md."""
-    momentum: float = Field(0.95, ge=0.0, lt=1.0)
-    """Decay of the mean of the gradients, for weights that `muon` updates."""
-    matrix_rate: float = Field(1.0, gt=0.0)
-    """Learning rate of the weights that `muon` updates, as a multiple of the others' rate."""
+    kind: Literal["adamw"] = "adamw"
     beta1: float = Field(0.9, ge=0.0, lt=1.0)
     """AdamW's decay of the mean of the gradients."""
     beta2: float = Field(0.95, ge=0.0, lt=1.0)
@@ -37,8 +31,49 @@ class OptimizerSettings(BaseModel):
     max_grad_norm: float = Field(1.0, gt=0.0)
     """The largest norm of a step's gradient over all parameters. Larger gradients are scaled down to it."""
 
+    @model_validator(mode="before")
+    @classmethod
+    def _is_asked_of_its_own(cls, values: Any) -> Any:
+        """Says which kind a setting belongs to that this kind would have to ignore."""
+        if isinstance(values, Mapping):
+            for name in sorted(MuonSettings.model_fields.keys() - cls.model_fields.keys()):
+                if name in values:
+                    raise ValueError(f"got {name} with kind adamw, allowed with kind muon only")
+        return values
 
-def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch.optim.AdamW:
+
+class MuonSettings(AdamWSettings):
+    """The settings of Muon, and of AdamW for what Muon does not move. It is for training from random weights.
+
+    Muon updates the weights of linear layers by orthogonal steps. The rest (embeddings, output head, norms,
+    biases, convolutions) is updated by AdamW (docs/log.md).
+    """
+
+    kind: Literal["muon"] = "muon"  # type: ignore[assignment]
+    momentum: float = Field(0.95, ge=0.0, lt=1.0)
+    """Decay of the mean of the gradients, for weights that Muon updates."""
+    matrix_rate: float = Field(1.0, gt=0.0)
+    """Learning rate of the weights that Muon updates, as a multiple of the others' rate."""
+
+
+def _kind(values: Any) -> str | None:
+    """The kind that settings name, `adamw` if they name none."""
+    kind = values.get("kind", "adamw") if isinstance(values, Mapping) else getattr(values, "kind", None)
+    return kind if isinstance(kind, str) and kind in ("adamw", "muon") else None
+
+
+OptimizerSettings = Annotated[
+    Annotated[AdamWSettings, Tag("adamw")] | Annotated[MuonSettings, Tag("muon")],
+    Discriminator(
+        _kind,
+        custom_error_type="optimizer_kind",
+        custom_error_message="kind: allowed: adamw or muon, in a mapping of settings",
+    ),
+]
+"""The settings of either optimizer. `kind` chooses, and a setting that the chosen one lacks is refused."""
+
+
+def make_optimizer(model: torch.nn.Module, settings: AdamWSettings | MuonSettings) -> torch.optim.AdamW:
     """Makes the optimizer of a model's trainable parameters. Tied weights are included once.
 
     Norms, biases and other parameters with fewer than two dimensions are not decayed. The learning rate is 0
@@ -61,7 +96,8 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
                 "float64 (a step of 1e-6 is lost in the rounding of a half-precision weight); load the "
                 "model in float32 and compute its forward under autocast"
             )
-    matrices = _hidden_matrices(model) if settings.kind == "muon" else set()
+    muon = settings if isinstance(settings, MuonSettings) else None
+    matrices = set() if muon is None else _hidden_matrices(model)
     decayed = [p for _, p in trainable if p.dim() >= 2 and p not in matrices]
     kept = [p for _, p in trainable if p.dim() < 2]
     groups: list[dict[str, Any]] = [
@@ -75,7 +111,7 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
         # Without `fused`, AdamW on a GPU needs memory for another copy of the weights.
         "fused": True if all(p.is_cuda for _, p in trainable) else None,
     }
-    if settings.kind == "adamw":
+    if muon is None:
         return torch.optim.AdamW([group for group in groups if group["params"]], **common)
     groups = [{**group, "orthogonal": False} for group in groups]
     groups.append(
@@ -83,8 +119,8 @@ def make_optimizer(model: torch.nn.Module, settings: OptimizerSettings) -> torch
             "params": [p for _, p in trainable if p in matrices],
             "weight_decay": settings.weight_decay,
             "orthogonal": True,
-            "momentum": settings.momentum,
-            "lr_scale": settings.matrix_rate,
+            "momentum": muon.momentum,
+            "lr_scale": muon.matrix_rate,
         }
     )
     return Muon([group for group in groups if group["params"]], **common)

@@ -7,9 +7,9 @@ reached after the last step.
 from __future__ import annotations
 
 import math
-from typing import Literal
+from typing import Literal, Self
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 _ROUNDING = 1e-9
 """Tolerance in counting steps: 0.07 of 100 steps is 7, although 0.07 * 100 is a little more than 7."""
@@ -27,7 +27,13 @@ class LearningRate(BaseModel):
     shape: Literal["cosine", "constant", "linear"] = "cosine"
     """Ours: how the rate falls after the warm-up. `constant` stays at the peak."""
     final_ratio: float = Field(0.0, ge=0.0, le=1.0)
-    """Ours: the rate at the end of the fall, as a share of the peak. `constant` ignores it."""
+    """Ours: the rate at the end of the fall, as a share of the peak. `constant` takes none."""
+
+    @model_validator(mode="after")
+    def _falls(self) -> Self:
+        if self.shape == "constant" and self.final_ratio != 0.0:
+            raise ValueError(f"final_ratio: got {self.final_ratio} with shape constant, allowed: none")
+        return self
 
     def warmup_steps(self, total: int) -> int:
         """The number of `total` steps in which the rate rises."""
