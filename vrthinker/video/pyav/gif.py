@@ -3,8 +3,8 @@
 A part that is cut out of the middle may lead the walk from the data of one picture into that of another, and
 so lose pictures in silence. Encoders fill every sub-block but the last of a picture, so sub-blocks of other
 sizes make a picture suspect. Whether its data fit its size is then counted. Invariant: a file is called
-damaged only if its blocks contradict the format, if a picture's data give more or fewer pixels than it has, or
-if much follows the trailer.
+damaged only if its blocks contradict the format, if a picture's data give more or fewer pixels than it has,
+or if much follows the trailer.
 
 Source: the GIF89a specification.
 """
