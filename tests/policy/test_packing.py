@@ -256,6 +256,37 @@ def round_logprobs(
     return logits.log_softmax(-1)[torch.arange(len(places)), ids[0, places]]
 
 
+def test_the_last_token_of_a_round_is_read_after_the_expiry(
+    policies: Policies, episodes_of: MakeEpisodes, load: Load
+) -> None:
+    """A rule of the method: what was sampled last is read in the next round, without what expired.
+
+    Read in its own round, as it would be by any other program, it makes another policy.
+    """
+    policy = policies("nano")
+    markup, factor = markup_of(policy), factor_of(policy)
+    banned = markup.vocabulary(torch.device("cpu")).banned
+    off_by_rule, off_otherwise = 0.0, 0.0
+    for trajectory, sampled in episodes_of("nano", 1, "evict"):
+        views = round_views(trajectory, markup, factor)
+        for view, begun in zip(views, sampled, strict=True):
+            assert begun.logits is not None
+            logprobs = begun.logits.masked_fill(banned, -torch.inf).log_softmax(-1)
+            ids = torch.tensor([view.tokens[place].id for place in view.sampled])
+            wanted = logprobs[torch.arange(len(ids)), ids]
+            early = replace(view, mask=view.mask.copy())
+            for place, token in enumerate(view.tokens):
+                if token.sampled is not None and token.read > token.sampled:
+                    early.mask[place] = view.mask[place - 1]
+                    early.mask[place, place] = True
+            with torch.no_grad():
+                by_rule, otherwise = (round_logprobs(policy, v, load, banned) for v in (view, early))
+            off_by_rule = max(off_by_rule, float((by_rule - wanted).abs().max()))
+            off_otherwise = max(off_otherwise, float((otherwise - wanted).abs().max()))
+    assert off_by_rule < 1e-4
+    assert off_otherwise > 1e-3
+
+
 @pytest.mark.parametrize(
     ("kind", "memory", "checkpointing"), covering(KINDS, ["rerender", "evict"], [False, True])
 )
