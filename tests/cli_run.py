@@ -47,6 +47,11 @@ class Done:
         (line,) = self.err.strip().splitlines()
         return line
 
+    @property
+    def last_line(self) -> str:
+        """The last line of stderr, after those that say what takes long."""
+        return self.err.splitlines()[-1]
+
 
 def vrthinker(*arguments: object, stdout: str | None = None, stderr: str | None = None) -> Done:
     """Runs a command to its end.

@@ -7,7 +7,7 @@ verdict too); 2: bad input. Nothing heavy is imported before a command runs.
 from __future__ import annotations
 
 import sys
-from typing import Annotated, Any
+from typing import Annotated, Any, get_args
 
 import tyro
 
@@ -20,7 +20,7 @@ from vrthinker.commands.make_tiny import MakeTinyCommand
 from vrthinker.commands.output import safe_output
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
-from vrthinker.errors import UnexpectedError, VRThinkerError, as_reason
+from vrthinker.errors import InputError, UnexpectedError, VRThinkerError, as_reason
 
 
 def _group(name: str, description: str) -> Any:
@@ -68,6 +68,7 @@ def _run(arguments: list[str]) -> int:
 
             sys.stdout.write(f"vrthinker {__version__}\n")
             return 0
+        _check_names(arguments)
         command: Any = tyro.cli(Command, prog="vrthinker", description=_DESCRIPTION, args=arguments)
         code: int = command.run()
         return code
@@ -83,6 +84,25 @@ def _run(arguments: list[str]) -> int:
     except KeyboardInterrupt:
         sys.stderr.write("vrthinker: interrupted; what was recorded is kept\n")
         return 130
+
+
+def _check_names(arguments: list[str]) -> None:
+    """Refuses a command that does not exist, also beside `--help`, which would show another command's help.
+
+    Raises:
+        InputError: There is no such command.
+    """
+    commands, said = Command, "vrthinker"
+    for argument in arguments:
+        if argument.startswith("-"):
+            return
+        names = {annotated.__metadata__[0].name: annotated.__origin__ for annotated in get_args(commands)}
+        if argument not in names:
+            allowed = ", ".join(names)
+            raise InputError(f"{said}: got {argument!r}, allowed: {allowed}; `{said} --help` tells more")
+        commands, said = names[argument], f"{said} {argument}"
+        if not get_args(commands):  # a command without subcommands: the rest are its own arguments
+            return
 
 
 def _refuse(error: VRThinkerError) -> int:

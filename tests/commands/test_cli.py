@@ -79,7 +79,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     [
         (["--version"], 0, f"vrthinker {__version__}\n", ""),
         (["judge"], 2, "", "vrthinker: --model: missing"),
-        (["no-such-command"], 2, "", "no-such-command"),
+        (["no-such-command"], 2, "", "vrthinker: got 'no-such-command', allowed: judge, demo, world, eval, "),
     ],
 )
 def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int, out: str, err: str) -> None:
@@ -91,6 +91,43 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
     here = vrthinker(*arguments)
     assert (here.code, here.out) == (code, out)
     assert "".join(here.err.split()) == "".join(done.stderr.split())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "line"),
+    [
+        (
+            ["train", "grpo", "--help"],
+            "vrthinker train: got 'grpo', allowed: cold-start, show; `",
+        ),
+        (["train", "grpo"], "vrthinker train: got 'grpo', allowed: cold-start, show; "),
+        (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, demo, world, eval, train, bench, "),
+        (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, show; "),
+    ],
+)
+def test_a_command_that_does_not_exist_is_refused_also_beside_help(arguments: list[str], line: str) -> None:
+    done = vrthinker(*arguments)
+    assert (done.code, done.out) == (2, "")
+    assert done.line.startswith(f"vrthinker: {line}")
+
+
+@pytest.mark.parametrize("command", [[], ["train"], ["train", "show"], ["judge"], ["doctor"], ["bench"]])
+def test_each_command_has_its_own_help(command: list[str]) -> None:
+    done = vrthinker(*command, "--help")
+    assert (done.code, done.err) == (0, "")
+    assert done.out.startswith(f"usage: {' '.join(['vrthinker', *command])} ")
+
+
+def test_examples_in_a_help_stand_on_lines_of_their_own() -> None:
+    lines = [line.strip() for line in vrthinker("doctor", "--help").out.splitlines()]
+    assert {"vrthinker doctor", "vrthinker doctor --numerics nano"} <= set(lines)
+
+
+@pytest.mark.parametrize("shell", ["bash", "zsh"])
+def test_completion_is_printed(shell: str) -> None:
+    done = vrthinker("--tyro-print-completion", shell)
+    assert (done.code, done.err) == (0, "")
+    assert "cold-start" in done.out or "cold_start" in done.out
 
 
 # What becomes of what a command does, and that running one here leaves nothing behind

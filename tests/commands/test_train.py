@@ -89,7 +89,7 @@ def test_from_nothing_to_a_judge(trained: tuple[Path, Done], recipe: Path, tmp_p
     assert (again.code, again.out) == (0, done.out)
     other = vrthinker("train", "cold-start", "--recipe", recipe, "--out", run, "--seed", 4)
     assert other.code == 2
-    assert "was made with seed=3; this run has seed=4" in other.line
+    assert "was made with seed=3; this run has seed=4" in other.last_line
 
     shown = vrthinker("train", "show", run, "--json")
     assert shown.code == 0
@@ -188,7 +188,7 @@ def test_evaluating_a_judge_without_verdicts(brief: Path, tmp_path: Path) -> Non
     assert (shown.code, json.loads(shown.out)) == (0, table)
     refused = vrthinker(*evaluate, 7)
     assert refused.code == 2
-    assert "seed=6; this run has seed=7" in refused.line
+    assert "seed=6; this run has seed=7" in refused.last_line
 
 
 def test_from_a_teachers_file_to_a_judge(tiny: Path, world: Path, tmp_path: Path) -> None:
@@ -203,7 +203,7 @@ def test_from_a_teachers_file_to_a_judge(tiny: Path, world: Path, tmp_path: Path
     begin = ("train", "cold-start", "--model", tiny, "--traces", record, "--out", run)
     refused = vrthinker(*begin, "--pairs", world / "pairs.jsonl", "--learning-rate", 1e-3)
     assert refused.code == 2
-    assert "kept 0 of 3 traces (1 wrong in " in refused.line
+    assert "kept 0 of 3 traces (1 wrong in " in refused.last_line
     trained = vrthinker(*begin, "--steps", 3, "--batch-size", 2, "--learning-rate", 1e-3)
     assert trained.code == 0, trained.err
     (phase,) = json.loads((run / "config.json").read_text())["phases"]
@@ -238,35 +238,61 @@ def test_evaluating_a_judge_that_always_has_a_verdict(tiny: Path, tmp_path: Path
     [
         ([], "--out: missing; name the run's folder, or --resume one"),
         (["--out", "RUN"], "got nothing to learn from; give --traces or --recipe"),
-        (["--out", "RUN", "--traces", "NONE"], "cold start: model: Field required"),
-        (["--out", "RUN", "--model", "TINY", "--traces", "NONE"], "none.jsonl: No such file"),
+        (["--out", "RUN", "--traces", "NONE"], "--model: missing"),
+        (["--out", "RUN", "--model", "TINY", "--traces", "NONE"], "none.jsonl: not a file"),
+        (
+            ["--out", "RUN", "--model", "TINY", "--traces", "FILE", "--pairs", "NONE"],
+            "none.jsonl: not a file",
+        ),
         (["--out", "RUN", "--model", "NONE", "--recipe", "RECIPE"], "none.jsonl"),
-        (["--out", "RUN", "--recipe", "nanno"], "recipe 'nanno'"),
-        (["--out", "RUN", "--recipe", "BAD"], "cold start: phases.0.traces.world.pairs: "),
         (["--out", "RUN", "--recipe", "RECIPE", "--steps", "3"], "--steps: goes with --traces"),
         (["--out", "RUN", "--recipe", "RECIPE", "--pairs", "NONE"], "--pairs: goes with --traces"),
         (["--out", "RUN", "--recipe", "RECIPE", "--batch-size", "3"], "--batch-size: goes with --traces"),
         (["--out", "RUN", "--model", "TINY", "--learning-rate", "1"], "--learning-rate: goes with --traces"),
-        (["--out", "RUN", "--model", "TINY", "--traces", "NONE", "--steps", "0"], "phases.0.steps"),
-        (["--out", "RUN", "--recipe", "RECIPE", "--seed", "-1"], "cold start: seed"),
-        (["--out", "BAD", "--recipe", "RECIPE"], "cannot be used as a run folder"),
+        (["--out", "RUN", "--model", "TINY", "--traces", "NONE", "--steps", "0"], "--steps: got 0"),
+        (["--out", "RUN", "--recipe", "RECIPE", "--seed", "-1"], "--seed: got -1"),
         (["--resume", "RUN"], "no run to resume"),
         (["--resume", "RUN", "--out", "RUN"], "--resume: got --out, --resume; it goes alone"),
         (["--resume", "RUN", "--recipe", "nano", "--seed", "0"], "--resume: got --resume, --recipe, --seed"),
         (["--resume", "RUN", "--steps", "9"], "--resume: got --resume, --steps"),
     ],
 )
-def test_train_refuses_with_one_line(
+def test_train_refuses_bad_options_before_torch_loads(
     given: list[str], words: str, tiny: Path, recipe: Path, tmp_path: Path
 ) -> None:
-    bad = tmp_path / "bad.yaml"
-    bad.write_text(yaml.safe_dump({**RECIPE, "phases": [{"traces": {"kind": "world", "pairs": "some"}}]}))
-    run = tmp_path / "run"
-    places = {"RUN": run, "NONE": tmp_path / "none.jsonl", "TINY": tiny, "RECIPE": recipe, "BAD": bad}
+    run, file = tmp_path / "run", tmp_path / "file.jsonl"
+    file.touch()
+    places = {"RUN": run, "NONE": tmp_path / "none.jsonl", "TINY": tiny, "RECIPE": recipe, "FILE": file}
     done = vrthinker("train", "cold-start", *[places.get(arg, arg) for arg in given])
     assert (done.code, done.out) == (2, "")
     assert words in done.line
-    assert not (run / "config.json").exists(), "the folder belongs to nobody yet"
+    assert not run.exists()
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--out", "RUN", "--recipe", "nanno"], "recipe 'nanno'"),
+        (["--out", "RUN", "--recipe", "BAD"], "cold start: phases.0.traces.world.pairs: "),
+        (["--out", "BAD", "--recipe", "RECIPE"], "cannot be used as a run folder"),
+        (["--out", "RUN", "--model", "TINY", "--traces", "FILE"], "kept 0 of 0 traces"),
+        (["--resume", "OTHER"], "no run to resume"),
+    ],
+)
+def test_train_refuses_with_one_line_and_leaves_no_folder(
+    given: list[str], words: str, tiny: Path, recipe: Path, tmp_path: Path
+) -> None:
+    bad, run, file, other = (tmp_path / name for name in ("bad.yaml", "run", "file.jsonl", "other"))
+    bad.write_text(yaml.safe_dump({**RECIPE, "phases": [{"traces": {"kind": "world", "pairs": "some"}}]}))
+    file.touch()
+    other.mkdir()
+    places = {"RUN": run, "TINY": tiny, "RECIPE": recipe, "BAD": bad, "FILE": file, "OTHER": other}
+    done = vrthinker("train", "cold-start", *[places.get(arg, arg) for arg in given])
+    assert (done.code, done.out) == (2, "")
+    assert done.err.splitlines()[:-1] == ["starting to train: torch is loading"]
+    assert words in done.last_line
+    assert not run.exists(), "it may be named again"
+    assert bad.is_file()
 
 
 @pytest.mark.parametrize(
@@ -275,9 +301,10 @@ def test_train_refuses_with_one_line(
         (["--limit", "0"], "--limit: got 0"),
         (["--batch-size", "0"], "--batch-size: got 0"),
         (["--retrieval", "random"], "--retrieval: got random, wanted own among them"),
-        (["--seed", "-1"], "seed -1"),
+        (["--seed", "-1"], "--seed: got -1"),
+        (["--device", "gpu"], "--device: got 'gpu'"),
         (["--row", "FOLDER"], "--row: "),
-        (["--out", "FILE"], "the folder cannot be made"),
+        (["--out", "FILE"], "got a file, allowed: a folder"),
         (["--model", "FOLDER"], "config.json"),
         (["--temperature", "-1"], "temperature"),
     ],

@@ -3,6 +3,7 @@
 import io
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -174,6 +175,31 @@ def test_ranges_and_extras_are_those_of_the_project() -> None:
     for name, (low, high) in examination.RANGES.items():
         assert f"{name}>={low}{f',<{high}' if high else ''}" in requirements
     assert set(examination.EXTRAS) == set(project["optional-dependencies"]) - {"dev"}
+
+
+def test_extras_that_nothing_uses_are_not_advised(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(examination, "_has_distribution", lambda name: False)
+    requirements = {extra: [] for extra in examination.EXTRAS}
+    for name, extra in examination._requirements():
+        if extra in requirements:
+            requirements[extra].append(name)
+    for finding in examination._extras():
+        names = requirements[finding.part.removeprefix("extra: ")]
+        if examination.UNUSED.issuperset(set(names) - {"pydantic"}):
+            assert (finding.status, finding.detail) == ("ok", "not used by this version")
+            assert finding.remedy == ""
+        else:
+            used = [name for name in names if name not in examination.UNUSED]
+            assert finding.detail == f"no {', '.join(used)}"
+            assert finding.remedy.startswith("pip install 'vrthinker[")
+
+
+def test_what_is_called_unused_is_imported_nowhere() -> None:
+    package = Path(examination.__file__).parents[1]
+    modules = "|".join({*examination.UNUSED, "nvidia.dali"} - {"nvidia-dali-cuda130"})
+    imports = re.compile(rf"^\s*(import|from) ({modules})\b|import_module\(.({modules})\b", re.MULTILINE)
+    for path in package.rglob("*.py"):
+        assert not imports.search(path.read_text()), f"{path}: take it out of UNUSED"
 
 
 @pytest.mark.parametrize(

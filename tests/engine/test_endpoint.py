@@ -5,6 +5,7 @@ import contextlib
 import io
 import json
 import logging
+import re
 import socket
 import socketserver
 import struct
@@ -32,6 +33,7 @@ from vrthinker.engine.base import (
     TextSegment,
     write_rounds,
 )
+from vrthinker.engine.endpoint import client
 from vrthinker.engine.endpoint.client import completions_url, retry_after_seconds
 from vrthinker.engine.endpoint.engine import EndpointEngine
 from vrthinker.errors import EngineError, InputError
@@ -502,6 +504,20 @@ def test_it_gives_up_after_its_retries(server, status):
     error = failure(server, says({"error": {"message": "busy"}}, status), max_retries=2)
     assert f"HTTP {status}: busy (gave up after 3 attempts)" in error
     assert len(server.requests) == 3
+
+
+def test_retries_are_said_but_not_each_of_many(server, caplog, monkeypatch):
+    monkeypatch.setattr(client, "_QUIET_SECONDS", 1e9)
+    with caplog.at_level(logging.WARNING):
+        failure(server, says({"error": {"message": "bu\nsy"}}, 503), max_retries=2)
+    (line,) = caplog.messages
+    assert re.fullmatch(r".*HTTP 503: bu sy; attempt 2 of 3 follows in 0\.\d s", line)
+    assert KEY not in line
+    monkeypatch.setattr(client, "_QUIET_SECONDS", 0.0)
+    caplog.clear()
+    with caplog.at_level(logging.WARNING):
+        failure(server, says({}, 503), max_retries=2)
+    assert [message.partition("; attempt ")[2][:6] for message in caplog.messages] == ["2 of 3", "3 of 3"]
 
 
 def test_waits_grow(server):

@@ -195,7 +195,8 @@ def test_the_table_is_written_and_read_again(run: tuple[Path, WorldReport]) -> N
     assert table == json.loads(json.dumps(report.as_json()))
     assert table["judged"]["own"]["oa/tau"] == {"value": 1.0, "low": 1.0, "high": 1.0, "n": LIMIT}
     assert set(table) == {
-        "judged", "perfect_reader", "oa_tau_gain_of_own_over", "tool_calls_by_hidden_events", "failures"
+        "judged", "perfect_reader", "oa_tau_gain_of_own_over", "tool_calls_by_hidden_events", "failures",
+        "errors", "episodes"
     }  # fmt: skip
     shown, about = load_report(out)
     assert shown == report
@@ -249,6 +250,7 @@ def test_showing_a_run_changes_nothing_and_says_what_is_missing(
     assert report.judged["own"]["verdicts/share"].value == 20 / LIMIT
     assert report.judged["own"]["oa/tau"].value == 20 / LIMIT, "what is missing is wrong, never absent"
     assert len(report.failures) == LIMIT - 20
+    assert report.errors == report.failures
     assert all(
         line.startswith("own/easy-77-") and line.endswith(": not judged yet") for line in report.failures
     )
@@ -331,7 +333,7 @@ def test_a_judge_without_verdicts_is_wrong_and_listed(tmp_path: Path) -> None:
         assert report.judged[column]["oa/tau"] == Estimate(0.0, 0.0, 0.0, 3)
         assert report.judged[column]["verdicts/share"].value == 0
         assert report.perfect[column]["verdicts/share"].value == 1, "the reader of its frames has one"
-    assert len(report.failures) == 9
+    assert (len(report.failures), report.errors, report.episodes) == (9, (), 9), "its words are to blame"
     assert all("round 1" in line for line in report.failures)
     assert load_report(tmp_path / "run")[0] == report
 
@@ -345,6 +347,7 @@ def test_a_clip_that_cannot_be_read_is_a_failure_that_is_tried_again(tmp_path: P
     (out / "own.jsonl").unlink()
     report = evaluate_world(oracle(out, limit=4), out, limit=4, seed=SEED)
     (failure,) = report.failures
+    assert report.errors == report.failures
     assert failure.startswith(f"own/easy-{SEED}-000001: ")
     assert victim.name in failure
     assert report.judged["own"]["oa/tau"] == Estimate(0.75, report.judged["own"]["oa/tau"].low, 1.0, 4)

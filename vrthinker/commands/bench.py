@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.options import check_writable, option
+from vrthinker.commands.options import announce, check_writable, option
 from vrthinker.errors import InputError, unwritable
 
 if TYPE_CHECKING:
@@ -43,6 +43,7 @@ class BenchCommand:
     def run(self) -> int:
         """Measures. If a result differs from the reference's, that is an error (exit 1)."""
         self._check()
+        announce("loading torch, then measuring")
         rows = []
         for row in self._measure():
             rows.append(row)

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
-from vrthinker.commands.options import Flag, option
+from vrthinker.commands.options import Flag, announce, option
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
@@ -53,6 +53,7 @@ class DemoCommand:
         from vrthinker.records.trajectories import append_trajectory
         from vrthinker.report.terminal import plain, print_episode, print_truth
 
+        announce("loading nano; the demo takes half a minute on a slow machine")
         demo = run_demo(page, clips, self.seed)
         if self.json:
             sys.stdout.write(demo.as_json() + "\n")

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Literal
 
-from vrthinker.commands.options import Flag, option
+from vrthinker.commands.options import Flag, announce, check_device, option
 from vrthinker.errors import InputError
 
 
@@ -41,9 +41,12 @@ class DoctorCommand:
             options = {"--pairs": self.pairs, "--device": self.device, "--dtype": self.dtype}
             if unused := [name for name, value in options.items() if value is not None]:
                 raise InputError(f"{unused[0]}: allowed only with --numerics MODEL")
+            announce("examining this machine: importing its packages takes some seconds")
             return doctor.main(as_json=self.json)
         if self.limit < 1:
             raise InputError(f"--limit: got {self.limit}, allowed: at least 1")
+        check_device(self.device)
+        announce(f"loading {self.numerics}")
         report = doctor.numerics(self.numerics, self.pairs, self.limit, device=self.device, dtype=self.dtype)
         if self.json:
             sys.stdout.write(report.as_json() + "\n")

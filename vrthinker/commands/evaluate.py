@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.options import Flag, check_writable, option
+from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
@@ -49,7 +49,10 @@ class EvalWorldCommand:
     """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
 
     def run(self) -> int:
-        """Evaluates and prints; returns 1 if an episode has no verdict."""
+        """Evaluates and prints; returns 1 if an error ended an episode.
+
+        A judge that gives no verdict is a result of the evaluation and no failure of the command.
+        """
         from vrthinker.evals.retrieval import Retrieval
         from vrthinker.evals.world import evaluate_world
         from vrthinker.evals.world_table import EvalProgress
@@ -63,10 +66,17 @@ class EvalWorldCommand:
             )
         if self.batch_size < 1:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
+        if self.seed < 0:
+            raise InputError(f"--seed: got {self.seed}, allowed: 0 and above")
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
+        check_device(self.device)
         if self.row is not None:
             check_writable("--row", self.row)
         options = {"temperature": self.temperature, "memory": self.memory}
         overrides: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        Judge.configuration_of(self.model, **overrides)  # refused before torch loads, if it cannot be used
+        announce(f"loading {self.model}")
         with (
             Judge.from_pretrained(
                 self.model, device=self.device, batch_size=self.batch_size, **overrides
@@ -95,7 +105,8 @@ class EvalWorldCommand:
                 "memory": judge.settings.episode.memory,
             }
             append_row(self.row, {**about, **report.as_json()})
-        return _print(report, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)
+        _print(report, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)
+        return 1 if report.errors else 0
 
 
 @dataclass(frozen=True)
@@ -108,14 +119,15 @@ class EvalShowCommand:
     """Print JSON instead of tables."""
 
     def run(self) -> int:
-        """Prints; returns 1 if an episode has no verdict or is still missing."""
+        """Prints what is there."""
         from vrthinker.evals.world import load_report
 
         report, run = load_report(self.run_folder)
-        return _print(report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
+        _print(report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
+        return 0
 
 
-def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> int:
+def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> None:
     if as_json:
         import json
 
@@ -124,7 +136,6 @@ def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -
         from vrthinker.evals.world_table import print_report
 
         print_report(report, difficulty=difficulty, model=model)
-    return 1 if report.failures else 0
 
 
 EvalCommand = (

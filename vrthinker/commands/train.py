@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import tyro
 
-from vrthinker.commands.options import Flag, option
+from vrthinker.commands.options import Flag, announce, option
 from vrthinker.errors import InputError
 
 _MEAN_STEPS = 10
@@ -52,26 +52,53 @@ class ColdStartCommand:
 
     def run(self) -> int:
         """Trains; returns 130 if a signal ended the run early (its last step is kept)."""
+        out = self._checked_out()
+        announce("starting to train: torch is loading")
         from vrthinker.train.cold_start import cold_start_settings, resume_settings, run_cold_start
 
-        if self.resume is not None:
-            options = [
-                f"--{name.replace('_', '-')}" for name, value in vars(self).items() if value is not None
-            ]
-            if options != ["--resume"]:
-                raise InputError(
-                    f"--resume: got {', '.join(options)}; it goes alone, the run has its settings"
-                )
-            out, settings = self.resume, resume_settings(self.resume)
-        else:
-            if self.out is None:
-                raise InputError("--out: missing; name the run's folder, or --resume one")
-            out, settings = self.out, cold_start_settings(self._values())
+        settings = resume_settings(out) if self.resume is not None else cold_start_settings(self._values())
         trained = run_cold_start(settings, out)
         if trained is None:  # the loop has printed how to resume
             return 130
         sys.stdout.write(f"{trained}\n")
         return 0
+
+    def _checked_out(self) -> Path:
+        """The run's folder. What can be refused without torch is refused here."""
+        given = [name for name, value in vars(self).items() if value is not None]
+        if self.resume is not None:
+            if given != ["resume"]:
+                options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
+                raise InputError(f"--resume: got {options}; it goes alone, the run has its settings")
+            if not self.resume.is_dir():
+                raise InputError(f"{self.resume}: no run to resume; name the folder that --out named")
+            return self.resume
+        if self.out is None:
+            raise InputError("--out: missing; name the run's folder, or --resume one")
+        if self.traces is None:
+            for name in ("pairs", "steps", "batch_size", "learning_rate"):
+                if name in given:
+                    option = name.replace("_", "-")
+                    raise InputError(f"--{option}: goes with --traces; a recipe has its own")
+            if self.recipe is None:
+                raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
+        elif self.recipe is None and self.model is None:
+            raise InputError("--model: missing; give the checkpoint folder or hub id to start from")
+        for option, value, least in (
+            ("--steps", self.steps, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{option}: got {value}, allowed: at least {least}")
+        for option, path in (("--traces", self.traces), ("--pairs", self.pairs)):
+            if path is not None and not path.is_file():
+                raise InputError(f"{option}: {path}: not a file; give a file")
+        if self.model is not None and self.model != "nano":
+            from vrthinker.engine.hf.checkpoint import resolve_checkpoint
+
+            resolve_checkpoint(self.model)
+        return self.out
 
     def _values(self) -> dict[str, Any]:
         from vrthinker.train.cold_start import load_recipe
@@ -91,10 +118,6 @@ class ColdStartCommand:
             if self.learning_rate is not None:
                 phase["learning_rate"] = {"peak": self.learning_rate}
             values["phases"] = [phase]
-        elif extra := [
-            n for n in ("pairs", "steps", "batch_size", "learning_rate") if getattr(self, n) is not None
-        ]:
-            raise InputError(f"--{extra[0].replace('_', '-')}: goes with --traces; a recipe has its own")
         if "phases" not in values:
             raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
         return values

@@ -47,15 +47,29 @@ DECODERS: dict[str, tuple[str, ...]] = {
 """Codec -> FFmpeg's decoders for it, any of which suffices."""
 
 EXTRAS = {
-    "dali": "decoding frames on the GPU (not in this version yet)",
+    "dali": "decoding frames on the GPU",
     "triton": "the Triton versions of the kernels",
     "liger": "logprobs over large vocabularies, fused, on a GPU",
-    "vllm": "rollouts through vLLM, in an environment of its own (not in this version yet)",
-    "train": "training: tracking, Parquet data, statistics, plots (not in this version yet)",
-    "serve": "the HTTP reward service (not in this version yet)",
-    "view": "looking at many judgments in a viewer (not in this version yet)",
+    "vllm": "rollouts through vLLM, in an environment of its own",
+    "train": "tables of pairs and verdicts in Parquet, plots of benchmarks",
+    "serve": "the HTTP reward service",
+    "view": "looking at many judgments in a viewer",
 }
 """The extras, and the use of each."""
+
+UNUSED = frozenset(
+    {
+        "nvidia-dali-cuda130",
+        "vllm",
+        "trackio",
+        "scipy",
+        "fastapi",
+        "uvicorn",
+        "prometheus_client",
+        "inspect_ai",
+    }
+)
+"""The packages of extras that no code of this version uses: installing them would change nothing."""
 
 _MODELS = ("Qwen2_5_VLForConditionalGeneration", "Qwen3VLForConditionalGeneration")
 _GIB = 1 << 30
@@ -333,10 +347,14 @@ def _extras() -> list[Finding]:
     findings = []
     requirements = _requirements()
     for extra, purpose in EXTRAS.items():
-        names = [name for name, of in requirements if of == extra]
+        every = [name for name, of in requirements if of == extra]
+        required = {name for name, of in requirements if of is None}
+        names = [name for name in every if name not in UNUSED and name not in required]
         absent = [name for name in names if not _has_distribution(name)]
         part = f"extra: {extra}"
-        if not names:
+        if every and not names:
+            findings.append(Finding(part, "ok", "not used by this version", purpose))
+        elif not names:
             detail = "unknown: vrthinker's installation data do not list it"
             findings.append(Finding(part, "warning", detail, purpose, "reinstall vrthinker"))
         elif absent:

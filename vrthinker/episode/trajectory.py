@@ -61,6 +61,12 @@ class StopReason(enum.StrEnum):
     """The item could not start: its caption, dataset or prompt template cannot be used."""
 
 
+WRITTEN_STOPS = frozenset(
+    {StopReason.ROUND_LIMIT, StopReason.TOKEN_LIMIT, StopReason.UNPARSEABLE, StopReason.CONTEXT_LIMIT}
+)
+"""The reasons of episodes that ended without judgments because of what the model wrote, not by an error."""
+
+
 def stop_reason_of(error: VRThinkerError) -> StopReason:
     """The stop reason of an episode that ended with an error."""
     kinds: tuple[tuple[type[VRThinkerError], StopReason], ...] = (

@@ -20,7 +20,7 @@ from typing import Any
 
 from vrthinker.bounded_files import read_json
 from vrthinker.data.pairs import load_pairs
-from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
+from vrthinker.episode.trajectory import WRITTEN_STOPS, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError, one_line, unwritable
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.metrics import ScoredPair, by_group, difference, from_trajectory, measure
@@ -46,6 +46,9 @@ class WorldReport:
         calls: The number of hidden events in the pair's clips (the larger of the two) -> the mean number of
             tool calls, with `OWN`.
         failures: `id: reason` of every episode that has no verdict.
+        errors: Those of the failures that an error caused (a clip, the engine, the machine), or whose episode
+            is missing. The others are due to what the judge wrote.
+        episodes: The number of episodes, with those that are missing.
     """
 
     judged: Mapping[str, Mapping[str, Estimate]]
@@ -53,6 +56,8 @@ class WorldReport:
     gains: Mapping[str, Estimate]
     calls: Mapping[str, Estimate]
     failures: tuple[str, ...]
+    errors: tuple[str, ...]
+    episodes: int
 
     def as_json(self) -> dict[str, Any]:
         """The report as JSON values."""
@@ -66,6 +71,8 @@ class WorldReport:
             "oa_tau_gain_of_own_over": {name: vars(e) for name, e in self.gains.items()},
             "tool_calls_by_hidden_events": {name: vars(e) for name, e in self.calls.items()},
             "failures": list(self.failures),
+            "errors": list(self.errors),
+            "episodes": self.episodes,
         }
 
 
@@ -156,6 +163,7 @@ def report_of(
     scored: dict[str, list[ScoredPair]] = {}
     perfect: dict[str, list[ScoredPair]] = {}
     reasons = dict(failures or {})
+    errors = set(reasons)
     views = [(way, False) for way in found]
     if Retrieval.OWN in found:
         views.append((Retrieval.OWN, True))
@@ -169,8 +177,11 @@ def report_of(
             perfect[name].append(reader)
             if trajectory is None:
                 reasons.setdefault(f"{way.value}/{truth.id}", "not judged yet")
+                errors.add(f"{way.value}/{truth.id}")
             elif trajectory.outcome.judgments is None:
                 reasons[f"{way.value}/{truth.id}"] = str(trajectory.outcome.reason)
+                if trajectory.outcome.stop_reason not in WRITTEN_STOPS:
+                    errors.add(f"{way.value}/{truth.id}")
     own = scored[Retrieval.OWN.value]
     return WorldReport(
         judged={name: measure(pairs) for name, pairs in scored.items()},
@@ -182,6 +193,8 @@ def report_of(
         },
         calls={group: measure(pairs)["tool_calls/mean"] for group, pairs in by_group(own).items()},
         failures=tuple(f"{name}: {reason}" for name, reason in sorted(reasons.items())),
+        errors=tuple(f"{name}: {reasons[name]}" for name in sorted(errors)),
+        episodes=len(truths) * len(found),
     )
 
 

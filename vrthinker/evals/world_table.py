@@ -7,7 +7,7 @@ from rich.text import Text
 
 from vrthinker.evals.metrics import table
 from vrthinker.evals.world import WorldReport
-from vrthinker.progress import Progress
+from vrthinker.progress import Progress, counted
 from vrthinker.report.terminal import plain
 
 _LISTED_FAILURES = 20
@@ -44,6 +44,12 @@ def print_report(report: WorldReport, *, difficulty: str, model: str) -> None:
     calls = ", ".join(f"{group}: {calls}" for group, calls in report.calls.items())
     console.print(Text(f"tool calls by hidden events a clip: {calls}"))
     if report.failures:
-        console.print(Text(f"{len(report.failures)} episodes without a verdict (they count as wrong):"))
+        share = f"{len(report.failures)} of {counted(report.episodes, 'episode')}"
+        percent = f"{len(report.failures) / report.episodes:.0%}"
+        console.print(Text(f"without a verdict: {share} ({percent}); they count as wrong:"))
         for line in report.failures[:_LISTED_FAILURES]:
             console.print(Text("  " + plain(line).replace("\n", " ")))
+        if len(report.failures) > _LISTED_FAILURES:
+            console.print(Text(f"  and {len(report.failures) - _LISTED_FAILURES} more"))
+    if report.errors:
+        console.print(Text(f"{len(report.errors)} of them by an error or not judged yet, not by its words"))

@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimension_texts
-from vrthinker.episode.trajectory import StopReason
+from vrthinker.episode.trajectory import WRITTEN_STOPS
 from vrthinker.progress import Progress, counted
 
 if TYPE_CHECKING:
@@ -28,13 +28,6 @@ if TYPE_CHECKING:
 
 _LISTED_FAILURES = 20
 _LISTED_NOTES = 5
-_MODEL_ENDED = (
-    StopReason.ROUND_LIMIT,
-    StopReason.TOKEN_LIMIT,
-    StopReason.UNPARSEABLE,
-    StopReason.CONTEXT_LIMIT,
-)
-"""The stop reasons of episodes that ended without a verdict because of what the model wrote."""
 
 
 def plain(text: str) -> str:
@@ -145,7 +138,7 @@ class FileProgress(Progress):
             counts = ", ".join(f"{preference} {overall[preference]}" for preference in Preference)
             console.print(Text(f"better overall: {counts}"))
         if failed:
-            by_model = all(record.stop_reason in _MODEL_ENDED for record in failed)
+            by_model = all(record.stop_reason in WRITTEN_STOPS for record in failed)
             # What a model wrote it writes again, because a pair's seed stays the same.
             remedy = "another judge may do better" if by_model else "--retry-failed judges them again"
             console.print(Text(f"{counted(len(failed), 'pair')} without a verdict ({remedy}):"))

@@ -40,6 +40,7 @@ from vrthinker.policy.losses import sft_loss_from_hidden
 from vrthinker.policy.sequences import TrainingSequence, training_sequences
 from vrthinker.progress import Progress
 from vrthinker.records.files import replace_file
+from vrthinker.records.metrics_file import METRICS_FILE
 from vrthinker.records.provenance import provenance
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.run_lock import lock_run
@@ -171,11 +172,18 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
         The trained judge's checkpoint folder, `out/model`; None if a signal ended the run early.
 
     Raises:
-        InputError: Settings, traces or the folder cannot be used.
+        InputError: Settings, traces or the folder cannot be used. A folder that this call made is removed.
         VRThinkerError: Training failed; the last checkpoint is kept.
     """
-    with lock_run(out):
-        return _run(settings, out)
+    is_new = not os.path.lexists(out)
+    try:
+        with lock_run(out):
+            return _run(settings, out)
+    except InputError:
+        # Nothing was trained: the same folder may be named again, with what was wrong mended.
+        if is_new and not (out / METRICS_FILE).exists():
+            shutil.rmtree(out, ignore_errors=True)
+        raise
 
 
 def _run(settings: ColdStartSettings, out: Path) -> Path | None:

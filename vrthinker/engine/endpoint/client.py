@@ -9,8 +9,10 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
+import logging
 import os
 import threading
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
@@ -29,6 +31,8 @@ from vrthinker.errors import InputError
 
 _RETRIED = frozenset({408, 409, 429})
 _ERROR_BYTES = 64 * 1024
+_QUIET_SECONDS = 1.0
+_logger = logging.getLogger(__name__)
 
 
 class ChatFailure(Exception):
@@ -122,6 +126,7 @@ class ChatClient:
         self._exponential = doubling + tenacity.wait_random(0, backoff_seconds)
         self._lock = threading.Lock()
         self._usage = EndpointUsage()
+        self._quiet_until = 0.0
 
     @property
     def usage(self) -> EndpointUsage:
@@ -167,6 +172,7 @@ class ChatClient:
             stop=tenacity.stop_after_attempt(self._attempts),
             wait=self._wait,
             retry=tenacity.retry_if_exception_type(_Transient),
+            before_sleep=self._say_retry,
         )
         try:
             async for attempt in retrying:
@@ -185,6 +191,18 @@ class ChatClient:
         if isinstance(error, _Transient) and error.retry_after is not None:
             return min(error.retry_after, self._max_backoff)
         return min(self._exponential(state), self._max_backoff)
+
+    def _say_retry(self, state: tenacity.RetryCallState) -> None:
+        """Logs that a request is sent again, but not for each of many requests that fail at the same time."""
+        now = time.monotonic()
+        with self._lock:
+            if now < self._quiet_until:
+                return
+            self._quiet_until = now + _QUIET_SECONDS
+        error = state.outcome.exception() if state.outcome is not None else None
+        wait = state.next_action.sleep if state.next_action is not None else 0.0
+        attempt = f"attempt {state.attempt_number + 1} of {self._attempts} follows in {wait:.1f} s"
+        _logger.warning("%s; %s", error, attempt)
 
     async def _attempt(self, body: bytes) -> Reply:
         try:
