@@ -77,7 +77,7 @@ def examine(file: BinaryIO) -> tuple[int, str | None]:
 
 def _sub_blocks(file: BinaryIO) -> list[bytes] | None:
     """The data of sub-blocks up to the empty one that ends them; None if the file ends before."""
-    blocks = []
+    blocks: list[bytes] = []
     while length := file.read(1):
         if length == b"\0":
             return blocks
