@@ -34,7 +34,7 @@ def prepare() -> None:
 
 
 def _guard(seconds: int, gibibytes: float) -> list[str]:
-    """Bounds time and memory from here on. Returns the list that forbidden events are added to."""
+    """Bounds CPU seconds, time and memory. Returns the list that forbidden events are added to."""
     events: list[str] = []
 
     def watch(event: str, _: Any) -> None:
@@ -42,7 +42,9 @@ def _guard(seconds: int, gibibytes: float) -> list[str]:
             events.append(event)
 
     sys.addaudithook(watch)
-    signal.alarm(seconds)
+    # What computes is bounded in CPU seconds, what waits in time: a busy machine may take longer.
+    resource.setrlimit(resource.RLIMIT_CPU, (seconds, seconds))
+    signal.alarm(20 * seconds)
     used = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
     resource.setrlimit(resource.RLIMIT_AS, (used + int(gibibytes * 2**30),) * 2)
     return events
@@ -53,8 +55,8 @@ def read_clip(path: str, good: str, frames: int) -> dict[str, Any]:
 
     Returns:
         The `kind`: `refused`, `noted` (a part is judged, and a note says so), `unreadable` (a frame is
-        refused when it is read), `whole`, `altered` (as many frames, but not the pictures), or `short`, which
-        must never be.
+        refused when it is read), `whole`, `altered` (as many frames, but not the pictures), `longer` (a part
+        is there twice), or `short`, a loss that nobody noticed.
     """
     events = _guard(20, 1.0)
     kind = _read_clip(path, good, frames)
@@ -77,7 +79,9 @@ def _read_clip(path: str, good: str, frames: int) -> str:
     except VideoError as error:
         _check_line(str(error))
         return "unreadable"
-    if workspace.n_frames_1 != frames:
+    if workspace.n_frames_1 > frames:
+        return "longer"
+    if workspace.n_frames_1 < frames:
         return "noted" if workspace.notes else "short"
     return "whole" if [_number(picture) for picture in pictures] == list(range(frames)) else "altered"
 

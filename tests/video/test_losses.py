@@ -316,3 +316,68 @@ def test_what_is_not_listed_is_refused_with_the_list(
         container.mux(stream.encode(None))
     with pytest.raises(VideoError, match=f"{line}.*; encode the clip anew, for example as h264 in mp4$"):
         PyAVReader().probe(tmp_path / name)
+
+
+def test_a_frame_that_the_file_holds_and_the_demuxer_leaves_out(tmp_path: Path) -> None:
+    """One flag of one block makes FFmpeg look for several frames in it, and lose it."""
+    path = make_clip(tmp_path / "a.mkv", 24)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        place = [packet.pos for packet in container.demux(video=0)][3]
+    data[place + 3] |= 6  # the flags, after the track and the time
+    path.write_bytes(data)
+    with pytest.raises(VideoError, match=r"the frame at byte \d+ cannot be reached"):
+        PyAVReader().probe(path)
+    info = PyAVReader().probe(path, tolerate_truncation=True)
+    assert 0 < info.n_frames < 24
+    assert info.truncated is not None
+
+
+def test_a_chunk_that_the_demuxer_leaves_out(tmp_path: Path) -> None:
+    path = tmp_path / "a.avi"
+    chunk = b"00dc" + (3).to_bytes(4, "little") + b"abc\0"
+    movi = b"LIST" + (4 + 2 * len(chunk)).to_bytes(4, "little") + b"movi" + chunk + chunk
+    path.write_bytes(b"RIFF" + (4 + len(movi)).to_bytes(4, "little") + b"AVI " + movi)
+    assert missing_part(str(path), "avi") is None, "nothing is known of the demuxer"
+    assert missing_part(str(path), "avi", 0, {24, 36}) is None
+    part = missing_part(str(path), "avi", 0, {24})
+    assert part is not None
+    assert (part.reason, part.at_byte) == ("the frame at byte 36 cannot be reached", 36)
+
+
+def test_a_transport_stream_that_is_out_of_step_at_its_start(tmp_path: Path) -> None:
+    path = tmp_path / "a.ts"
+    packets = [transport_packet(256, i) for i in range(8)]
+    path.write_bytes(packets[0][:45] + b"".join(packets[1:]))
+    part = missing_part(str(path), "mpegts", 256)
+    assert part is not None
+    assert part.at_byte == 0
+    for before in (b"\0\0\0\0", bytes(16)):  # other kinds of streams are not understood, and believed
+        path.write_bytes(b"".join(packet + before for packet in packets))
+        assert missing_part(str(path), "mpegts", 256) is None
+
+
+def test_a_clip_that_begins_inside_a_group_of_pictures_says_so(tmp_path: Path) -> None:
+    """What a recording is that was started at any moment, or a stream that was cut by bytes."""
+    path = make_clip(tmp_path / "a.ts", 24, gop=12)
+    data = path.read_bytes()
+    packets = [data[at : at + 188] for at in range(0, len(data), 188)]
+    ours = [place for place, packet in enumerate(packets) if packet[1] & 0x1F == 1 and packet[2] == 0]
+    third = [place for place in ours if packets[place][1] & 0x40][2]
+    path.write_bytes(b"".join(p for place, p in enumerate(packets) if place not in ours or place >= third))
+    info = PyAVReader().probe(path)
+    assert info.n_frames == 12
+    assert info.notes == ("its first 10 frames refer to frames before it and cannot be shown",)
+
+
+def test_a_time_that_goes_back_hides_no_frame(tmp_path: Path) -> None:
+    """In codecs that never reorder, what is shown before the first keyframe is not a leading picture."""
+    path = make_clip(tmp_path / "a.webm", 24, codec="vp9", gop=12)
+    data = bytearray(path.read_bytes())
+    with av.open(str(path)) as container:
+        place = next(packet.pos for packet in container.demux(video=0))
+    data[place + 1 : place + 3] = (512).to_bytes(2, "big")
+    path.write_bytes(data)
+    assert PyAVReader().probe(path).n_frames == 24
+    frames = PyAVReader().frames_at(path, range(24)).numpy()
+    assert [read_number(frame) for frame in frames] == list(range(24))

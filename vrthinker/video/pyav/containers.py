@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import os
 import zlib
+from collections.abc import Set
 from dataclasses import dataclass
 from typing import BinaryIO
 
@@ -39,13 +40,17 @@ class MissingPart:
     at_byte: int | None = None
 
 
-def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart | None:
+def missing_part(
+    path: str, format_name: str, stream_id: int = 0, positions: Set[int] = frozenset()
+) -> MissingPart | None:
     """The reason why a file is not complete; None if its structure is whole and reaches its end.
 
     Args:
         path: A regular file.
         format_name: FFmpeg's name of the container, such as "mov,mp4,m4a,3gp,3g2,mj2".
         stream_id: The container's number of the video stream. Only MPEG transport streams need it.
+        positions: The offsets in the file of the video packets that the demuxer gave. If they are known, a
+            frame that the file holds and the demuxer leaves out is noticed (in Matroska and AVI).
 
     Raises:
         OSError: The file cannot be read.
@@ -61,11 +66,11 @@ def missing_part(path: str, format_name: str, stream_id: int = 0) -> MissingPart
         if name == "apng":
             return _png_missing_part(file)
         if name == "matroska":
-            end, loss = matroska.examine(file)
+            end, loss = matroska.examine(file, positions)
         elif name == "mov":
             end, loss = _examine_mov(file, size)
         elif name == "avi":
-            end, loss = _riff_end(file), _avi_loss(file, size)
+            end, loss = _riff_end(file), _avi_loss(file, size, positions)
         elif name == "mpegts":
             end = _transport_stream_end(file)
             file.seek(0)
@@ -124,9 +129,10 @@ def _riff_end(file: BinaryIO) -> int | None:
     return None if length in (0, 0xFFFFFFFF) else 8 + length
 
 
-def _avi_loss(file: BinaryIO, size: int) -> Loss | None:
-    """Damage between the chunks of an AVI file."""
+def _avi_loss(file: BinaryIO, size: int, positions: Set[int]) -> Loss | None:
+    """Damage between the chunks of an AVI file, or a chunk of the video that the demuxer does not give."""
     position, before, end = 0, 0, 0
+    chunks: dict[bytes, list[int]] = {}  # the chunks that hold something, by the number of their stream
     for _ in range(_MAX_BOXES):
         if position + 8 > size:
             break
@@ -144,7 +150,13 @@ def _avi_loss(file: BinaryIO, size: int) -> Loss | None:
         elif not name.isascii() or not name.decode().isprintable():
             return _damaged(position, "not a chunk", before)
         else:
+            if length and name[2:] in (b"dc", b"db"):
+                chunks.setdefault(name[:2], []).append(position)
             before, position = position, position + 8 + length + length % 2
+    for starts in chunks.values():
+        left_out = [start for start in starts if start not in positions]
+        if 0 < len(left_out) < len(starts):
+            return Loss(f"the frame at byte {left_out[0]} cannot be reached", left_out[0])
     return None
 
 

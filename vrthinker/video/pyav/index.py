@@ -38,6 +38,8 @@ from vrthinker.video.pyav.packets import damage, shows_frame
 from vrthinker.video.reader import VideoInfo, broken_error, check_amount, most_frames
 
 _LISTABLE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
+_NEVER_REORDERED = frozenset({"vp8", "vp9", "mjpeg"})
+"""Codecs whose frames are shown in the order of their packets: an earlier time after a later one is wrong."""
 _FALLBACK_FPS = Fraction(25)
 _MAX_REORDERED = 16
 """The most pictures that H.264 may hold back to put them into order."""
@@ -112,6 +114,8 @@ class _Listing:
     durations: dict[int, int] = field(default_factory=dict)  # pts -> ticks, where stated
     has_open_groups: bool = False
     n_packets: int = 0
+    n_before_start: int = 0  # the frames that come before the first keyframe
+    positions: set[int] = field(default_factory=set)  # the packets' offsets in the file
     damage: str | None = None
     first_pts: int | None = None
     orientation: Orientation = field(default_factory=Orientation)
@@ -132,7 +136,7 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
         VideoError: The file has no usable video, or it is damaged and that is not tolerated.
     """
     listing = _list_packets(path)
-    missing = missing_part(path, listing.format_name, listing.stream_id)
+    missing = missing_part(path, listing.format_name, listing.stream_id, listing.positions)
     known_damage = listing.damage if missing is None else missing.reason
     expected = _expected_ticks(listing)
     if expected is not None and known_damage is None and not tolerate_truncation:
@@ -288,6 +292,8 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
     most = most_frames(clip.stream.width, clip.stream.height)
     for packet in clip.packets():
         listing.n_packets += 1
+        if packet.pos is not None:
+            listing.positions.add(packet.pos)
         if listing.n_packets > most:
             check_amount(clip.path, clip.stream.width, clip.stream.height, listing.n_packets)
         view = memoryview(packet)
@@ -305,6 +311,7 @@ def _fill(listing: _Listing, clip: OpenClip) -> None:
             if start is None:
                 clip.allow_missing_references()
         start = packet if start is None and packet.is_keyframe else start
+        listing.n_before_start += shown and start is None
         if first or start is None or listing.damage is not None:
             continue
         if not _refers_to_what_is_gone(clip.codec, start, packet):
@@ -338,7 +345,11 @@ def _expected_ticks(listing: _Listing) -> list[int] | None:
         return None
     # A clip that was cut out of a longer one may begin with packets that depend on frames before the cut.
     # They come before the first keyframe in presentation, and no decoder shows them.
-    if listing.keyframes and listing.first_pts == listing.keyframes[0][0]:
+    if (
+        listing.codec not in _NEVER_REORDERED
+        and listing.keyframes
+        and listing.first_pts == listing.keyframes[0][0]
+    ):
         ticks = [tick for tick in ticks if tick >= listing.first_pts]
     return ticks if ticks and ticks[0] == listing.first_pts else None
 
@@ -399,7 +410,11 @@ def _finish(
         rotation_degrees=listing.orientation.rotation_degrees,
         pts_seconds=tuple(float(time) for time in times),
         truncated=broken,
-        notes=(*listing.notes, *((transparency.NOTE,) if listing.has_alpha else ())),
+        notes=(
+            *listing.notes,
+            *_note_of_start(listing),
+            *((transparency.NOTE,) if listing.has_alpha else ()),
+        ),
         comment=listing.comment,
     )
     return ClipIndex(
@@ -411,6 +426,13 @@ def _finish(
         listing.has_open_groups,
         end_byte,
     )
+
+
+def _note_of_start(listing: _Listing) -> tuple[str, ...]:
+    """A note if the file begins inside a group of pictures. Without any keyframe, all packets are tried."""
+    if not listing.n_before_start or not listing.keyframes:
+        return ()
+    return (f"its first {listing.n_before_start} frames refer to frames before it and cannot be shown",)
 
 
 def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:

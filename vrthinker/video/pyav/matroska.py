@@ -2,8 +2,8 @@
 
 FFmpeg looks for the next cluster when one is unreadable, so frames are lost in silence. Invariant: a file is
 called damaged only where its own elements contradict the format: an element that Matroska does not have, one
-that reaches beyond its parent or the file, a block of a track that does not exist, or a header that states a
-much later end than the last block has. Frames and codecs are not looked at.
+that reaches beyond its parent or the file, a block of a track that does not exist or that the demuxer leaves
+out, or a header that states a much later end than the last block has. Frames and codecs are not looked at.
 
 Source: RFC 8794 (EBML) and RFC 9559 (Matroska).
 """
@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Iterator, Set
 from dataclasses import dataclass, field
 from typing import BinaryIO, NamedTuple
 
@@ -73,6 +73,7 @@ class _Walk:
     largest_gap: int = 0
     n_elements: int = 0
     last_block: int = 0  # the offset of the block before the present position
+    blocks: dict[int, dict[int, int]] = field(default_factory=dict)  # track -> content -> start of each block
 
     def element(self, position: int) -> _Element | None:
         """The element at an offset; None if there is none that could be one."""
@@ -176,6 +177,7 @@ class _Walk:
             return None  # a track with a large number: not read further
         if self.tracks and head[0] & 0x7F not in self.tracks:
             return self.damaged(block.start, f"a block of track {head[0] & 0x7F}, which does not exist")
+        self.blocks.setdefault(head[0] & 0x7F, {})[block.content] = block.start
         time = self.cluster_time + int.from_bytes(head[1:3], "big", signed=True)
         if self.last_time is not None:
             self.largest_gap = max(self.largest_gap, time - self.last_time)
@@ -196,6 +198,15 @@ class _Walk:
             f"its end is missing (its header states {stated:.2f} s, the last frame comes at {last:.2f} s)"
         )
         return Loss(reason, self.size)
+
+    def unreachable(self, positions: Set[int]) -> Loss | None:
+        """A loss if the demuxer gave packets of a track, and not those of all its blocks."""
+        for blocks in self.blocks.values():
+            if not positions.isdisjoint(blocks):
+                for content, start in blocks.items():
+                    if content not in positions:
+                        return Loss(f"the frame at byte {start} cannot be reached", start)
+        return None
 
     def info(self, info: _Element) -> None:
         for element in self.children(info):
@@ -231,11 +242,12 @@ class _Walk:
         return int.from_bytes(self.bytes_of(element), "big")
 
 
-def examine(file: BinaryIO) -> tuple[int | None, Loss | None]:
+def examine(file: BinaryIO, positions: Set[int] = frozenset()) -> tuple[int | None, Loss | None]:
     """Walks a file.
 
     Args:
         file: The file.
+        positions: The offsets of the packets that the demuxer gave; empty if they are not known.
 
     Returns:
         The offset at which the segment ends (None if it was written live, without a size, or if there is no
@@ -246,7 +258,7 @@ def examine(file: BinaryIO) -> tuple[int | None, Loss | None]:
         segment = _find_segment(walk)
         if segment is None:
             return None, None
-        return segment.end, walk.segment(segment.content, segment.end)
+        return segment.end, walk.segment(segment.content, segment.end) or walk.unreachable(positions)
     except _TooManyError:
         return None, Loss(f"over {_MAX_ELEMENTS} elements, more than a clip can need", 0)
 

@@ -17,6 +17,8 @@ from vrthinker.video.pyav.matroska import Loss
 
 PACKET_BYTES = 188
 _SYNC = 0x47
+_OTHER_SIZES = (192, 204)
+"""Sizes of packets that have a time stamp or a checksum beside them."""
 _PACKETS_AT_ONCE = 1 << 14
 
 
@@ -32,7 +34,9 @@ def lost_part(file: BinaryIO, stream_id: int) -> Loss | None:
         packets = np.frombuffer(data, np.uint8)[: len(data) // PACKET_BYTES * PACKET_BYTES]
         packets = packets.reshape(-1, PACKET_BYTES)
         if offset == 0 and not _is_aligned(packets):
-            return None  # another kind of transport stream, or garbage before it
+            if len(packets) < 2 or data[0] != _SYNC or any(data[at : at + 1] == b"G" for at in _OTHER_SIZES):
+                return None  # another kind of transport stream, or garbage before it
+            return Loss("the file is damaged at byte 188 (not a packet)", 0)
         bad = packets[:, 0] != _SYNC
         ours = (packets[:, 1] & 0x1F).astype(int) << 8 | packets[:, 2]
         mine = np.flatnonzero((ours == stream_id) & ~bad)
