@@ -21,6 +21,7 @@ from pathlib import Path
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
 
 import numpy as np
+import torch
 
 from vrthinker.engine.base import (
     FrameSegment,
@@ -130,6 +131,7 @@ def main() -> None:
             "frames": FIRST_FRAMES + MORE_FRAMES * (ROUNDS - 1),
             "texts_equal": True,
             "repeats": options.repeats,
+            "threads": torch.get_num_threads(),
             "seed": options.seed,
             "speedup": {"p20": round(low, 2), "p50": round(middle, 2), "p80": round(high, 2)},
             "seconds_together_p50": round(statistics.median(seconds_together), 3),

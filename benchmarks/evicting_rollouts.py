@@ -65,6 +65,7 @@ class Talk:
         self.rng = np.random.default_rng(seed)
         self.text = _text(engine, ROUND_TOKENS)
         self.outcome = 0
+        self.begun = False
         self.session = engine.open([self._message()], memory=memory)
 
     def _message(self) -> Message:
@@ -86,11 +87,12 @@ class Talk:
         """The next round; its outcome's frames are new, and those of `window` rounds ago expire."""
         new: tuple[Message, ...] = ()
         expired: tuple[ShownFrame, ...] = ()
-        if self.engine._sessions.rounds(self.session):
+        if self.begun:
             new = (self._message(),)
             gone = self.outcome - 1 - self.window
             if gone >= 1 and self.shown:
                 expired = tuple(ShownFrame(gone, number) for number in range(FRAMES))
+        self.begun = True
         limits = RoundLimits(1) if first_token_only else RoundLimits(100, form=(Choice((self.text,)),))
         return RoundRequest(self.session, new, expired, limits)
 
@@ -180,11 +182,24 @@ class FixedRounds(HFEngine):
     def __init__(self, folder: Path, sessions: int) -> None:
         super().__init__(folder, device="cpu", max_sessions=sessions)
         self._begun: dict[int, int] = {}
+        self._seeds: dict[int, int] = {}
+
+    def open(self, messages: Sequence[Message], *, seed: int = 0, memory: MemoryMode = "rerender") -> Session:
+        """As the engine's; the seed decides which frames the rounds ask for."""
+        session = super().open(messages, seed=seed, memory=memory)
+        self._seeds[session.id] = seed
+        return session
+
+    def fork(self, session: Session, seeds: Sequence[int]) -> list[Session]:
+        """As the engine's, with the seeds remembered."""
+        sessions = super().fork(session, seeds)
+        self._seeds.update(zip((copy.id for copy in sessions), seeds, strict=True))
+        return sessions
 
     def submit(self, request: RoundRequest) -> None:
         """As the engine's, with the round's own form."""
         number = self._begun[request.session.id] = self._begun.get(request.session.id, 0) + 1
-        seed = self._sessions[request.session].seed
+        seed = self._seeds[request.session.id]
         frames = [1 + (7 * seed + 5 * number + n) % 50 for n in range(FRAMES)]
         call = (
             f'<tool_call>{{"name": "select_frames", "arguments": {{"target_frames": {frames}}}}}</tool_call>'
@@ -278,8 +293,9 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=7, help="timings of each competitor")
     parser.add_argument("--sessions", type=int, default=4, help="of the boundary")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     assert RESIZE.max_pixels == SIDE * SIDE
     with tempfile.TemporaryDirectory() as name:
         folder = make_midsize(Path(name) / "model", given.seed % 1000)
@@ -291,7 +307,7 @@ def main() -> None:
         for key, value in row.items():
             print(f"{key}: {value}")  # noqa: T201 - a script's result
         if given.out is not None:
-            append_row(given.out, row)
+            append_row(given.out, {**row, "threads": given.threads})
 
 
 if __name__ == "__main__":

@@ -177,9 +177,9 @@ def _by_round(sequence: TrainingSequence) -> list[TrainingSequence]:
     return found
 
 
-def _peak(folder: str, seed: int, name: str, queue: Any) -> None:
+def _peak(folder: str, seed: int, threads: int, name: str, queue: Any) -> None:
     """Resident memory that one call takes on top of what was there, in a process of its own."""
-    torch.set_num_threads(2)
+    torch.set_num_threads(threads)
     setup = Setup(Path(folder), seed)
     run = setup.runs()[name]
     Path("/proc/self/clear_refs").write_text("5")  # the high-water mark starts anew
@@ -199,8 +199,9 @@ def main() -> None:
     parser.add_argument("--out", type=Path)
     parser.add_argument("--rounds", type=int, default=5, help="timings of each competitor")
     parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--threads", type=int, default=2, help="of torch")
     given = parser.parse_args()
-    torch.set_num_threads(2)
+    torch.set_num_threads(given.threads)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         make_midsize(folder / "model", given.seed % 1000)
@@ -224,7 +225,8 @@ def main() -> None:
         peaks = {}
         for competitor in NAMES:
             queue: Any = context.Queue()
-            process = context.Process(target=_peak, args=(name, given.seed, competitor, queue))
+            about = (name, given.seed, given.threads, competitor, queue)
+            process = context.Process(target=_peak, args=about)
             process.start()
             process.join(timeout=600)
             if process.exitcode != 0:
@@ -257,6 +259,7 @@ def main() -> None:
         "flop_ratio": {c: round(v, 3) for c, v in bounds.items()},
         "share_of_flop_ratio": {c: round(gains[c] / bounds[c], 3) for c in bounds},
         "peak_bytes": peaks,
+        "threads": given.threads,
         "seed": given.seed,
     }
     for key, value in row.items():

@@ -27,6 +27,7 @@ from typing import Any
 import torch
 
 from vrthinker.errors import VRThinkerError
+from vrthinker.progress import counted
 
 COPY = "copy_"
 _WARM_UP = 2
@@ -226,7 +227,7 @@ def _cuda_seconds(run: Callable[[], object], calls: int) -> float:
 
 def format_row(row: Mapping[str, Any]) -> str:
     """A row as readable lines."""
-    lines = [f"{row['benchmark']}: {row['case']} ({row['device']}, {row['threads']} threads)"]
+    lines = [f"{row['benchmark']}: {row['case']} ({row['device']}, {counted(row['threads'], 'thread')})"]
     copy = row["milliseconds"][COPY]["p50"]
     lines.append(f"  {'':28} {'p20':>10} {'p50':>10} {'p80':>10} ms   of copy_   peak memory")
     for name, timing in row["milliseconds"].items():

@@ -1,1 +1,1 @@
-"""Preference data: the pairs to judge and to train on."""
+"""Preference data: the pairs to judge and to train on, and the tables that they may come in."""
