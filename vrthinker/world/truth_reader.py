@@ -243,7 +243,7 @@ def ceilings(config: WorldConfig, truths: Sequence[PairTruth], seed: int = 0) ->
         if all(_has_seen_the_first_input(pair, seen) for pair, seen in zip(truths, views, strict=True)):
             guessed = [best_guess(pair, seen, config) for pair, seen in zip(truths, views, strict=True)]
         right = [pair.judgments for pair in truths]
-        untied = [(c, r) for c, r in zip(counted, right, strict=True) if r.OA]
+        untied = [(c, r) for c, r in zip(counted, right, strict=True) if r.OA is not Preference.TIE]
         rows.append(
             {
                 "looks": name,
