@@ -122,7 +122,7 @@ $(VENV)/.build-tools: pyproject.toml | $(VENV)/.python
 	@touch $@
 
 $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.build-tools
-	@MAKE="$(MAKE)" scripts/install.sh $(VENV)
+	@scripts/install.sh $(VENV)
 	@touch $@
 
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed

@@ -15,7 +15,7 @@ echo "==> compiling vrthinker._core in the background"
 native=$!
 trap 'kill "$native" 2>/dev/null' EXIT
 
-"${MAKE:-make}" --no-print-directory VENV="$venv" "$venv/.torch" || exit
+make --no-print-directory VENV="$venv" "$venv/.torch" || exit
 echo "==> the packages that vrthinker needs"
 "$venv/bin/python" - >"$venv/requirements.txt" <<'PY' || exit
 import tomllib

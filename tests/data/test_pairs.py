@@ -343,6 +343,19 @@ def test_what_is_no_parquet_is_one_line(tmp_path: Path, monkeypatch: pytest.Monk
         load_pairs(path)
 
 
+def test_a_text_that_many_rows_share_is_not_read_for_each_of_them(tmp_path: Path) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    path = tmp_path / "pairs.parquet"
+    columns: dict[str, Any] = {name: [value] * 3000 for name, value in ROW.items()}
+    once = pyarrow.array(["x" * (1 << 21)])
+    columns["prompt"] = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * 3000), once)
+    parquet.write_table(pyarrow.table(columns), path, dictionary_pagesize_limit=1 << 24)
+    assert path.stat().st_size < 200_000, "six gigabytes, stored once"
+    with pytest.raises(InputError, match=r"got \d+ characters, allowed: up to 1048576"):
+        load_pairs(path)
+
+
 def test_parquet_without_pyarrow_says_what_to_install(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

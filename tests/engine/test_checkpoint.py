@@ -65,6 +65,12 @@ def link(name: str, target: str) -> Edit:
 
 
 GROWS = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+TEMPLATE: dict[str, Any] = {
+    "type": "TemplateProcessing",
+    "single": [{"Sequence": {"id": "A", "type_id": 0}}],
+    "pair": [{"Sequence": {"id": "A", "type_id": 0}}, {"Sequence": {"id": "B", "type_id": 1}}],
+    "special_tokens": {},
+}
 CATASTROPHIC = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Isolated", "invert": False}
 
 
@@ -125,6 +131,26 @@ CATASTROPHIC = {"type": "Split", "pattern": {"Regex": "(a+)+b"}, "behavior": "Is
         (edit_json("tokenizer.json", decoder={"type": "Fuse"}), "decoder: got 'Fuse'"),
         (edit_json("tokenizer.json", model={"type": "WordLevel", "vocab": {}}), "model: got 'WordLevel'"),
         (write("tokenizer.json", "[]"), "tokenizer.json: got no JSON object"),
+        (
+            edit_json("tokenizer.json", normalizer={"type": "Sequence", "x": [], "normalizers": [GROWS]}),
+            "normalizer: a sequence has the keys type and normalizers",
+        ),
+        (
+            edit_json(
+                "tokenizer.json", post_processor=TEMPLATE | {"single": [{"Sequence": {"id": "A"}}] * 2}
+            ),
+            "post_processor: allowed: each text once",
+        ),
+        (edit_json("tokenizer.json", post_processor=TEMPLATE | {"pair": 7}), "each text once"),
+        (edit_json("tokenizer.json", post_processor=TEMPLATE | {"single": [[]]}), "each text once"),
+        (edit_json("tokenizer.json", "model", dropout=0.5), "model: dropout: allowed: none"),
+        (edit_json("config.json", "text_config", num_labels=10**7), "num_labels: got 10000000"),
+        (edit_json("config.json", transformers_weights="x.bin"), "transformers_weights: allowed"),
+        (write("model.safetensors.index.json", "[]"), "got no weight_map"),
+        (
+            write("model.safetensors.index.json", '{"weight_map": {"a": "../b/model.safetensors"}}'),
+            "index.json: got '../b/model.safetensors', allowed: .*same folder",
+        ),
         (remove("tokenizer.json"), "no tokenizer.json in it; copy it"),
         (remove("preprocessor_config.json"), "no preprocessor_config.json in it; copy it"),
     ],
@@ -143,6 +169,12 @@ def test_sound_folders_pass(sound: Path, tmp_path: Path) -> None:
     # The tokenizer as Qwen ships it: with NFC, and files for processors instead of preprocessors.
     other = Path(shutil.copytree(sound, tmp_path / "other"))
     edit_json("tokenizer.json", normalizer={"type": "NFC"})(other)
+    edit_json("tokenizer.json", post_processor={"type": "ByteLevel", "trim_offsets": False})(other)
+    edit_json("config.json", "text_config", _attn_implementation_autoset=True)(other)
+    index = {"weight_map": {"lm_head.weight": "model.safetensors"}}
+    (other / "model.safetensors.index.json").write_text(json.dumps(index))
+    (other / "optimizer.pt").touch()  # what a trainer leaves is not opened, whatever its size
+    os.truncate(other / "optimizer.pt", 1 << 30)
     (other / "preprocessor_config.json").rename(other / "processor_config.json")
     assert load_config(resolve_checkpoint(other)).model_type == "qwen2_5_vl"
 

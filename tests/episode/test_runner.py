@@ -607,3 +607,18 @@ def test_an_engine_that_cannot_fork_fails_its_group_and_leaves_nothing_open(make
     )
     assert [done.item.id for done in found if done.trajectory is not None] == ["b"]
     assert engine.open_sessions == 0
+
+
+def test_a_result_that_cannot_be_recorded_ends_its_own_episode(make_item: MakeItem) -> None:
+    class Odd(ScriptedEngine):
+        """Returns ids that are no numbers in one session, and a result that nobody asked for."""
+
+        def collect(self, timeout: float | None = None) -> list[RoundResult]:
+            results = super().collect(timeout)
+            odd = [replace(r, token_ids=("x",)) if r.session.id == 0 else r for r in results]  # type: ignore[arg-type]
+            return [*odd, *(replace(r, session=Session(999)) for r in results[:1])]
+
+    engine = Odd([[DONE]] * 3)
+    found = list(EpisodeRunner(engine).run([make_item(str(n)) for n in range(3)]))
+    kinds = [f.trajectory.outcome.stop_reason for f in found if f.trajectory is not None]
+    assert sorted(kinds) == sorted([StopReason.ANSWERED, StopReason.ANSWERED, StopReason.INTERNAL_ERROR])

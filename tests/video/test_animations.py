@@ -106,6 +106,11 @@ def test_a_webp_whose_chunks_are_damaged(tmp_path: Path) -> None:
     path.write_bytes(data[: frames[4]] + b"\0\0\0\0" + data[frames[4] + 4 :])
     with pytest.raises(VideoError, match=rf"breaks after frame 4: the file is damaged at byte {frames[4]} "):
         open_reader().probe(path)
+    # Readers have to skip chunks that they do not know; content credentials are one.
+    note = b"C2PA" + (4).to_bytes(4, "little") + b"note"
+    size = (len(data) - 8 + len(note)).to_bytes(4, "little")
+    path.write_bytes(data[:4] + size + data[8 : frames[2]] + note + data[frames[2] :])
+    assert open_reader().probe(path).n_frames == len(frames)
     # A picture that does not decode: its own chunk begins behind the frame's header.
     path.write_bytes(data[: frames[4] + 32] + bytes(30) + data[frames[4] + 62 :])
     with pytest.raises(VideoError, match="breaks after frame 4: a frame does not decode"):

@@ -266,6 +266,7 @@ def test_the_chunks_of_other_containers(tmp_path: Path) -> None:
     assert reason("mov", moof + moof) is None
     assert reason("mov", moof + (1).to_bytes(4, "big") + b"mdat" + (20).to_bytes(8, "big") + bytes(4)) is None
     assert reason("mov", moof + bytes(40)) is None
+    assert reason("mov", moof + bytes(4) + b"mdatto the end") is None
     assert reason("mov", moof + bytes(20) + moof) == "the file is damaged at byte 27 (not a box)"
     assert reason("mov", box(b"moov", b"x") + box(b"mdat", b"z") + bytes(20) + b"what a camera adds") is None
 

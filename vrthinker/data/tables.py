@@ -140,9 +140,19 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         file = _parquet().ParquetFile(stream)
         groups = range(file.metadata.num_row_groups)
         _check_size(sum(file.metadata.row_group(group).total_byte_size for group in groups))
+        # A text that many rows share is stored once, and would be read once for each of them.
+        texts = [field.name for field in file.schema_arrow if str(field.type) in _TEXTS]
+        file = _parquet().ParquetFile(stream, read_dictionary=texts)
+        total = 0
         for batch in file.iter_batches(_BATCH_ROWS):
-            for row in batch.to_pylist():
+            for place in range(len(batch)):
+                (row,) = batch.slice(place, 1).to_pylist()
                 number += 1
+                size = sum(len(value) for value in row.values() if isinstance(value, str | bytes))
+                if size > MAX_LINE_BYTES:
+                    raise TableError(number, f"{size} characters", f"up to {MAX_LINE_BYTES}")
+                total += size
+                _check_size(total)
                 yield number, row
 
 
@@ -155,6 +165,9 @@ def _parquet_errors() -> Iterator[None]:
         if isinstance(error, InputError):
             raise
         raise TableError(None, f"no Parquet ({_first_line(error)})", "a Parquet table") from None
+
+
+_TEXTS = ("string", "large_string", "binary", "large_binary")
 
 
 def _check_size(size: int) -> None:

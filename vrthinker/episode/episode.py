@@ -237,7 +237,10 @@ class Episode:
     def fail(self, stop_reason: StopReason, reason: str) -> None:
         """Ends the episode without a verdict. The current round is recorded if its text was received."""
         if self._received is not None:
-            self._record(())
+            try:
+                self._record(())
+            except ValueError:  # what the engine returned cannot be recorded, which may be the failure
+                self._received = None
         self.outcome = Outcome(judgments=None, confidence=None, stop_reason=stop_reason, reason=clean(reason))
 
     def _ended(self, parsed: ParsedRound, result: RoundResult) -> Outcome | None:

@@ -236,7 +236,10 @@ class _Loop:
             yield from self._submit(session, episode)
 
     def _read(self, result: RoundResult) -> Iterator[Finished]:
-        session, episode = self.writing.pop(result.session.id)
+        session, episode = self.writing.pop(result.session.id, (None, None))
+        if session is None or episode is None:
+            _logger.error("%s: a result of a session that writes no round", self.runner.engine.name)
+            return
         try:
             shown = episode.receive(result)
         except BaseException as error:

@@ -207,7 +207,7 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
         file.seek(position)
         chunk = file.read(8 + _FRAME_HEADER_BYTES)
         length = int.from_bytes(chunk[4:8], "little")
-        if chunk[:4] not in _KINDS:
+        if not _is_name(chunk[:4]):
             broken = broken or f"the file is damaged at byte {position} (not a chunk)"
             break
         begin, position = position, position + 8 + length + length % 2
@@ -221,4 +221,6 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
     return _Chunks((height, width), tuple(durations), tuple(ends), broken)
 
 
-_KINDS = frozenset({b"ANIM", b"ANMF", b"ICCP", b"EXIF", b"XMP ", b"ALPH", b"VP8 ", b"VP8L", b"VP8X"})
+def _is_name(kind: bytes) -> bool:
+    """Whether four bytes can name a chunk. Readers have to skip names that they do not know (RFC 9649)."""
+    return kind.isascii() and kind.decode().isprintable()

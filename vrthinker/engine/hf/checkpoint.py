@@ -27,9 +27,12 @@ NANO_FOLDER = Path(__file__).parents[2] / "checkpoints" / "nano"
 CONFIG = "config.json"
 _MAX_CONFIG_BYTES = 4 << 20
 _HASHED_BYTES = 64 << 20
+_ATTENTION = ("_attn_implementation", "attn_implementation", "_attn_implementation_internal")
 _PLAIN = (None, "eager", "sdpa", "flash_attention_2")
 _CHECKPOINT_FILES = ["*.json", "*.safetensors", "*.txt", "*.jinja", "vrthinker_prompts/*"]
 _COPY_IT = "copy it from the model that this one was made from"
+_TEXTS = (".json", ".txt", ".jinja", ".model")
+_INDEX = "model.safetensors.index.json"
 _PREPROCESSORS = ("preprocessor_config.json", "processor_config.json")
 
 _MOST: dict[str, int | Limit] = {
@@ -46,6 +49,7 @@ _MOST: dict[str, int | Limit] = {
     "in_channels": 16,
     "window_size": 1 << 16,
     "max_position_embeddings": 1 << 31,
+    "num_labels": 4096,
 }
 """The largest values of the configuration's sizes. The smallest is 1."""
 _NORMALIZERS = ("NFC", "NFD", "NFKC", "NFKD")
@@ -140,6 +144,8 @@ def load_config(folder: Path) -> Any:
         _check_config(read_json(folder / CONFIG, _MAX_CONFIG_BYTES))
         if (folder / "adapter_config.json").exists():
             raise InputError("adapter_config.json: adapters are not loaded; merge them into the weights")
+        if (folder / _INDEX).is_file():
+            _check_index(folder, read_json(folder / _INDEX, MAX_TOKENIZER_BYTES.value))
         if (folder / "tokenizer.json").is_file():
             _check_tokenizer(read_json(folder / "tokenizer.json", MAX_TOKENIZER_BYTES.value))
         from transformers import AutoConfig
@@ -199,8 +205,8 @@ def check_size(config: Any, folder: Path) -> None:
 def _check_files(folder: Path) -> None:
     """Refuses what would block its reader or fill the memory: pipes, devices, and large files of text."""
     for path in sorted(folder.iterdir()):
-        if path.is_dir():
-            continue
+        if path.is_dir() or path.suffix not in (".safetensors", *_TEXTS):
+            continue  # not opened
         status = path.stat()
         if not stat.S_ISREG(status.st_mode):
             raise InputError(f"{one_line(path.name)}: not a regular file")
@@ -216,10 +222,12 @@ def _check_config(config: object) -> None:
     if not isinstance(config, dict):
         raise InputError("config.json: got no JSON object")
     for key, value in _items(config):
-        if key.startswith(("_attn_implementation", "attn_implementation")) and value not in _PLAIN:
+        if key in _ATTENTION and value not in _PLAIN:
             raise InputError(f"config.json: {key}: got {value!r}, allowed: {_PLAIN}")
         if key == "quantization_config" and value is not None:
             raise InputError("config.json: quantization_config: quantised weights are not supported")
+        if key == "transformers_weights" and value is not None:
+            raise InputError("config.json: transformers_weights: allowed: weights named *.safetensors")
         limit = _MOST.get(key)
         if limit is None or value is None:
             continue
@@ -242,6 +250,18 @@ def _items(value: object) -> Iterator[tuple[str, Any]]:
             pending += inner
 
 
+def _check_index(folder: Path, index: object) -> None:
+    """Refuses an index of weights that names files elsewhere."""
+    names = index.get("weight_map") if isinstance(index, dict) else None
+    if not isinstance(names, dict):
+        raise InputError(f"{_INDEX}: got no weight_map")
+    here = {path.name for path in folder.glob("*.safetensors")}
+    for name in names.values():
+        if name not in here:
+            got = one_line(repr(name))[:80]
+            raise InputError(f"{_INDEX}: got {got}, allowed: *.safetensors files of the same folder")
+
+
 def _check_family(config: Any) -> None:
     if config.model_type not in FAMILIES:
         allowed = ", ".join(FAMILIES)
@@ -260,13 +280,8 @@ def _check_tokenizer(tokenizer: object) -> None:
     """Refuses everything but byte-level BPE with Qwen's split, which never grows text or takes for ever."""
     if not isinstance(tokenizer, dict):
         raise InputError("tokenizer.json: got no JSON object")
-    for part, allowed in (
-        ("model", ("BPE",)),
-        ("normalizer", _NORMALIZERS),
-        ("pre_tokenizer", ("ByteLevel", "Split")),
-        ("decoder", ("ByteLevel",)),
-    ):
-        for step in _steps(tokenizer.get(part), part):
+    for part, (members, allowed) in _COMPONENTS.items():
+        for step in _steps(tokenizer.get(part), part, members):
             kind = step.get("type", "BPE" if part == "model" else None)
             if kind not in allowed:
                 raise InputError(
@@ -275,16 +290,48 @@ def _check_tokenizer(tokenizer: object) -> None:
             if kind == "Split" and step.get("pattern") not in [{"Regex": p} for p in _SPLIT_PATTERNS]:
                 got = one_line(repr(step.get("pattern")))[:80]
                 raise InputError(f"tokenizer.json: pre_tokenizer: got the pattern {got}, allowed: Qwen's")
+            if kind == "BPE" and step.get("dropout"):
+                raise InputError(
+                    "tokenizer.json: model: dropout: allowed: none; it would draw tokens at random"
+                )
+            if kind == "TemplateProcessing" and not _is_plain_template(step):
+                raise InputError("tokenizer.json: post_processor: allowed: each text once, and a few markers")
 
 
-def _steps(component: object, name: str) -> list[dict[str, Any]]:
+_COMPONENTS: dict[str, tuple[str | None, tuple[str, ...]]] = {
+    "model": (None, ("BPE",)),
+    "normalizer": ("normalizers", _NORMALIZERS),
+    "pre_tokenizer": ("pretokenizers", ("ByteLevel", "Split")),
+    "post_processor": ("processors", ("ByteLevel", "TemplateProcessing")),
+    "decoder": ("decoders", ("ByteLevel",)),
+}
+"""The components of a tokenizer, each with the key of a sequence's members, and with the allowed types."""
+
+
+def _steps(component: object, name: str, members: str | None) -> list[dict[str, Any]]:
     """The steps of a tokenizer's component: of a sequence its members, otherwise itself."""
     if component is None:
         return []
+    steps: object = [component]
     if isinstance(component, dict) and component.get("type") == "Sequence":
-        members = next((value for value in component.values() if isinstance(value, list)), [])
-    else:
-        members = [component]
-    if len(members) > _MAX_STEPS or not all(isinstance(member, dict) for member in members):
+        if set(component) != {"type", members}:
+            raise InputError(f"tokenizer.json: {name}: a sequence has the keys type and {members}")
+        steps = component[members]
+    if not isinstance(steps, list) or len(steps) > _MAX_STEPS or not all(isinstance(s, dict) for s in steps):
         raise InputError(f"tokenizer.json: {name}: allowed: a step, or a sequence of up to {_MAX_STEPS}")
-    return members
+    return steps
+
+
+def _is_plain_template(step: dict[str, Any]) -> bool:
+    """Whether a template has each text once, and only a few special tokens besides."""
+    for name, texts in (("single", ["A"]), ("pair", ["A", "B"])):
+        pieces = step.get(name)
+        if not isinstance(pieces, list) or len(pieces) > 8:
+            return False
+        if not all(isinstance(piece, dict) and len(piece) == 1 for piece in pieces):
+            return False
+        found = [piece["Sequence"] for piece in pieces if "Sequence" in piece]
+        if [one.get("id") if isinstance(one, dict) else None for one in found] != texts:
+            return False
+    special = step.get("special_tokens")
+    return isinstance(special, dict) and len(str(special)) < 2000

@@ -106,10 +106,11 @@ def _examine_mov(file: BinaryIO, size: int) -> tuple[int | None, Loss | None]:
         length = int.from_bytes(header[:4], "big")
         if length == 1:
             length = int.from_bytes(header[8:16], "big")
-        is_box = length >= 8 and header[4:8].isalnum()
+        # A length of 0 means "to the end of the file".
+        is_box = (length >= 8 or length == 0) and header[4:8].isalnum()
         if fragments and not is_box and _anything_but_zeros(file, position):
             return position, _damaged(position, "not a box", before)
-        if length < 8:  # 0 means "to the end of the file"; anything else is not a box
+        if length < 8:
             break
         before, position = position, position + length
     return position, None

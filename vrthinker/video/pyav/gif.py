@@ -20,6 +20,8 @@ _MAX_COUNTED_BYTES = 4 << 20
 """The most bytes of suspect pictures whose pixels are counted. It is slow, so the rest is believed."""
 _MAX_REST_BYTES = 64
 """The most bytes that may follow the trailer."""
+_MAX_LOOKED_AT_BYTES = 1 << 20
+"""The most bytes behind the trailer that are looked at. Zeros are padding."""
 _MAX_CODES = 4096
 _LARGEST_MIN_SIZE = 11
 _MAX_PADDING_BYTES = 8
@@ -41,8 +43,8 @@ def examine(file: BinaryIO) -> tuple[int, str | None]:
     while kind := file.read(1):
         start = file.tell() - 1
         if kind == b";":
-            rest = len(file.read(_MAX_REST_BYTES + 1))
-            is_last = rest <= _MAX_REST_BYTES
+            rest = file.read(_MAX_LOOKED_AT_BYTES)
+            is_last = len(rest) <= _MAX_REST_BYTES or not rest.strip(b"\0")
             return (
                 n_pictures,
                 None if is_last else f"the file is damaged at byte {start} (it goes on after its end)",
