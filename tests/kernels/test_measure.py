@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import statistics
 from collections.abc import Callable
 
 import pytest
@@ -107,16 +108,18 @@ def test_peak_sees_what_a_call_allocates_and_nothing_that_was_there() -> None:
     # Free memory that the process keeps: many small blocks, which no system call gives back one by one.
     held = [torch.ones(MEGABYTE // 10, dtype=torch.uint8) for _ in range(1000)]
     del held[:-1]
-    if (nothing := peak_bytes(lambda: None, "cpu")) is None:
+    if peak_bytes(lambda: None, "cpu") is None:
         pytest.skip("this system does not tell the peak of resident memory")
-    assert nothing < 2 * MEGABYTE
-    kept = peak_bytes(lambda: torch.ones(40 * MEGABYTE, dtype=torch.uint8), "cpu")
+
+    def peak(run: Callable[[], object]) -> float:
+        # What other tests left behind, such as a thread that ends, may free memory during one measurement.
+        return statistics.median(peak_bytes(run, "cpu") or 0 for _ in range(5))
+
+    assert peak(lambda: None) < 2 * MEGABYTE
+    kept = peak(lambda: torch.ones(40 * MEGABYTE, dtype=torch.uint8))
     # A temporary that is gone before the call ends counts too.
-    gone = peak_bytes(lambda: torch.ones(80 * MEGABYTE, dtype=torch.uint8).max().item(), "cpu")
-    in_place = peak_bytes(lambda: there.add_(1), "cpu")
-    assert kept is not None
-    assert gone is not None
-    assert in_place is not None
+    gone = peak(lambda: torch.ones(80 * MEGABYTE, dtype=torch.uint8).max().item())
+    in_place = peak(lambda: there.add_(1))
     assert 38 * MEGABYTE < kept < 50 * MEGABYTE
     assert 78 * MEGABYTE < gone < 95 * MEGABYTE
     assert in_place < 5 * MEGABYTE
