@@ -241,6 +241,13 @@ def test_a_name_that_no_folder_can_have_is_one_short_line(name: str) -> None:
     assert len(str(caught.value)) < 700
 
 
+def test_a_tokenizer_that_fails_when_it_is_used_is_one_line(folder: Path) -> None:
+    edit_json("tokenizer_config.json", model_max_length="x")(folder)
+    with pytest.raises(InputError, match=r"not a loadable checkpoint \(TypeError: ") as caught:
+        Judge.from_pretrained(folder)
+    assert str(caught.value).startswith(str(folder))
+
+
 def test_a_tokenizer_that_swallows_text_is_refused(folder: Path) -> None:
     whole = json.loads((folder / "tokenizer.json").read_text("utf-8"))
     del whole["model"]["vocab"]["Ċ"]  # the line end's token

@@ -26,7 +26,7 @@ from typing import Any
 import torch
 
 from vrthinker.engine.base import Engine, FinishReason, Message, RoundRequest, RoundResult, Session
-from vrthinker.engine.hf.checkpoint import resolve_checkpoint
+from vrthinker.engine.hf.checkpoint import resolve_checkpoint, unloadable
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.features import FeatureCache
 from vrthinker.engine.hf.markup import Markup
@@ -83,8 +83,13 @@ class HFEngine(Engine):
             )
         where = _device(device)
         self.model = VisionLanguageModel(resolve_checkpoint(model), device=where, dtype=_dtype(dtype, where))
-        self.markup = Markup(self.model.tokenizer, self.model.vocabulary_size)
-        self.vocabulary = self.markup.vocabulary(where)
+        try:
+            self.markup = Markup(self.model.tokenizer, self.model.vocabulary_size)
+            self.vocabulary = self.markup.vocabulary(where)
+        except (
+            Exception
+        ) as error:  # a tokenizer's settings are untrusted: its first use may provoke any error
+            raise unloadable(self.model.folder, error) from None
         self.features = FeatureCache(self.model, feature_cache_bytes)
         self.max_context_tokens = min(max_context_tokens, self.model.max_positions)
         self._name = f"hf:{self.model.folder.name}"
