@@ -1,4 +1,4 @@
-"""Every limit on what the package accepts, in one place: its name, its value, its unit and what it bounds.
+"""The limits that a user may have a reason to raise: name, value, unit and what each bounds.
 
 A limit keeps an input that nobody trusts (a clip, a checkpoint) from taking all of a machine's memory or
 time. It is not a statement about what is sensible: whoever trusts an input raises the limit by an environment

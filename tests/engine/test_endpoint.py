@@ -18,6 +18,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from loopback import serving
 from PIL import Image
 
 from vrthinker.engine.base import (
@@ -108,13 +109,8 @@ def says(value: object, status: int = 200, **headers: str) -> Answer:
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server()) as server:
+        yield server
 
 
 @contextlib.contextmanager
@@ -424,20 +420,13 @@ def test_replies_that_cannot_be_used_fail_at_once(server, answer, reason):
 
 
 def test_redirects_are_not_followed(server):
-    other = Server()
-    thread = threading.Thread(target=other.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    try:
+    with serving(Server()) as other:
         other.answers = [says(completion("from elsewhere"))]
         for status in (301, 307, 308):
             error = failure(server, says(b"", status, Location=f"{other.url}/chat/completions"))
             assert f"HTTP {status} redirects to {other.url}" in error
         assert other.requests == []
         assert len(server.requests) == 3
-    finally:
-        other.shutdown()
-        thread.join()
-        other.server_close()
 
 
 @pytest.mark.parametrize(

@@ -7,7 +7,6 @@ import re
 import socket
 import struct
 import sys
-import threading
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator
@@ -18,6 +17,7 @@ from typing import Any
 import pytest
 from clips import make_clip
 from fuzz_counts import record
+from loopback import serving
 from texts import ANSWER, CALL, HEAD, RECOMMEND
 
 from vrthinker.data.pairs import Pair
@@ -69,13 +69,8 @@ class Server(ThreadingHTTPServer):
 
 @pytest.fixture
 def server() -> Iterator[Server]:
-    server = Server()
-    thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-    thread.start()
-    yield server
-    server.shutdown()
-    thread.join()
-    server.server_close()
+    with serving(Server()) as server:
+        yield server
 
 
 def completion(content: object = GOOD, finish: object = "stop", **message: object) -> dict[str, Any]:

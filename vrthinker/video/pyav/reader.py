@@ -13,6 +13,7 @@ damage; HEVC, VP8, VP9 and GIF little.)
 
 from __future__ import annotations
 
+import contextlib
 import operator
 import os
 import threading
@@ -124,10 +125,9 @@ def _read(path: str, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[A
     if not slots:
         return
     if index.ticks is not None:
-        try:
+        # A break is either a bad seek or real damage: reading from the start tells which.
+        with contextlib.suppress(BreakError):
             return _read_by_seeking(path, index, slots, data)
-        except BreakError:
-            pass  # either a bad seek or real damage: reading from the start tells which
     _read_from_start(path, index, slots, data)
 
 
