@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import gc
 import os
 from collections.abc import Callable
 from pathlib import Path
@@ -25,6 +26,10 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core already: more thre
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
+# A forked child collects nothing of what was here before it. Freeing what belongs to a thread (a decoder, a
+# scaler of pictures) waits for that thread, which the child does not have.
+os.register_at_fork(after_in_child=gc.freeze)
+
 # No deadline and no check of how fast data comes: tests must not depend on the machine's speed. `thorough` is
 # for `make full-check`; a test that names a number of its own has a reason for it.
 settings.register_profile(
@@ -38,9 +43,23 @@ MakeStage = Callable[[str], "Stage"]
 MakeEpisodes = Callable[..., "list[tuple[Trajectory, list[Sampled]]]"]
 
 
+class _Failures:
+    """Names what failed at once: a run that is cut off says so too."""
+
+    def __init__(self, config: pytest.Config) -> None:
+        self._config = config
+
+    def pytest_runtest_logreport(self, report: pytest.TestReport) -> None:
+        terminal = self._config.pluginmanager.get_plugin("terminalreporter")
+        if report.failed and terminal is not None:
+            said = str(getattr(report.longrepr, "reprcrash", None) or report.longrepr or "").splitlines()
+            terminal.write_line(f"\n{report.when} of {report.nodeid} failed: {said[0][:300] if said else ''}")
+
+
 def pytest_configure(config: pytest.Config) -> None:
-    """Starts the gauge."""
+    """Starts the gauge, and the one who names failures."""
     config.pluginmanager.register(Gauge(config), "cpu-gauge")
+    config.pluginmanager.register(_Failures(config), "failures")
 
 
 def pytest_collection_finish(session: pytest.Session) -> None:

@@ -7,12 +7,16 @@ so that its children begin as sound as itself.
 A job is a function `module:name` with arguments that JSON can carry. What became of it is a dict: `pid`,
 `code` (minus the signal that ended it), `stdout`, `stderr`, and `result`, or `error` with `exit_code`, or
 `crash` with `text`. A job's process leads a session of its own, by which the processes that it started can be
-found.
+found. A job that takes most of its test's time ends with the stack of each of its threads in `stderr`.
+
+No test waits for the process that forks without end: where one gave up waiting, that process and its jobs are
+killed, and the next test gets a new one.
 """
 
 from __future__ import annotations
 
 import contextlib
+import faulthandler
 import functools
 import gc
 import importlib
@@ -54,6 +58,7 @@ class _Server:
 
     def __init__(self) -> None:
         self._process: subprocess.Popen[str] | None = None
+        self.seconds = 240.0
 
     def ask(self, modules: Sequence[str], jobs: Sequence[Job] = (), *, together: bool = False) -> Any:
         if self._process is None:
@@ -66,19 +71,43 @@ class _Server:
                 stdout=subprocess.PIPE,
                 text=True,
             )
-        request = {"modules": list(modules), "jobs": list(jobs), "together": together}
+        request = {
+            "modules": list(modules),
+            "jobs": list(jobs),
+            "together": together,
+            "seconds": self.seconds,
+        }
         assert self._process.stdin is not None
         assert self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        if not (answer := self._process.stdout.readline()):
+        try:
+            self._process.stdin.write(json.dumps(request) + "\n")
+            self._process.stdin.flush()
+            answer = self._process.stdout.readline()
+        except BaseException:  # the test's time is over: what comes later answers nobody
+            self._kill()
+            raise
+        if not answer:
             raise RuntimeError(f"the process that forks ended with status {self._process.wait()}")
         return json.loads(answer)
 
     def stop(self) -> None:
-        if self._process is not None:
-            self._process.communicate()
-            self._process = None
+        if self._process is None:
+            return
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        try:  # a process that a test forked may hold the other end of that pipe open
+            self._process.wait(20)
+        except subprocess.TimeoutExpired:
+            self._kill()
+        self._process = None
+
+    def _kill(self) -> None:
+        assert self._process is not None
+        for process in [*_children_of(self._process.pid), self._process.pid]:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(process, signal.SIGKILL)
+        self._process.wait()
+        self._process = None
 
 
 _server = _Server()
@@ -88,6 +117,11 @@ class _Plugin:
     @pytest.hookimpl(wrapper=True, tryfirst=True)
     def pytest_runtest_protocol(self, item: pytest.Item) -> Generator[None, object, object]:
         """Imports happen before the gauge looks at the clock."""
+        marker = item.get_closest_marker("timeout")
+        timeout = (
+            marker.args[0] if marker else item.config.getoption("timeout") or item.config.getini("timeout")
+        )
+        _server.seconds = 0.8 * float(timeout or 300)
         for name in set(MODULES) & set(getattr(item, "fixturenames", ())):
             with contextlib.suppress(RuntimeError, OSError):  # the test will hear of it
                 _server.ask(MODULES[name])
@@ -127,13 +161,27 @@ def fuzzed() -> Outcomes:
     return functools.partial(_server.ask, MODULES["fuzzed"])
 
 
+def _children_of(parent: int) -> list[int]:
+    found = []
+    for entry in os.listdir("/proc"):
+        with contextlib.suppress(OSError):
+            if entry.isdigit() and int(_stat(entry)[1]) == parent:
+                found.append(int(entry))
+    return found
+
+
+def _stat(process: str) -> list[str]:
+    """The fields of a process after its name: its state, its parent, its group, its session and more."""
+    return Path("/proc", process, "stat").read_text().rpartition(")")[2].split()
+
+
 def alive_in_session(session: int) -> list[int]:
     """The processes of a session that have not ended."""
     found = []
     for entry in os.listdir("/proc"):
         if entry.isdigit():
             try:
-                fields = Path("/proc", entry, "stat").read_text().rpartition(")")[2].split()
+                fields = _stat(entry)
             except OSError:
                 continue
             if int(fields[3]) == session and fields[0] not in "ZX":
@@ -157,7 +205,7 @@ def assert_session_ends(session: int) -> None:
 class _Child:
     """A process that runs a job."""
 
-    def __init__(self, job: Job) -> None:
+    def __init__(self, job: Job, seconds: float) -> None:
         self._files: list[IO[bytes]] = [tempfile.TemporaryFile() for _ in range(3)]  # noqa: SIM115
         module, _, name = job["job"].partition(":")
         act = getattr(importlib.import_module(module), name)
@@ -165,7 +213,7 @@ class _Child:
         if self._pid == 0:
             try:
                 os.setsid()
-                _run(act, job["arguments"], *(file.fileno() for file in self._files))
+                _run(act, job["arguments"], seconds, *(file.fileno() for file in self._files))
             finally:
                 os._exit(70)
 
@@ -183,7 +231,9 @@ class _Child:
         }
 
 
-def _run(act: Callable[..., Any], arguments: dict[str, Any], answer: int, out: int, err: int) -> None:
+def _run(
+    act: Callable[..., Any], arguments: dict[str, Any], seconds: float, answer: int, out: int, err: int
+) -> None:
     from vrthinker.errors import VRThinkerError
 
     # Whoever runs the tests in the background may have left SIGINT ignored.
@@ -191,6 +241,7 @@ def _run(act: Callable[..., Any], arguments: dict[str, Any], answer: int, out: i
     os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
     os.dup2(out, 1)
     os.dup2(err, 2)
+    faulthandler.dump_traceback_later(seconds, exit=True, file=err)
     try:
         said: dict[str, Any] = {"result": act(**arguments)}
     except VRThinkerError as error:
@@ -213,10 +264,10 @@ def main() -> None:
                 importlib.import_module(name).prepare()
                 gc.freeze()  # a child's collections need not touch, and so copy, what is here
         if request["together"]:
-            children = [_Child(job) for job in request["jobs"]]
+            children = [_Child(job, request["seconds"]) for job in request["jobs"]]
             found = [child.wait() for child in children]
         else:
-            found = [_Child(job).wait() for job in request["jobs"]]
+            found = [_Child(job, request["seconds"]).wait() for job in request["jobs"]]
         sys.stdout.write(json.dumps(found) + "\n")
         sys.stdout.flush()
     os._exit(0)  # some libraries complain on their way out

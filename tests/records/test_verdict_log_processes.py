@@ -35,6 +35,8 @@ def in_child(act: Callable[[], object]) -> int:
     pid = os.fork()
     if pid == 0:
         code = 1
+        signal.signal(signal.SIGALRM, signal.SIG_DFL)
+        signal.alarm(PATIENCE)
         try:
             act()
             code = 0

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import os
 import random
 import shutil
+import signal
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -19,7 +22,7 @@ from vrthinker.errors import VideoError
 from vrthinker.video import open_reader
 from vrthinker.video.pyav import index as index_module
 from vrthinker.video.pyav import reader as pyav_module
-from vrthinker.video.pyav.clip import open_clip
+from vrthinker.video.pyav.clip import Orientation, open_clip
 from vrthinker.video.pyav.packets import starts_afresh
 from vrthinker.video.pyav.reader import PyAVReader
 
@@ -665,3 +668,21 @@ def test_a_bare_stream_that_begins_at_an_open_group(reader: PyAVReader, tmp_path
     assert 40 <= len(oracle) <= 44
     shown = reader.frames_at(clip, range(reader.probe(clip).n_frames)).numpy()
     assert np.array_equal(shown, oracle)
+
+
+@pytest.mark.parametrize("codec", ["h264", "vp9", "av1"])
+def test_a_forked_process_can_free_what_its_parent_decoded(tmp_path: Path, codec: str) -> None:
+    # Data loaders fork. Threads of a decoder or a scaler do not exist in the child, so it must wait for none.
+    clip = make_clip(tmp_path / "clip.mkv", 6, size=(1080, 1920), codec=codec)
+    with contextlib.ExitStack() as stack:
+        opened = stack.enter_context(open_clip(str(clip)))
+        frames = itertools.chain.from_iterable(map(opened.decode, opened.packets()))
+        picture = opened.to_rgb(next(frames), Orientation())
+        pid = os.fork()
+        if pid == 0:
+            signal.signal(signal.SIGALRM, signal.SIG_DFL)
+            signal.alarm(100)
+            stack.close()
+            del opened, frames, picture
+            os._exit(7)
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 7

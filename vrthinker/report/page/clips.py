@@ -299,6 +299,7 @@ def _copy(source: _Source, info: VideoInfo, max_bytes: int) -> Media | None:
                 dst_colorspace=Colorspace.ITU601,
                 dst_color_range=ColorRange.MPEG,
                 interpolation=Interpolation.AREA,
+                threads=1,
             )
             frame.pts, frame.time_base = ticks[index], context.time_base
             mux(stream.encode(frame))

@@ -221,7 +221,9 @@ class OpenClip:
             MachineError: There is too little memory.
         """
         try:
-            rgb = self._reformatter.reformat(frame, format="rgb24", interpolation=_EXACT_RGB).to_ndarray()
+            rgb = self._reformatter.reformat(
+                frame, format="rgb24", interpolation=_EXACT_RGB, threads=1
+            ).to_ndarray()
             return orientation.apply(on_ground(rgb, _opacity(frame)) if has_alpha(frame) else rgb)
         except (MemoryError, *DECODE_ERRORS) as error:
             raise_if_out_of_memory(self.path, error)
@@ -290,7 +292,7 @@ def how_shown(stream: Any, frame: Any) -> tuple[str, ...]:
 
 def _opacity(frame: Any) -> np.ndarray[Any, Any]:
     """The opacity of each pixel of a frame that has one, uint8 `[height, width]`."""
-    rgba: np.ndarray[Any, Any] = frame.reformat(format="rgba").to_ndarray()
+    rgba: np.ndarray[Any, Any] = frame.reformat(format="rgba", threads=1).to_ndarray()
     return rgba[..., 3]
 
 
