@@ -46,9 +46,12 @@ class HFEngine(Engine):
     """Sessions over a Qwen2.5-VL or Qwen3-VL checkpoint.
 
     Args:
-        model: The checkpoint folder or hub id.
-        device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one.
+        model: The checkpoint folder or hub id, or a loaded model. A loaded model is used as it is and never
+            changed, so that a policy can write rounds between two steps of its training. Whoever moves its
+            weights must not use an engine that was made before (or calls `update_weights`, which copies).
+        device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one. Of a loaded model: None.
         dtype: The dtype: `float32`, `bfloat16` or `float16`. By default bfloat16 on a GPU, float32 on a CPU.
+            Of a loaded model: None.
         max_sessions: The most sessions that may be open at once.
         max_context_tokens: The most tokens of context and text of one session (or the model's own limit, if
             that is lower).
@@ -65,7 +68,7 @@ class HFEngine(Engine):
 
     def __init__(
         self,
-        model: str | Path,
+        model: str | Path | VisionLanguageModel,
         *,
         device: str | None = None,
         dtype: str | None = None,
@@ -81,8 +84,17 @@ class HFEngine(Engine):
                 f"max_sessions, prefill_tokens, max_context_tokens: got {max_sessions}, {prefill_tokens}, "
                 f"{max_context_tokens}; allowed: at least 1, 1, 2"
             )
-        where = _device(device)
-        self.model = VisionLanguageModel(resolve_checkpoint(model), device=where, dtype=_dtype(dtype, where))
+        if isinstance(model, VisionLanguageModel):
+            if device is not None or dtype is not None:
+                raise InputError(
+                    f"device, dtype: got {device}, {dtype}, allowed for a loaded model: None, it has its own"
+                )
+            self.model, where = model, model.device
+        else:
+            where = _device(device)
+            self.model = VisionLanguageModel(
+                resolve_checkpoint(model), device=where, dtype=_dtype(dtype, where)
+            )
         try:
             self.markup = Markup(self.model.tokenizer, self.model.vocabulary_size)
             self.vocabulary = self.markup.vocabulary(where)
