@@ -49,9 +49,10 @@ class HFEngine(Engine):
         model: The checkpoint folder or hub id, or a loaded model. A loaded model is used as it is and never
             changed, so that a policy can write rounds between two steps of its training. Whoever moves its
             weights must not use an engine that was made before (or calls `update_weights`, which copies).
-        device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one. Of a loaded model: None.
+        device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one. A loaded model has its
+            own: None.
         dtype: The dtype: `float32`, `bfloat16` or `float16`. By default bfloat16 on a GPU, float32 on a CPU.
-            Of a loaded model: None.
+            A loaded model has its own: None.
         max_sessions: The most sessions that may be open at once.
         max_context_tokens: The most tokens of context and text of one session (or the model's own limit, if
             that is lower).
