@@ -344,7 +344,7 @@ def test_training_killed_at_any_moment_goes_on_to_the_same_judge(
     begin = ("train", "cold-start", "--recipe", recipe, "--out")
     ended(commands, command(*begin, straight))
     moments = [
-        at("vrthinker.train.cold_start:write_nano", 1, "SIGKILL", after=True),
+        at("vrthinker.train.sft:write_nano", 1, "SIGKILL", after=True),
         at("vrthinker.world.files:write_clip", 3, "SIGKILL"),
         at(BACKWARD, 1, "SIGKILL"),
         at(BACKWARD, 6, "SIGKILL"),

@@ -27,16 +27,16 @@ from vrthinker.judge import Judge
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.run_lock import lock_run
 from vrthinker.train.cold_start import (
-    TRACES_FILE,
     ColdStartSettings,
     cold_start_settings,
-    load_recipe,
     resume_settings,
     run_cold_start,
 )
 from vrthinker.train.loop.checkpoint import latest_checkpoint
 from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings
 from vrthinker.train.loop.schedule import LearningRate
+from vrthinker.train.settings import load_recipe
+from vrthinker.train.sft import TRACES_FILE
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import OracleEngine, truths_by_clip
@@ -332,6 +332,17 @@ def test_another_config_in_the_folder_is_refused_and_named(overfit: Path) -> Non
         assert f"{overfit}: was made with {words}" in str(caught.value)
         assert len(str(caught.value)) < 400
     assert (overfit / "config.json").read_bytes() == before
+
+
+def test_a_run_of_an_older_version_that_lacks_a_setting_is_resumed(overfit: Path, tmp_path: Path) -> None:
+    run = tmp_path / "run"
+    shutil.copytree(overfit, run)
+    config = json.loads((run / "config.json").read_text())
+    del config["train_vision"]
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_cold_start(resume_settings(run), run) == run / "model"
+    with pytest.raises(InputError, match="train_vision=nothing; this run has train_vision=false"):
+        run_cold_start(cold_start_settings({**OVERFIT, "train_vision": False}), run)
 
 
 def test_a_first_try_that_could_not_begin_binds_nothing(tmp_path: Path, taught: Path, world: Path) -> None:

@@ -101,7 +101,7 @@ class ColdStartCommand:
         return self.out
 
     def _values(self) -> dict[str, Any]:
-        from vrthinker.train.cold_start import load_recipe
+        from vrthinker.train.settings import load_recipe
 
         values: dict[str, Any] = {} if self.recipe is None else load_recipe(self.recipe)
         if self.model is not None:

@@ -1,0 +1,131 @@
+"""The settings that every stage has, the recipes that hold them, and how a run's own are read again.
+
+Settings are frozen pydantic models. A recipe is their YAML form.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Literal, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from vrthinker.bounded_files import read_json, read_yaml
+from vrthinker.errors import InputError, first_problem, one_line
+from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings
+from vrthinker.train.loop.schedule import LearningRate
+
+RECIPES = Path(__file__).parent / "recipes"
+CONFIG_FILE = "config.json"
+NANO = "nano-from-nothing"
+"""The value of `model` that starts from the nano judge's random weights."""
+_MAX_SEED, _MAX_STEPS = 1 << 40, 1 << 40
+"""Above these, numbers that are computed from them would not fit into 64 bits."""
+
+
+class StageSettings(BaseModel):
+    """A group of settings: it is frozen, and an unknown key is an error."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
+
+
+class SftPhase(StageSettings):
+    """How long and how fast one phase learns. Defaults are the paper's."""
+
+    name: str = Field("cold-start", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    steps: int | None = Field(None, ge=1, le=_MAX_STEPS)
+    """Number of optimizer steps; one pass over the traces by default."""
+    batch_size: int = Field(32, ge=1)
+    """Number of sequences per step. The paper uses 32 (accumulated one by one)."""
+    micro_batch_size: int = Field(1, ge=1)
+    """Number of sequences per forward. Gradients are accumulated over `batch_size` sequences."""
+    learning_rate: LearningRate = LearningRate(peak=1.5e-6)
+    only_snapshots: bool = False
+    """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
+
+
+class SftSettings(StageSettings):
+    """The settings of every supervised stage. Every run writes its resolved settings to `config.json`."""
+
+    model: str
+    """A checkpoint folder, a hub id, or `nano-from-nothing`."""
+
+    @field_validator("model")
+    @classmethod
+    def _from_anywhere(cls, model: str) -> str:
+        """Makes a path absolute, because a run may be resumed from another folder."""
+        try:
+            folder = Path(model).expanduser()
+            return str(folder.absolute()) if model != NANO and folder.exists() else model
+        except (OSError, RuntimeError):
+            # A name that no file can have, or the home of an unknown user: loading the model says so.
+            return model
+
+    seed: int = Field(0, ge=0, le=_MAX_SEED)
+    """Seed of generated traces, of the order of batches, and of random initial weights."""
+    optimizer: OptimizerSettings = AdamWSettings()
+    train_vision: bool = True
+    """Train the vision tower too."""
+    frame_cache_bytes: int = Field(4 << 30, ge=0)
+    """The most bytes of decoded frames that are kept in memory."""
+    checkpoint_every: int = Field(100, ge=1)
+    note: str | None = None
+    """A line that is added to every verdict of the trained judge."""
+    clips: Literal["any", "synthetic"] | None = None
+    """The clips that the trained judge is meant for (`JudgeSettings.clips`); by default the base's."""
+
+
+AnySettings = TypeVar("AnySettings", bound=SftSettings)
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """A stage's names: in messages (`cold start`), and of its command (`cold-start`)."""
+
+    name: str
+    command: str
+
+
+def load_recipe(name: str) -> dict[str, Any]:
+    """The settings of a recipe, which is a YAML file or the name of a recipe that ships with the package.
+
+    Raises:
+        InputError: There is no such recipe, or it is not a YAML mapping.
+    """
+    path = Path(name)
+    if not name.endswith((".yaml", ".yml")):
+        known = sorted(recipe.stem for recipe in RECIPES.glob("*.yaml"))
+        if name not in known:
+            got = one_line(repr(name))
+            raise InputError(f"recipe {got}: not known; there is {', '.join(known)}, or give a .yaml file")
+        path = RECIPES / f"{name}.yaml"
+    loaded = read_yaml(path)
+    if not isinstance(loaded, dict):
+        raise InputError(f"{path}: got {type(loaded).__name__}, wanted a mapping of settings")
+    return loaded
+
+
+def stage_settings(stage: Stage, kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:
+    """Validates a stage's settings. An error names the first wrong key.
+
+    Raises:
+        InputError: A key is unknown, missing or out of range.
+    """
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        raise InputError(f"{stage.name}: {first_problem(error, '(settings)')}") from None
+
+
+def stored_settings(stage: Stage, kind: type[AnySettings], run: Path) -> AnySettings:
+    """The settings that a run was started with.
+
+    Raises:
+        InputError: The folder does not hold a run of this stage.
+    """
+    try:
+        return stage_settings(stage, kind, read_json(run / CONFIG_FILE))
+    except InputError as error:
+        raise InputError(f"{run}: no run to resume ({error})") from None
