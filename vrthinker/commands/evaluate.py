@@ -9,11 +9,20 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.judges import JudgeSource
 from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError
+from vrthinker.visibility import MemoryMode
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from vrthinker.data.pairs import Pair
+    from vrthinker.evals.pairs import PairsReport
     from vrthinker.evals.world import WorldReport
+    from vrthinker.records.verdict_log import VerdictLog
+
+_MAX_EVAL_BYTES = 1 << 28
 
 
 @dataclass(frozen=True)
@@ -110,21 +119,197 @@ class EvalWorldCommand:
 
 
 @dataclass(frozen=True)
+class EvalPairsCommand:
+    """Judge labelled pairs, and say how often the judge says what people said.
+
+    vrthinker eval pairs --pairs pairs.jsonl --model M --out RUN
+    """
+
+    pairs: Annotated[Path, option("FILE")]
+    """The labelled pairs (.jsonl, .csv, .parquet): id, prompt, video_1, video_2, labels, ..."""
+    model: Annotated[str, option("M")]
+    """A checkpoint folder, a hub id, or nano; with --endpoint, a name on the server."""
+    out: Annotated[Path, option("RUN")]
+    """The folder for verdicts, episodes and eval.json. The same command continues a killed run."""
+    limit: Annotated[int | None, option("N")] = None
+    """Judge only N of the labelled pairs, drawn by --seed. All by default."""
+    seed: int = 0
+    """The seed of --limit and of sampling."""
+    temperature: Annotated[float, option("T")] = 0.0
+    """The sampling temperature. 0, greedy, is what the measures are defined for."""
+    window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
+    """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
+    rounds: Annotated[int | None, option("N")] = None
+    """The most rounds of an episode. The checkpoint's own by default."""
+    frames: Annotated[int | None, option("N")] = None
+    """The frames of the first input, half of them from each clip. The checkpoint's own by default."""
+    max_round_tokens: Annotated[int | None, option("N")] = None
+    """The most tokens that one round may write. The checkpoint's own by default."""
+    memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
+    """How expired frames are removed (docs/memory.md). The checkpoint's own by default."""
+    max_pixels: Annotated[int | None, option("N")] = None
+    """The most pixels of a frame. The checkpoint's own by default."""
+    tolerate_truncation: Flag = False
+    """If a clip breaks half-way, judge the frames before the break."""
+    retry_failed: Flag = False
+    """Judge pairs again that have no verdict yet because of an error or of what was written."""
+    endpoint: Annotated[str | None, option("URL")] = None
+    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
+    batch_size: int = 8
+    """The number of episodes that advance together."""
+    device: Annotated[str | None, option("DEVICE")] = None
+    """cpu, cuda, cuda:1. By default a GPU if there is one."""
+    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
+    """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    row: Annotated[Path | None, option("FILE")] = None
+    """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
+
+    def run(self) -> int:
+        """Evaluates and prints; returns 1 if an error kept a pair from being judged."""
+        from vrthinker.data.pairs import load_pairs
+        from vrthinker.evals.pairs import labelled, open_log, write_report
+
+        self._check_options()
+        everything = load_pairs(self.pairs)
+        try:
+            pairs = labelled(everything, limit=self.limit, seed=self.seed)
+        except InputError as error:
+            raise InputError(f"{self.pairs}: {error}") from None
+        source = self._source()
+        configuration = source.configuration()
+        with open_log(
+            self.out,
+            configuration,
+            pairs,
+            pairs_file=self.pairs,
+            seed=self.seed,
+            weights=source.weights(),
+        ) as log:
+            report = self._judged(source, pairs, log)
+        about = {
+            "evaluation": "labelled pairs",
+            "model": configuration.model,
+            "pairs_file": self.pairs.name,
+            "limit": self.limit,
+            "seed": self.seed,
+            "without_any_label": sum(not pair.labels for pair in everything),
+            "settings": configuration.settings.model_dump(mode="json"),
+        }
+        write_report(self.out, report, about)
+        if self.row is not None:
+            from vrthinker.records.provenance import append_row
+
+            append_row(self.row, {**about, **report.as_json()})
+        _print_pairs(report, about, as_json=self.json)
+        return 1 if report.errors else 0
+
+    def _judged(self, source: JudgeSource, pairs: list[Pair], log: VerdictLog) -> PairsReport:
+        """The report of all pairs. A model is loaded only if there is something to judge."""
+        from vrthinker.evals.pairs import evaluate_pairs, report_of
+        from vrthinker.report.terminal import FileProgress
+
+        if self.retry_failed:
+            log.drop_failed()
+        pending = len(log.pending([pair.id for pair in pairs]))
+        with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
+            if not pending:
+                return report_of(pairs, log.records())
+            with source.load() as judge:
+                return evaluate_pairs(
+                    judge, pairs, log, seed=self.seed, on_record=progress.record, on_wait=progress.wait
+                )
+
+    def _check_options(self) -> None:
+        """Refuses what can be refused without pairs or a model."""
+        for name, value, least in (
+            ("--limit", self.limit, 1),
+            ("--batch-size", self.batch_size, 1),
+            ("--seed", self.seed, 0),
+        ):
+            if value is not None and value < least:
+                raise InputError(f"{name}: got {value}, allowed: at least {least}")
+        if self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
+        check_device(self.device)
+        if self.row is not None:
+            check_writable("--row", self.row)
+
+    def _source(self) -> JudgeSource:
+        overrides: dict[str, Any] = {
+            "temperature": self.temperature,
+            "window": self.window,
+            "max_rounds": self.rounds,
+            "initial_frames": self.frames,
+            "max_round_tokens": self.max_round_tokens,
+            "memory": self.memory,
+            "max_pixels": self.max_pixels,
+            "tolerate_truncation": self.tolerate_truncation or None,
+        }
+        given = {name: value for name, value in overrides.items() if value is not None}
+        if self.window == "all":
+            given["window"] = None
+        return JudgeSource(
+            self.model,
+            endpoint=self.endpoint,
+            device=self.device,
+            dtype=self.dtype,
+            batch_size=self.batch_size,
+            overrides=given,
+        )
+
+
+@dataclass(frozen=True)
 class EvalShowCommand:
-    """Print the tables of a run again, from the episodes that it recorded."""
+    """Print the tables of an evaluation again, from what it recorded."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
-    """The folder that `vrthinker eval world` wrote."""
+    """The folder that `vrthinker eval world` or `eval pairs` wrote."""
     json: Flag = False
     """Print JSON instead of tables."""
 
     def run(self) -> int:
         """Prints what is there."""
+        from vrthinker.evals.pairs import EVAL_FILE, VERDICTS_FILE, PairsReport
+
+        if (self.run_folder / VERDICTS_FILE).exists():
+            from vrthinker.bounded_files import read_json
+
+            path = self.run_folder / EVAL_FILE
+            if not path.exists():
+                raise InputError(
+                    f"{path}: not there yet; `vrthinker eval pairs` writes it when all is judged"
+                )
+            about = read_json(path, _MAX_EVAL_BYTES)
+            try:
+                report = PairsReport.from_json(about)
+            except InputError as error:
+                raise InputError(f"{path}: {error}") from None
+            _print_pairs(report, about, as_json=self.json)
+            return 0
         from vrthinker.evals.world import load_report
 
-        report, run = load_report(self.run_folder)
-        _print(report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
+        world_report, run = load_report(self.run_folder)
+        _print(world_report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
         return 0
+
+
+def _print_pairs(report: PairsReport, about: Mapping[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        import json
+
+        sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
+    else:
+        from vrthinker.evals.pairs_table import print_pairs_report
+
+        unlabelled = about.get("without_any_label")
+        print_pairs_report(
+            report,
+            model=str(about.get("model")),
+            pairs_name=str(about.get("pairs_file")),
+            without_labels=unlabelled if isinstance(unlabelled, int) else 0,
+        )
 
 
 def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> None:
@@ -140,5 +325,6 @@ def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -
 
 EvalCommand = (
     Annotated[EvalWorldCommand, tyro.conf.subcommand("world", prefix_name=False)]
+    | Annotated[EvalPairsCommand, tyro.conf.subcommand("pairs", prefix_name=False)]
     | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
 )

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.judges import JudgeSource
 from vrthinker.commands.options import Flag, announce, check_device, option
 from vrthinker.errors import InputError, first_problem
 from vrthinker.visibility import MemoryMode
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vrthinker.data.pairs import Pair
-    from vrthinker.judge import Judge, JudgeConfiguration, Verdict
+    from vrthinker.judge import Judge, Verdict
     from vrthinker.records.verdict_log import VerdictLog
 
 
@@ -112,8 +113,8 @@ class JudgeCommand:
 
             check_page_path(self.report, *self.videos, *([self.trajectories] if self.trajectories else []))
         self._check_trajectories(*self.videos)
-        self._configured()
-        with self._judge() as judge:
+        self._source().configuration()
+        with self._source().load() as judge:
             verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
         if self.trajectories is not None:
             from vrthinker.episode.trajectory import dump_line
@@ -179,11 +180,13 @@ class JudgeCommand:
         self._check_outputs(self.out, self.pairs)
         pairs = load_pairs(self.pairs)
         self._check_trajectories(self.pairs, self.out, *_clips_of(pairs))
-        run, ignored = run_configuration(self._configured(), pairs_file=self.pairs, seed=self.seed)
+        run, ignored = run_configuration(
+            self._source().configuration(), pairs_file=self.pairs, seed=self.seed
+        )
         with contextlib.ExitStack() as stack:
             judge = None
             if not self.out.exists():  # a judge that cannot be loaded leaves no results file behind
-                judge = stack.enter_context(self._judge())
+                judge = stack.enter_context(self._source().load())
             log = stack.enter_context(VerdictLog(self.out, run, ignore=ignored))
             return self._judge_pairs(judge, pairs, log, stack)
 
@@ -212,7 +215,7 @@ class JudgeCommand:
         pending = len(log.pending(wanted))
         again = self.retry_failed and bool(log.failed_ids())
         if judge is None and (pending or again):
-            judge = stack.enter_context(self._judge())
+            judge = stack.enter_context(self._source().load())
         if again:
             log.drop_failed()
             pending = len(log.pending(wanted))
@@ -247,33 +250,19 @@ class JudgeCommand:
             overrides["window"] = None
         return overrides
 
-    def _configured(self) -> JudgeConfiguration:
-        """What verdicts depend on. A checkpoint that cannot be used is refused here, before torch loads."""
+    def _source(self) -> JudgeSource:
         assert self.model is not None
-        from vrthinker.judge import Judge
-
-        if self.endpoint is not None:
-            with self._judge() as judge:
-                return judge.configuration
-        return Judge.configuration_of(self.model, **self._overrides())
-
-    def _overrides(self) -> dict[str, Any]:
-        return {"templates": self.templates, "max_pixels": self.max_pixels, **self._episode_settings()}
-
-    def _judge(self) -> Judge:
-        from vrthinker.judge import Judge
-
-        assert self.model is not None
-        if self.endpoint is not None:
-            options = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
-            return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **self._overrides())
-        announce(f"loading {self.model}")
-        return Judge.from_pretrained(
+        return JudgeSource(
             self.model,
+            endpoint=self.endpoint,
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
-            **self._overrides(),
+            overrides={
+                "templates": self.templates,
+                "max_pixels": self.max_pixels,
+                **self._episode_settings(),
+            },
         )
 
 

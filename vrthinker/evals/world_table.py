@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from rich.console import Console
 from rich.text import Text
 
@@ -11,7 +13,8 @@ from vrthinker.progress import Progress, counted
 from vrthinker.report.terminal import plain
 
 _LISTED_FAILURES = 20
-_TABLE_WIDTH = 118
+TABLE_WIDTH = 118
+"""The least width of tables with intervals."""
 
 
 class EvalProgress(Progress):
@@ -28,7 +31,7 @@ def print_report(report: WorldReport, *, difficulty: str, model: str) -> None:
     """Prints the tables of a report."""
     # Cells must not be cut, because a cut interval would be wrong. A narrower terminal wraps the lines
     # itself.
-    console = Console(highlight=False, width=max(Console().width, _TABLE_WIDTH))
+    console = Console(highlight=False, width=max(Console().width, TABLE_WIDTH))
     console.print(
         Text(plain(f"{model} on the synthetic world, {difficulty}; 95% bootstrap intervals over pairs"))
     )
@@ -43,13 +46,29 @@ def print_report(report: WorldReport, *, difficulty: str, model: str) -> None:
         console.print(Text(f"OA tau, own minus {name}: {gain}"))
     calls = ", ".join(f"{group}: {calls}" for group, calls in report.calls.items())
     console.print(Text(f"tool calls by hidden events a clip: {calls}"))
-    if report.failures:
-        share = f"{len(report.failures)} of {counted(report.episodes, 'episode')}"
-        percent = f"{len(report.failures) / report.episodes:.0%}"
-        console.print(Text(f"without a verdict: {share} ({percent}); they count as wrong:"))
-        for line in report.failures[:_LISTED_FAILURES]:
+    print_failures(
+        console, report.failures, report.errors, counted(report.episodes, "episode"), report.episodes
+    )
+
+
+def print_failures(
+    console: Console, failures: Sequence[str], errors: Sequence[str], of_all: str, total: int
+) -> None:
+    """Prints who has no verdict and why; nothing if everybody has one.
+
+    Args:
+        console: The console to print to.
+        failures: `id: reason`, one each.
+        errors: Those of them that an error caused.
+        of_all: What they are counted among, in words (`12 episodes`).
+        total: The number of these.
+    """
+    if failures:
+        share = f"{len(failures)} of {of_all} ({len(failures) / total:.0%})"
+        console.print(Text(f"without a verdict: {share}; they count as wrong:"))
+        for line in failures[:_LISTED_FAILURES]:
             console.print(Text("  " + plain(line).replace("\n", " ")))
-        if len(report.failures) > _LISTED_FAILURES:
-            console.print(Text(f"  and {len(report.failures) - _LISTED_FAILURES} more"))
-    if report.errors:
-        console.print(Text(f"{len(report.errors)} of them by an error or not judged yet, not by its words"))
+        if len(failures) > _LISTED_FAILURES:
+            console.print(Text(f"  and {len(failures) - _LISTED_FAILURES} more"))
+    if errors:
+        console.print(Text(f"{len(errors)} of them by an error or not judged yet, not by its words"))

@@ -1,0 +1,153 @@
+"""`vrthinker eval pairs`: a judge against people's labels, from a file to a table."""
+
+from __future__ import annotations
+
+import json
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
+
+import heavy  # noqa: F401
+import pytest
+from cli_run import vrthinker
+from loopback import serving
+
+from vrthinker.records.verdicts import read_verdicts
+
+
+@pytest.fixture
+def pairs(clips: Path, tmp_path: Path) -> Path:
+    """Three labelled pairs, one of them with a clip that is not there, and one without labels."""
+    rows = [
+        {"id": "all", "labels": {"TA": 1, "VQ": 1, "MQ": 0, "OA": 1}},
+        {"id": "some", "labels": {"TA": 2, "OA": None}},
+        {"id": "gone", "labels": {"OA": 2}, "video_2": "gone.mp4"},
+        {"id": "none"},
+    ]
+    usual = {"prompt": "a dog runs", "video_1": str(clips / "a.mp4"), "video_2": str(clips / "b.mp4")}
+    path = tmp_path / "pairs.jsonl"
+    path.write_text("".join(json.dumps({**usual, **row}) + "\n" for row in rows))
+    return path
+
+
+def test_from_a_file_to_a_table(tiny: Path, pairs: Path, clips: Path, tmp_path: Path) -> None:
+    out, row = tmp_path / "run", tmp_path / "rows.jsonl"
+    evaluate = ("eval", "pairs", "--pairs", pairs, "--model", tiny, "--out", out)
+    done = vrthinker(*evaluate, "--row", row)
+    assert done.code == 1, "a clip that is not there is an error"
+    assert "loading" in done.err
+    for words in (
+        "hf:tiny on 3 labelled pairs of pairs.jsonl",
+        "OA: tie 0, video 1 1, video 2 1; always the commonest: 0.500; 1 pair without a label",
+        "1 pair without any label: not judged",
+        "without a verdict: 1 of 3 pairs (33%); they count as wrong:",
+        "gone: video_error: ",
+    ):
+        assert words in done.out, words
+    assert {path.name for path in out.iterdir()} >= {"eval.json", "verdicts.jsonl", "trajectories.jsonl"}
+    assert {record.id for record in read_verdicts(out / "verdicts.jsonl")} == {"all", "some", "gone"}
+    written = json.loads((out / "eval.json").read_text())
+    assert written["judged"]["all"]["oa/tau"]["n"] == 2
+    assert written["settings"]["episode"]["temperature"] == 0.0
+    assert {"provenance", "pairs_file", "labels"} <= set(written)
+    (line,) = row.read_text().splitlines()
+    assert json.loads(line)["judged"] == written["judged"]
+
+    again = vrthinker(*evaluate, "--json")
+    assert "nothing to judge: 3 of 3 pairs recorded already" in again.err
+    assert "loading" not in again.err, "no model is loaded for nothing"
+    assert json.loads(again.out)["judged"] == written["judged"]
+    shown = vrthinker("eval", "show", out)
+    assert (shown.code, shown.out) == (0, done.out)
+    assert json.loads(vrthinker("eval", "show", out, "--json").out)["judged"] == written["judged"]
+    other = vrthinker(*evaluate, "--limit", 2)
+    assert other.code == 2
+    assert "judged_pairs=3" in other.last_line
+
+    (pairs.parent / "gone.mp4").write_bytes((clips / "b.mp4").read_bytes())
+    retried = vrthinker(*evaluate, "--retry-failed")
+    assert retried.code == 0, retried.err
+    assert "2 of 3 pairs recorded already" in retried.err
+    assert json.loads((out / "eval.json").read_text())["failures"] == []
+
+
+class _Answers(BaseHTTPRequestHandler):
+    """A server of an OpenAI-compatible API that always prefers video 2."""
+
+    def do_POST(self) -> None:
+        self.rfile.read(int(self.headers["Content-Length"]))
+        text = (
+            "<snapshot>two clips</snapshot><think>the second one</think>"
+            "<answer>TA=2, VQ=2, MQ=2, OA=2, CF=1</answer>"
+        )
+        choice = {"index": 0, "message": {"role": "assistant", "content": text}, "finish_reason": "stop"}
+        content = json.dumps({"choices": [choice], "usage": {}}).encode()
+        self.send_response(200)
+        self.send_header("Content-Type", "application/json")
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def log_message(self, format: str, *args: object) -> None:
+        pass
+
+
+def test_over_an_endpoint(pairs: Path, tmp_path: Path) -> None:
+    with serving(ThreadingHTTPServer(("127.0.0.1", 0), _Answers)) as server:
+        url = f"http://127.0.0.1:{server.server_address[1]}/v1"
+        done = vrthinker(
+            *(
+                "eval",
+                "pairs",
+                "--pairs",
+                pairs,
+                "--model",
+                "m",
+                "--endpoint",
+                url,
+                "--out",
+                tmp_path / "run",
+            ),
+            "--json",
+        )
+    assert done.code == 1, done.err
+    judged = json.loads(done.out)["judged"]["all"]
+    assert (judged["ta/accuracy"]["value"], judged["ta/accuracy"]["n"]) == (0.5, 2)
+    assert (judged["oa/tau"]["value"], judged["oa/tau"]["n"]) == (0.0, 2), "the pair that failed is wrong"
+
+
+@pytest.mark.parametrize(
+    ("given", "words"),
+    [
+        (["--limit", "0"], "--limit: got 0"),
+        (["--batch-size", "0"], "--batch-size: got 0"),
+        (["--seed", "-1"], "--seed: got -1"),
+        (["--device", "gpu"], "--device: got 'gpu'"),
+        (["--out", "FILE"], "got a file, allowed: a folder"),
+        (["--row", "FOLDER"], "--row: "),
+        (["--pairs", "FILE"], "got no pairs"),
+        (["--pairs", "UNLABELLED"], "got none with a label"),
+        (["--model", "FOLDER"], "config.json"),
+        (["--temperature", "-1"], "temperature"),
+        (["--endpoint", "nowhere"], "got no scheme"),
+    ],
+)
+def test_refused_with_one_line(given: list[str], words: str, tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    file, unlabelled = tmp_path / "file", tmp_path / "unlabelled.jsonl"
+    file.touch()
+    unlabelled.write_text(pairs.read_text().splitlines()[-1] + "\n")
+    places = {"FOLDER": tmp_path, "FILE": file, "UNLABELLED": unlabelled}
+    options = {"--model": tiny, "--pairs": pairs, "--out": tmp_path / "eval"}
+    options |= {given[0]: places.get(given[1], given[1])}
+    done = vrthinker("eval", "pairs", *[word for option in options.items() for word in option])
+    assert (done.code, done.out) == (2, "")
+    assert words in done.line
+    assert not (tmp_path / "eval").exists()
+
+
+def test_showing_an_evaluation_that_is_not_there(tmp_path: Path) -> None:
+    (tmp_path / "verdicts.jsonl").touch()
+    assert "eval.json: not there yet" in vrthinker("eval", "show", tmp_path).line
+    for broken in ("[]", "{}", "[" * 100_000):
+        (tmp_path / "eval.json").write_text(broken)
+        shown = vrthinker("eval", "show", tmp_path)
+        assert (shown.code, shown.out) == (2, "")
