@@ -5,11 +5,17 @@
         optimizer.safetensors   `exp_avg/NAME`, and AdamW's `exp_avg_sq/NAME` and `step/NAME`
         state.json              schema_version, step, state (the stage's own JSON), files (size, SHA-256)
 
-Invariant: a folder named `step-...` was complete when it got that name. It is written under another name,
-synced and renamed, so that a process killed at any moment does not damage the last complete checkpoint. Later
-damage (an interrupted copy) is found by size and hash before anything is loaded.
+Of a run of N processes, each writes the shards that it holds, as `model-1-of-N.safetensors` and so on. A
+shard is a range of a tensor's rows (its first dimension), and the ranges of the processes follow each other.
+What is not sharded is in the first process's files. Any number of processes can load such a checkpoint,
+because each reads the rows that it needs.
 
-There may be one writer at a time, which holds the run folder (`run_lock`). Readers need no lock.
+Invariant: a folder named `step-...` was complete when it got that name, with the files of all processes. It
+is written under another name, synced and renamed, so that a process killed at any moment does not damage the
+last complete checkpoint. Later damage (an interrupted copy) is found by size and hash before anything is
+loaded.
+
+There may be one run at a time that writes, and it holds the run folder (`run_lock`). Readers need no lock.
 """
 
 from __future__ import annotations
@@ -21,8 +27,8 @@ import logging
 import os
 import re
 import shutil
-import stat
-from collections.abc import Mapping
+import uuid
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -36,6 +42,7 @@ from vrthinker.bounded_files import read_json
 from vrthinker.errors import InputError, VRThinkerError, first_problem
 from vrthinker.records.files import sync_folder
 from vrthinker.train.loop.checkpoint_tensors import model_tensors, optimizer_tensors, put_back
+from vrthinker.train.loop.ranks import ALONE, Ranks
 
 CHECKPOINTS_FOLDER = "checkpoints"
 MODEL_FILE = "model.safetensors"
@@ -75,11 +82,13 @@ class Checkpoint:
         path: The checkpoint's folder.
         step: The number of finished steps.
         state: The state that the stage gave to `save_checkpoint`.
+        writers: The number of processes that wrote it.
     """
 
     path: Path
     step: int
     state: dict[str, Any]
+    writers: int = 1
 
 
 def save_checkpoint(
@@ -90,16 +99,20 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     state: Mapping[str, Any],
     keep: int = 2,
+    ranks: Ranks = ALONE,
 ) -> Path:
     """Writes a checkpoint, then removes older ones. A damaged one of the same step is replaced.
 
+    All processes of a run call this. If one of them cannot write, none has written a checkpoint.
+
     Args:
-        run: The run folder, which the caller holds.
+        run: The run folder, which the caller holds, and which all processes see.
         step: The number of finished steps.
         model: The model, whose trainable parameters and persistent buffers are saved.
         optimizer: The optimizer of the model's trainable parameters (`make_optimizer`).
         state: The stage's state, as JSON values.
         keep: The number of complete checkpoints to keep, with this one; at least 1.
+        ranks: The processes of the run. The state is that of the first.
 
     Returns:
         The checkpoint's folder.
@@ -114,60 +127,121 @@ def save_checkpoint(
         raise ValueError(f"keep: got {keep}, allowed: 1 or more")
     folder = run / CHECKPOINTS_FOLDER
     target = folder / _folder_name(step)
-    spare = folder / f"{_WRITING}{target.name}"
-    tensors = {MODEL_FILE: model_tensors(model), OPTIMIZER_FILE: optimizer_tensors(model, optimizer)}
     json_state = json.loads(json.dumps(dict(state), allow_nan=False))
+    # The name is drawn, so that a process of an earlier run that is still about never writes into this one.
+    spare = folder / ranks.first(lambda: f"{_WRITING}{target.name}-{uuid.uuid4().hex[:12]}")
     try:
-        folder.mkdir(parents=True, exist_ok=True)
+        ranks.first(lambda: _make_spare(run, target, spare))
+        files = ranks.together(lambda: _write_tensors(target, spare, model, optimizer, ranks))
+        written = {name: record for part in ranks.gather(files) for name, record in part.items()}
+        ranks.first(
+            lambda: _complete(
+                target,
+                spare,
+                _Record.model_validate(
+                    {"schema_version": SCHEMA_VERSION, "step": step, "state": json_state, "files": written}
+                ),
+            )
+        )
+    except VRThinkerError:
+        if ranks.is_first:
+            with contextlib.suppress(OSError):
+                shutil.rmtree(spare)
+        raise
+    ranks.first(lambda: _prune(folder, step, keep))
+    return target
+
+
+def _make_spare(run: Path, target: Path, spare: Path) -> None:
+    with _told(target):
+        target.parent.mkdir(parents=True, exist_ok=True)
         remove_leftovers(run)
         if target.exists():
             _refuse_whole(target)
             _remove(target)
         spare.mkdir()
-        _write(spare, step, tensors, json_state)
+
+
+def _write_tensors(
+    target: Path, spare: Path, model: torch.nn.Module, optimizer: torch.optim.Optimizer, ranks: Ranks
+) -> dict[str, dict[str, Any]]:
+    """Writes the files of this process. Returns their sizes and hashes."""
+    is_first = ranks.is_first
+    parts = {
+        MODEL_FILE: model_tensors(model, only_shards=not is_first),
+        OPTIMIZER_FILE: optimizer_tensors(model, optimizer, only_shards=not is_first),
+    }
+    files: dict[str, dict[str, Any]] = {}
+    with _told(target):
+        mode = spare.stat().st_mode & 0o666
+        for kind, tensors in parts.items():
+            path = spare / _part_name(kind, ranks.rank, ranks.size)
+            save_file(tensors, path, metadata={"format": "pt"})
+            path.chmod(mode)  # safetensors makes files that only the owner may read
+            _sync(path)
+            files[path.name] = {"size_bytes": path.stat().st_size, "sha256": _sha256(path)}
+    return files
+
+
+def _complete(target: Path, spare: Path, record: _Record) -> None:
+    with _told(target):
+        content = json.dumps(record.model_dump(), indent=2, allow_nan=False).encode() + b"\n"
+        with (spare / STATE_FILE).open("xb") as stream:
+            stream.write(content)
+            stream.flush()
+            os.fsync(stream.fileno())
+        sync_folder(spare)
         spare.rename(target)
-        sync_folder(folder)
+        sync_folder(target.parent)
+
+
+@contextlib.contextmanager
+def _told(target: Path) -> Iterator[None]:
+    try:
+        yield
     except (OSError, SafetensorError, InputError) as error:
-        with contextlib.suppress(OSError):
-            shutil.rmtree(spare)
         raise VRThinkerError(
             f"{target}: cannot be written ({error}); earlier checkpoints stay; make room, then resume"
         ) from None
-    _prune(folder, step, keep)
-    return target
 
 
-def latest_checkpoint(run: Path) -> Checkpoint | None:
+def latest_checkpoint(run: Path, ranks: Ranks = ALONE) -> Checkpoint | None:
     """The complete checkpoint with the most steps. Damaged checkpoints are logged with the reason.
 
-    The files are read once, for their hashes.
+    The files are read once, for their hashes. The processes of a run share that work.
     """
     folder = run / CHECKPOINTS_FOLDER
     while True:
-        named = _by_step(folder)
-        for _, path in named:
+        named = ranks.first(lambda: [path.name for _, path in _by_step(folder)])
+        for name in named:
             try:
-                return open_checkpoint(path)
+                return open_checkpoint(folder / name, ranks)
             except InputError as error:
-                _logger.warning("%s; passed over", error)
+                if ranks.is_first:
+                    _logger.warning("%s; passed over", error)
         # Between listing and reading, a writer may have added a new checkpoint and removed old ones.
-        if _by_step(folder) == named:
+        if ranks.first(lambda: [path.name for _, path in _by_step(folder)]) == named:
             return None
 
 
-def open_checkpoint(path: Path) -> Checkpoint:
+def open_checkpoint(path: Path, ranks: Ranks = ALONE) -> Checkpoint:
     """Opens a checkpoint and checks that it is complete.
 
     Raises:
         InputError: The checkpoint is damaged; the message says how.
     """
-    record = _record(path)
-    for name, wanted in record.files.items():
+    record = ranks.together(lambda: _record(path))
+    own = sorted(record.files)[ranks.rank :: ranks.size]
+    ranks.together(lambda: _check_hashes(path, {name: record.files[name] for name in own}))
+    return Checkpoint(path, record.step, record.state, len(record.files) // 2)
+
+
+def _check_hashes(path: Path, files: Mapping[str, _FileRecord]) -> None:
+    for name, wanted in files.items():
         if (digest := _sha256(path / name)) != wanted.sha256:
             raise InputError(
                 f"{path}: {name} is damaged (SHA-256 is {digest[:12]}…, was {wanted.sha256[:12]}…)"
             )
-    return Checkpoint(path, record.step, record.state)
 
 
 def load_checkpoint(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: torch.optim.Optimizer) -> None:
@@ -181,7 +255,11 @@ def load_checkpoint(checkpoint: Checkpoint, model: torch.nn.Module, optimizer: t
     Raises:
         InputError: Names, shapes or types differ (the message has both), or a file cannot be read.
     """
-    put_back(checkpoint.path / MODEL_FILE, checkpoint.path / OPTIMIZER_FILE, model, optimizer)
+    weights, moments = (
+        [checkpoint.path / _part_name(kind, rank, checkpoint.writers) for rank in range(checkpoint.writers)]
+        for kind in (MODEL_FILE, OPTIMIZER_FILE)
+    )
+    put_back(weights, moments, model, optimizer)
 
 
 def remove_leftovers(run: Path) -> None:
@@ -199,25 +277,6 @@ def remove_leftovers(run: Path) -> None:
                 _logger.warning("%s: cannot be removed (%s)", path, error)
 
 
-def _write(
-    folder: Path, step: int, tensors: Mapping[str, dict[str, torch.Tensor]], state: dict[str, Any]
-) -> None:
-    files = {}
-    with (folder / STATE_FILE).open("xb") as stream:
-        mode = stat.S_IMODE(os.fstat(stream.fileno()).st_mode)
-        for name, named in tensors.items():
-            path = folder / name
-            save_file(named, path, metadata={"format": "pt"})
-            path.chmod(mode)  # safetensors makes files that only the owner may read
-            _sync(path)
-            files[name] = _FileRecord(size_bytes=path.stat().st_size, sha256=_sha256(path))
-        record = _Record(schema_version=SCHEMA_VERSION, step=step, state=state, files=files)
-        stream.write(json.dumps(record.model_dump(), indent=2, allow_nan=False).encode() + b"\n")
-        stream.flush()
-        os.fsync(stream.fileno())
-    sync_folder(folder)
-
-
 def _record(path: Path) -> _Record:
     """Reads state.json, and checks that the checkpoint's files exist with the right sizes."""
     if not os.path.lexists(path / STATE_FILE):
@@ -228,7 +287,7 @@ def _record(path: Path) -> _Record:
         raise InputError(f"{path}: {STATE_FILE} is damaged ({error})") from None
     except ValidationError as error:
         raise InputError(f"{path}: {STATE_FILE} is damaged ({first_problem(error, '')})") from None
-    if _folder_name(record.step) != path.name or record.files.keys() != {MODEL_FILE, OPTIMIZER_FILE}:
+    if _folder_name(record.step) != path.name or record.files.keys() != _part_names(record):
         raise InputError(f"{path}: {STATE_FILE} is that of step {record.step} with {sorted(record.files)}")
     for name, wanted in record.files.items():
         try:
@@ -238,6 +297,18 @@ def _record(path: Path) -> _Record:
         if size != wanted.size_bytes:
             raise InputError(f"{path}: {name} has {size} bytes, wanted: {wanted.size_bytes}")
     return record
+
+
+def _part_name(kind: str, rank: int, size: int) -> str:
+    """The name of a process's file: `model.safetensors` of one alone, `model-1-of-2.safetensors` of two."""
+    stem, _, suffix = kind.partition(".")
+    return kind if size == 1 else f"{stem}-{rank + 1}-of-{size}.{suffix}"
+
+
+def _part_names(record: _Record) -> set[str]:
+    """The files that a checkpoint with as many files has to have."""
+    size = max(1, len(record.files) // 2)
+    return {_part_name(kind, rank, size) for kind in (MODEL_FILE, OPTIMIZER_FILE) for rank in range(size)}
 
 
 def _folder_name(step: int) -> str:

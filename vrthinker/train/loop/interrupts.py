@@ -18,11 +18,15 @@ class Interrupts:
     A signal that the process was told to ignore (`nohup`, a shell's background job) stays ignored. Only a
     process's main thread gets signals, so in another thread nothing is caught.
 
+    Args:
+        told: Whether to say on stderr that a signal was caught.
+
     Attributes:
         seen: The name of the signal that was caught, or None.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, told: bool = True) -> None:
+        self._told = told
         self.seen: str | None = None
         self._before: dict[signal.Signals, Any] = {}
 
@@ -44,7 +48,8 @@ class Interrupts:
     def _note(self, number: int, frame: FrameType | None) -> None:
         self.seen = signal.Signals(number).name
         self._restore()
-        os.write(2, _NOTICE)  # not through sys.stderr, which may be in the middle of a write
+        if self._told:
+            os.write(2, _NOTICE)  # not through sys.stderr, which may be in the middle of a write
 
     def _restore(self) -> None:
         while self._before:

@@ -12,7 +12,13 @@ torch's kernels are deterministic (on a CPU they are; on a GPU some are only und
 other random numbers must use separate generators, seeded by (seed, step).
 
 A step whose loss or gradient is not finite is not applied, but counted. The stage sets train or eval mode.
-The loop runs in one process and writes nothing to stdout.
+The loop writes nothing to stdout.
+
+Several processes may train one model together (`ranks`). Each yields its own part of a step's micro-batches,
+and every process yields equally many. Losses are divided by the normaliser of the whole step, over all
+processes, and gradients are summed over them, so that the step is that of one process with all micro-batches.
+A step is then a function of the number of processes too. All processes decide alike: whether a step is
+applied, when to stop, and which checkpoint to begin with. The first one alone writes metrics and progress.
 
 The run folder has `checkpoints/` (`checkpoint`), `metrics.jsonl` (`metrics_file`) and `.lock` (`run_lock`).
 """
@@ -30,6 +36,7 @@ from typing import Any, Literal
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
+from torch.distributed.tensor import DTensor
 
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.records.metrics_file import METRICS_FILE, MetricsFile
@@ -43,9 +50,10 @@ from vrthinker.train.loop.checkpoint import (
     save_checkpoint,
 )
 from vrthinker.train.loop.interrupts import Interrupts
-from vrthinker.train.loop.micro_loss import MicroLoss, StepSums
+from vrthinker.train.loop.micro_loss import MicroLoss, StepSums, step_totals
 from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings, make_optimizer
 from vrthinker.train.loop.progress import StepProgress
+from vrthinker.train.loop.ranks import ALONE, Ranks
 
 __all__ = ["LoopResult", "LoopSettings", "MicroLoss", "run_loop"]
 
@@ -110,11 +118,12 @@ def run_loop(
     save_state: Callable[[], Mapping[str, Any]] | None = None,
     load_state: Callable[[Mapping[str, Any]], None] | None = None,
     resume_hint: str = RESUME_HINT,
+    ranks: Ranks = ALONE,
 ) -> LoopResult:
     """Trains until all steps are done, starting from the run folder's latest checkpoint if it has one.
 
-    On SIGTERM or Ctrl-C the current step is finished, a checkpoint is written and the loop returns. A second
-    signal ends it at once.
+    On SIGTERM or Ctrl-C, to whichever process, the current step is finished, a checkpoint is written and the
+    loop returns in all processes. A second signal ends it at once.
 
     Args:
         model: The model, with trainable parameters in fp32, on their device. It is changed in place.
@@ -132,6 +141,8 @@ def run_loop(
         save_state: A function that returns what the stage needs to resume, as JSON values.
         load_state: A function that is called with those values before the first step.
         resume_hint: The advice how to resume, for the message after a signal.
+        ranks: The processes of the run. Of the functions above, `on_log`, `stop` and `save_state` count on
+            the first process only.
 
     Returns:
         The result. If the outcome is `interrupted` or `stopped`, the run is not finished: do not export its
@@ -144,19 +155,26 @@ def run_loop(
             checkpoints are kept.
     """
     with contextlib.ExitStack() as stack:
-        stack.enter_context(lock_run(run))
+        hold_run(run, ranks, stack)
         stack.enter_context(_own_generators(model))
-        interrupts = stack.enter_context(Interrupts())
-        loop = _Loop(model, settings, run, loss_name, save_state or dict)
-        stack.callback(loop.metrics_file.close)
+        interrupts = stack.enter_context(Interrupts(told=ranks.is_first))
+        loop = _Loop(model, settings, run, loss_name, save_state or dict, ranks)
+        stack.callback(loop.close)
         resumed_from = loop.resume(load_state)
         progress = stack.enter_context(
-            StepProgress(name, settings.steps, done=loop.step, every=settings.log_every, loss_name=loss_name)
+            StepProgress(
+                name,
+                settings.steps,
+                done=loop.step,
+                every=settings.log_every,
+                loss_name=loss_name,
+                shown=ranks.is_first,
+            )
         )
         if resumed_from is not None:
             progress.say(f"resumed from {loop.checkpoint}")
-        stopped = False
-        while loop.step < settings.steps and not stopped and interrupts.seen is None:
+        stopped, signal_seen = False, _agreed(ranks, interrupts.seen)
+        while loop.step < settings.steps and not stopped and signal_seen is None:
             skipped = loop.skipped
             metrics = loop.do_step(learning_rate(loop.step), micro_losses(loop.step))
             progress.update(loop.step, metrics)
@@ -165,19 +183,22 @@ def run_loop(
                 progress.say(f"step {loop.step} not applied: loss {metrics[loss_name]}, gradient norm {norm}")
             if loop.step % settings.checkpoint_every == 0 or loop.step == settings.steps:
                 loop.save()
-            if on_log is not None and (loop.step % settings.log_every == 0 or loop.step == settings.steps):
+            is_logged = loop.step % settings.log_every == 0 or loop.step == settings.steps
+            if ranks.is_first and on_log is not None and is_logged:
                 on_log(metrics, loop.step)
-            stopped = stop is not None and stop()
+            wants_stop = ranks.is_first and stop is not None and stop()
+            stopped = _agreed(ranks, "stop" if wants_stop else None) is not None
+            signal_seen = _agreed(ranks, interrupts.seen)
         if loop.step > 0:
             loop.save()
         if loop.step < settings.steps:
-            why = "was asked to" if interrupts.seen is None else f"got {interrupts.seen}"
+            why = "was asked to" if signal_seen is None else f"got {signal_seen}"
             kept = f"; checkpoint {loop.checkpoint}" if loop.checkpoint is not None else ""
             progress.say(f"{why}, stopped after step {loop.step} of {settings.steps}{kept}; {resume_hint}")
     done = loop.step == settings.steps
     return LoopResult(
         step=loop.step,
-        outcome="finished" if done else "stopped" if interrupts.seen is None else "interrupted",
+        outcome="finished" if done else "stopped" if signal_seen is None else "interrupted",
         resumed_from=resumed_from,
         skipped_steps=loop.skipped,
         checkpoint=loop.checkpoint,
@@ -195,7 +216,9 @@ class _Loop:
         run: Path,
         loss_name: str,
         save_state: Callable[[], Mapping[str, Any]],
+        ranks: Ranks,
     ) -> None:
+        self._ranks = ranks
         self._model, self._settings, self._run, self._loss_name = model, settings, run, loss_name
         self._save_state = save_state
         self._optimizer = make_optimizer(model, settings.optimizer)
@@ -206,12 +229,25 @@ class _Loop:
         self.checkpoint: Path | None = None
         self._saved_step: int | None = None
         self.metrics: dict[str, float] = {}
-        self.metrics_file = MetricsFile(run / METRICS_FILE)
+        self._metrics_file: MetricsFile | None = None
+
+    def close(self) -> None:
+        """Closes the metrics file."""
+        if self._metrics_file is not None:
+            self._metrics_file.close()
 
     def resume(self, load_state: Callable[[Mapping[str, Any]], None] | None) -> int | None:
         """Loads the latest checkpoint, or starts from the beginning."""
-        remove_leftovers(self._run)
-        found = latest_checkpoint(self._run)
+        ranks = self._ranks
+        ranks.first(lambda: remove_leftovers(self._run))
+        found = latest_checkpoint(self._run, ranks)
+        ranks.together(lambda: self._begin_with(found, load_state))
+        ranks.first(self._open_metrics)
+        return None if found is None else found.step
+
+    def _begin_with(
+        self, found: Checkpoint | None, load_state: Callable[[Mapping[str, Any]], None] | None
+    ) -> None:
         if found is not None:
             if found.step > self._settings.steps:
                 raise InputError(
@@ -229,13 +265,15 @@ class _Loop:
                 f"{self._run}: none of its checkpoints is whole; remove {CHECKPOINTS_FOLDER} to begin again, "
                 "or choose another run folder"
             )
-        self.metrics_file.drop_after(self.step)
-        return None if found is None else found.step
+
+    def _open_metrics(self) -> None:
+        self._metrics_file = MetricsFile(self._run / METRICS_FILE)
+        self._metrics_file.drop_after(self.step)
 
     def do_step(self, rate: float, micros: Iterable[MicroLoss]) -> dict[str, float]:
         """Does one step and returns its metrics."""
         began = time.perf_counter()
-        _seed(self._settings.seed, self.step)
+        _seed(self._settings.seed, self.step, self._ranks.rank)
         for group in self._optimizer.param_groups:
             group["lr"] = rate
         self._optimizer.zero_grad(set_to_none=True)
@@ -243,34 +281,45 @@ class _Loop:
         for micro in micros:
             micro.loss.backward()  # type: ignore[no-untyped-call]
             sums.add(micro)
-        if sums.count == 0:
+        totals = step_totals(self._ranks.gather(sums.report()))
+        if totals.count == 0:
             raise VRThinkerError(f"step {self.step}: got no micro-batches, wanted at least one")
-        logged = sums.values()
-        norm = self._apply(logged[self._loss_name])
+        norm = self._apply(totals.values[self._loss_name])
         self.step += 1
         seconds = time.perf_counter() - began
-        logged |= {
+        logged = totals.values | {
             "optim/learning_rate": rate,
             "optim/grad_norm": norm,
             "optim/skipped_steps": float(self.skipped),
-            "perf/tokens_per_s": sums.n_tokens / seconds,
+            "perf/tokens_per_s": totals.n_tokens / seconds,
             "perf/step_seconds": seconds,
         }
-        self.metrics_file.log(logged, self.step)
         self.metrics = logged
+        self._ranks.together(lambda: self._log(logged))
+        return logged
+
+    def _log(self, logged: Mapping[str, float]) -> None:
+        """Writes the step's metrics.
+
+        Raises:
+            VRThinkerError: They cannot be written, or too many steps in a row were not finite.
+        """
+        if self._metrics_file is not None:
+            self._metrics_file.log(logged, self.step)
         if self._bad_in_a_row >= self._settings.max_bad_steps:
             kept = f"{self.checkpoint} stays" if self.checkpoint is not None else "there is no checkpoint yet"
             raise VRThinkerError(
-                f"step {self.step}: loss {logged[self._loss_name]}, gradient norm {norm}; the last "
-                f"{self._bad_in_a_row} steps were not finite and not applied; {kept}; lower the learning "
-                "rate or look at the data of these steps"
+                f"step {self.step}: loss {logged[self._loss_name]}, gradient norm "
+                f"{logged['optim/grad_norm']}; the last {self._bad_in_a_row} steps were not finite and not "
+                f"applied; {kept}; lower the learning rate or look at the data of these steps"
             )
-        return logged
 
     def _apply(self, loss: float) -> float:
         """Clips and steps, or counts the step as not applied. Returns the norm before clipping."""
         gradients = [p.grad for p in self._parameters if p.grad is not None]
         total = torch.nn.utils.get_total_norm(gradients)
+        if isinstance(total, DTensor):
+            total = total.full_tensor()  # each process has the norm of its shards only
         norm = float(total)
         if math.isfinite(loss) and math.isfinite(norm):
             torch.nn.utils.clip_grads_with_norm_(
@@ -288,11 +337,12 @@ class _Loop:
         """Writes a checkpoint, unless this step has one."""
         if self._saved_step == self.step:
             return
-        self.metrics_file.sync()
+        if self._metrics_file is not None:
+            self._metrics_file.sync()
         state = {
             "skipped_steps": self.skipped,
             "bad_in_a_row": self._bad_in_a_row,
-            "stage": dict(self._save_state()),
+            "stage": dict(self._save_state()) if self._ranks.is_first else {},
         }
         self.checkpoint = save_checkpoint(
             self._run,
@@ -301,6 +351,7 @@ class _Loop:
             optimizer=self._optimizer,
             state=state,
             keep=self._settings.keep_checkpoints,
+            ranks=self._ranks,
         )
         self._saved_step = self.step
 
@@ -324,6 +375,17 @@ def _own_generators(model: torch.nn.Module) -> Iterator[None]:
         yield
 
 
-def _seed(seed: int, step: int) -> None:
-    digest = hashlib.sha256(f"{seed} {step}".encode()).digest()
+def hold_run(run: Path, ranks: Ranks, stack: contextlib.ExitStack) -> None:
+    """Holds a run folder until the end of `stack`. The first process holds it for all processes of a run."""
+    ranks.together(lambda: stack.enter_context(lock_run(run)) if ranks.is_first else None)
+
+
+def _agreed(ranks: Ranks, said: str | None) -> str | None:
+    """What the first process that says anything says."""
+    return next((word for word in ranks.gather(said) if word is not None), None)
+
+
+def _seed(seed: int, step: int, rank: int) -> None:
+    own = f" {rank}" if rank else ""  # what a process alone draws does not depend on there being others
+    digest = hashlib.sha256(f"{seed} {step}{own}".encode()).digest()
     torch.manual_seed(int.from_bytes(digest[:8], "little") >> 1)

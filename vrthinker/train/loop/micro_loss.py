@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 
@@ -67,7 +68,43 @@ class StepSums:
             plain = value.detach() if isinstance(value, torch.Tensor) else value
             self._maxima.setdefault(name, []).append(plain)
 
-    def values(self) -> dict[str, float]:
-        """The sums and maxima."""
-        sums = {name: float(value) for name, value in self._sums.items()}
-        return sums | {name: max(map(float, values)) for name, values in self._maxima.items()}
+    def report(self) -> dict[str, Any]:
+        """The sums of this process, as JSON values."""
+        return {
+            "count": self.count,
+            "n_tokens": self.n_tokens,
+            "sums": {name: float(value) for name, value in self._sums.items()},
+            "maxima": {name: max(map(float, values)) for name, values in self._maxima.items()},
+        }
+
+
+@dataclass(frozen=True)
+class StepTotals:
+    """One step's metrics over all processes.
+
+    Attributes:
+        count: The number of micro-batches.
+        n_tokens: The number of tokens that the forward passes computed.
+        values: The sums and maxima by name.
+    """
+
+    count: int
+    n_tokens: int
+    values: dict[str, float]
+
+
+def step_totals(reports: Sequence[Mapping[str, Any]]) -> StepTotals:
+    """Adds up what the processes report of a step (`StepSums.report`), in the order of their ranks."""
+    values: dict[str, float] = {}
+    for report in reports:
+        for name, value in report["sums"].items():
+            values[name] = values[name] + value if name in values else value
+    maxima: dict[str, list[float]] = {}
+    for report in reports:
+        for name, value in report["maxima"].items():
+            maxima.setdefault(name, []).append(value)
+    return StepTotals(
+        count=sum(report["count"] for report in reports),
+        n_tokens=sum(report["n_tokens"] for report in reports),
+        values=values | {name: max(found) for name, found in maxima.items()},
+    )
