@@ -52,6 +52,7 @@ EXTRAS = {
     "liger": "logprobs over large vocabularies, fused, on a GPU",
     "vllm": "rollouts through vLLM, in an environment of its own",
     "train": "tables of pairs and verdicts in Parquet, plots of benchmarks",
+    "trackers": "metrics of a training run in trackio, tensorboard or wandb",
     "serve": "the HTTP reward service",
     "view": "looking at many judgments in a viewer",
 }
@@ -61,7 +62,6 @@ UNUSED = frozenset(
     {
         "nvidia-dali-cuda130",
         "vllm",
-        "trackio",
         "scipy",
         "fastapi",
         "uvicorn",
