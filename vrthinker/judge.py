@@ -7,8 +7,8 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 from types import TracebackType
@@ -336,6 +336,43 @@ class Judge:
                 *(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset), episode_seed(seed, pair.id)
             )
             for pair in pairs
+        )
+
+    def judge_groups(
+        self, groups: Iterable[tuple[str, Sequence[Pair]]], *, seed: int = 0
+    ) -> Iterator[Finished]:
+        """Judges groups of episodes about the same clips, and yields each episode as it finishes.
+
+        The episodes of a group share the first input, which is decoded, encoded and prefilled once. Each is
+        sampled with a separate seed, derived from `seed` and its pair's id, as in `judge_pairs`. A group of
+        more episodes than may run at once is split.
+
+        Args:
+            groups: The id of each group, and its pairs, which differ in their ids only.
+            seed: The seed of the sampling.
+
+        Raises:
+            EngineError: The judge is closed or busy.
+            InputError: The pairs of a group are about different clips or captions.
+        """
+        yield from self._runner.run(
+            item
+            for group_id, pairs in groups
+            for start in range(0, len(pairs), self._runner.concurrency)
+            for item in [self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)]
+        )
+
+    def _group(self, group_id: str, pairs: Sequence[Pair], *, seed: int) -> EpisodeItem:
+        first = pairs[0]
+        if any(pair.model_copy(update={"id": first.id}) != first for pair in pairs):
+            raise InputError(
+                f"group {group_id!r}: got different pairs, allowed: pairs that differ in their ids"
+            )
+        item = self._item(group_id, first.prompt, first.video_1, first.video_2, first.dataset, 0)
+        return replace(
+            item,
+            group_seeds=tuple(episode_seed(seed, pair.id) for pair in pairs),
+            group_ids=tuple(pair.id for pair in pairs),
         )
 
     def close(self) -> None:

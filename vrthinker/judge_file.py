@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator, Sequence
+from itertools import groupby
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def judge_file(
     *,
     seed: int = 0,
     trajectories: Path | None = None,
+    group_of: Callable[[Pair], str] = lambda pair: pair.id,
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
     on_wait: Callable[[int], None] = lambda waiting: None,
 ) -> None:
@@ -51,19 +53,21 @@ def judge_file(
         seed: The seed of sampling.
         trajectories: A JSONL file that each episode is appended to before its record is. After a kill it may
             have an episode that the log lacks. The last line of an id is the one that counts.
+        group_of: A function that gives the id of a pair's group. Neighbouring pairs of one group are sampled
+            as one (`Judge.judge_groups`). By default every pair is a group of its own.
         on_record: A function that is called with each record that this process wrote.
         on_wait: A function that is called with the number of pairs that other processes hold, while waiting.
     """
 
-    def claimed(wanted: Sequence[Pair]) -> Iterator[Pair]:
-        for pair in wanted:
-            if log.claim(pair.id):
-                yield pair
+    def claimed(wanted: Sequence[Pair]) -> Iterator[tuple[str, list[Pair]]]:
+        for group_id, group in groupby(wanted, group_of):
+            if pairs_of_group := [pair for pair in group if log.claim(pair.id)]:
+                yield group_id, pairs_of_group
 
     by_id = {pair.id: pair for pair in pairs}
     left = list(pairs)
     while left:
-        for finished in judge.judge_pairs(claimed(left), seed=seed):
+        for finished in judge.judge_groups(claimed(left), seed=seed):
             record = record_of(finished, judge=judge, seed=seed)
             if trajectories is not None and finished.trajectory is not None:
                 append_trajectory(trajectories, dump_line(finished.trajectory))

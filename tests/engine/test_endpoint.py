@@ -151,7 +151,7 @@ def failure(server: Server, answer: Answer, **options) -> str:
     with engine_for(server, **options) as engine:
         result = one_round(engine)
         assert engine.usage.failures == 1
-    assert result.finish_reason is FinishReason.ERROR
+    assert result.finish_reason in (FinishReason.ERROR, FinishReason.REFUSED)
     assert result.text == ""
     assert result.error is not None
     check_line(result.error)
@@ -340,7 +340,6 @@ def test_where_the_key_comes_from(server, monkeypatch):
         (completion("x", None), "x", FinishReason.STOP),
         (completion("x", ["odd"]), "x", FinishReason.STOP),
         (completion("", "stop"), "", FinishReason.STOP),
-        (completion("x", "content_filter"), "x", FinishReason.ERROR),
         (completion([{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]), "ab", FinishReason.STOP),
         (completion([7, {"type": "image"}]), "", FinishReason.STOP),
         (completion("lone \ud800 surrogate"), "lone \ufffd surrogate", FinishReason.STOP),
@@ -405,7 +404,6 @@ def test_usage_that_makes_no_sense_is_ignored(server):
         (says({"choices": [{"message": None}]}), "no message"),
         (says(completion(None)), "no content"),
         (says(completion(17)), "content is int"),
-        (says(completion(None, refusal="I cannot\nhelp")), "refused: I cannot help"),
         (says({"detail": "bad\r\nvalue"}, 422), "HTTP 422: bad value"),
         (says({"error": {"message": "no such model", "code": "model_not_found"}}, 404), "(model_not_found)"),
         (says(b"<html>" + b"x" * 5000, 403), "HTTP 403: <html>xxx"),
@@ -417,6 +415,112 @@ def test_usage_that_makes_no_sense_is_ignored(server):
 def test_replies_that_cannot_be_used_fail_at_once(server, answer, reason):
     assert reason in failure(server, answer)
     assert len(server.requests) == 1, "this was not worth a retry"
+
+
+@pytest.mark.parametrize(
+    ("answer", "text", "reason"),
+    [
+        (says(completion("x", "content_filter")), "x", "content filter cut the reply"),
+        (says(completion(None, "content_filter")), "", "content filter cut the reply"),
+        (says(completion(None, refusal="I cannot\nhelp")), "", "the model refused: I cannot help"),
+        (says(completion("", refusal="no")), "", "the model refused: no"),
+        (says({"error": {"message": "filtered", "code": "content_filter"}}, 400), "", "(content_filter)"),
+    ],
+)
+def test_a_refusal_is_an_answer_of_its_own_kind(server, answer, text, reason):
+    server.answers = [answer]
+    with engine_for(server) as engine:
+        result = one_round(engine)
+    assert (result.finish_reason, result.text) == (FinishReason.REFUSED, text)
+    assert reason in (result.error or "")
+    assert len(server.requests) == 1
+    server.answers = [says(completion("an answer", refusal="not really"))]
+    with engine_for(server) as engine:
+        assert one_round(engine).finish_reason is FinishReason.STOP, "it has a text"
+
+
+@pytest.mark.parametrize(
+    ("said", "field", "more"),
+    [
+        (
+            {
+                "error": {
+                    "message": "Unsupported parameter: 'max_tokens' is not supported with this model.",
+                    "param": "max_tokens",
+                    "code": "unsupported_parameter",
+                }
+            },
+            "max_tokens",
+            '"max_completion_tokens"',
+        ),
+        (
+            {"error": {"message": "'temperature' does not support 0.5; top_p is fine", "param": None}},
+            "temperature",
+            "",
+        ),
+        ({"detail": [{"loc": ["body", "seed"], "msg": "extra fields not permitted"}]}, "seed", ""),
+        ({"error": {"message": "unknown field top_k"}}, "top_k", ""),
+    ],
+)
+def test_a_field_that_a_server_refuses_is_named_with_the_way_out(server, said, field, more):
+    server.answers = [says(said, 400)]
+    with engine_for(server, extra_body={"top_k": 3}) as engine:
+        error = one_round(engine).error
+    assert (
+        f"it refuses the field {field}: leave it out with --endpoint-extra '{{\"{field}\": null}}'" in error
+    )
+    assert more in error
+    check_line(error)
+    server.answers = [says(completion())]
+    with engine_for(server, extra_body={field: None}) as engine:
+        assert one_round(engine).error is None
+    assert field not in server.requests[-1]
+
+
+def test_other_refusals_advise_nothing(server):
+    for said in ({"error": {"message": "the seeds are bad"}}, {"error": {"param": "messages"}}):
+        assert "--endpoint-extra" not in failure(server, says(said, 400))
+    assert "--endpoint-extra" not in failure(server, says({"error": {"message": "seed"}}, 403))
+
+
+class Kept:
+    """A memory of replies in a dict."""
+
+    def __init__(self):
+        self.replies = {}
+
+    def find(self, key):
+        return self.replies.get(key)
+
+    def keep(self, key, reply):
+        assert key not in self.replies
+        self.replies[key] = reply
+
+
+def test_what_was_answered_is_not_asked_again(server):
+    memory = Kept()
+    server.answers = [says(completion("one")), says({}, 503), says(completion("two"))]
+
+    def rounds(engine, seed):
+        session = engine.open([Message("user", (TextSegment("hello"),))], seed=seed)
+        first, second = (write_rounds(engine, [RoundRequest(session)])[0].text for _ in range(2))
+        return [first, second]
+
+    with engine_for(server, memory=memory) as engine:
+        assert rounds(engine, 1) == ["one", "two"], "a failure is no reply"
+        assert (engine.usage.requests, len(memory.replies)) == (3, 2)
+    with engine_for(server, memory=memory, extra_body={"seed": None}) as engine:
+        assert rounds(engine, 1) == ["two", "two"], "the request has another body"
+    asked = len(server.requests)
+    with engine_for(server, memory=memory) as engine:
+        assert rounds(engine, 1) == ["one", "two"]
+        assert engine.usage.requests == 0
+        assert len(server.requests) == asked
+        rounds(engine, 2)
+    assert len(server.requests) == asked + 2
+    with engine_for(server, memory=memory, extra_body={"seed": None}) as engine:
+        rounds(engine, 3)
+    assert len(server.requests) == asked + 4, "equal bodies of other sessions"
 
 
 def test_redirects_are_not_followed(server):
@@ -816,7 +920,7 @@ def test_no_body_escapes_collect(server):
             engine.close(result.session)
             for seen in (result, more):
                 seen.text.encode("utf-8")
-                if seen.finish_reason in (FinishReason.ERROR, FinishReason.CONTEXT):
+                if seen.finish_reason in (FinishReason.ERROR, FinishReason.CONTEXT, FinishReason.REFUSED):
                     assert seen.error is not None
                     check_line(seen.error)
                 else:

@@ -15,6 +15,7 @@ from quick_judge import make_quick_judge
 
 from vrthinker import Judge, Preference, StopReason, VideoError
 from vrthinker.commands.make_tiny import RANDOM_NOTE, make_tiny_judge
+from vrthinker.data.pairs import Pair
 from vrthinker.engine.base import Choice, RoundLimits, RoundRequest
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.scripted import ScriptedEngine
@@ -273,14 +274,33 @@ def test_a_clip_that_changes_while_it_is_judged_is_noticed(clips: tuple[Path, Pa
 
 
 def test_pairs_of_one_file_sample_apart_from_each_other(model: Path, clips: tuple[Path, Path]) -> None:
-    from vrthinker.data.pairs import Pair
-
     judge = Judge.from_pretrained(model, temperature=1.0, max_rounds=1)
     pairs = [Pair(id=f"p{i}", prompt="a dog", video_1=clips[0], video_2=clips[1]) for i in range(8)]
     texts = {f.item.id: f.trajectory.rounds[0].text for f in judge.judge_pairs(pairs) if f.trajectory}
     assert len(set(texts.values())) == 8
     again = {f.item.id: f.trajectory.rounds[0].text for f in judge.judge_pairs(pairs[::-1]) if f.trajectory}
     assert again == texts, "an item's sample does not depend on its place"
+
+
+def test_a_group_has_the_episodes_of_its_pairs_judged_alone(model: Path, clips: tuple[Path, Path]) -> None:
+    """At a temperature above 0 and in another batch: seeds and ids are the pairs', whatever the group."""
+    pairs = [Pair(id=f"p#{n}", prompt="a dog", video_1=clips[0], video_2=clips[1]) for n in range(1, 4)]
+    other = Pair(id="q#1", prompt="a cat", video_1=clips[1], video_2=clips[0])
+    options: dict[str, Any] = {"temperature": 1.0, "guided": False, "max_round_tokens": 12}
+    with Judge.from_pretrained(model, device="cpu", batch_size=2, **options) as judge:
+        alone = {done.item.id: done.trajectory for done in judge.judge_pairs([*pairs, other], seed=5)}
+        groups = [("p", pairs), ("q", [other])]
+        found = {done.item.id: done.trajectory for done in judge.judge_groups(groups, seed=5)}
+        with pytest.raises(InputError, match="group 'p': got different pairs"):
+            list(judge.judge_groups([("p", [*pairs, other])]))
+    assert found.keys() == alone.keys()
+    for name, trajectory in found.items():
+        single = alone[name]
+        assert trajectory is not None
+        assert single is not None
+        assert (trajectory.id, trajectory.seed) == (name, single.seed)
+        assert [r.token_ids for r in trajectory.rounds] == [r.token_ids for r in single.rounds]
+    assert len({found[pair.id].rounds[0].text for pair in pairs}) > 1, "seeds differ"  # type: ignore[union-attr]
 
 
 def test_a_checkpoint_cannot_decide_to_judge_broken_clips(tmp_path: Path, clips: tuple[Path, Path]) -> None:

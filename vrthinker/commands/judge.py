@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.judges import JudgeSource, endpoint_extra
 from vrthinker.commands.options import Flag, announce, check_device, option
 from vrthinker.errors import InputError, first_problem
 from vrthinker.visibility import MemoryMode
@@ -86,6 +86,8 @@ class JudgeCommand:
     """The number of episodes that advance together."""
     endpoint: Annotated[str | None, option("URL")] = None
     """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
+    endpoint_extra: Annotated[str | None, option("JSON")] = None
+    """Fields to add to each request, as a JSON object; null leaves a field out that the server refuses."""
 
     def run(self) -> int:
         """Judges; returns the exit code."""
@@ -255,6 +257,7 @@ class JudgeCommand:
         return JudgeSource(
             self.model,
             endpoint=self.endpoint,
+            endpoint_options=endpoint_extra(self.endpoint_extra, self.endpoint),
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,

@@ -6,10 +6,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from vrthinker.bounded_files import parse_json
 from vrthinker.commands.options import announce
+from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
     from vrthinker.judge import Judge, JudgeConfiguration
+
+
+def endpoint_extra(option: str | None, endpoint: str | None) -> dict[str, Any]:
+    """The options of an endpoint's engine that `--endpoint-extra` gives.
+
+    Raises:
+        InputError: It is no JSON object, it goes without `--endpoint`, or it sets what the engine sets.
+    """
+    if option is None:
+        return {}
+    if endpoint is None:
+        raise InputError("--endpoint-extra: goes with --endpoint")
+    extra = parse_json(option, "--endpoint-extra")
+    if not isinstance(extra, dict):
+        raise InputError(
+            f"--endpoint-extra: got {type(extra).__name__}, allowed: a JSON object of fields, like "
+            '\'{"max_tokens": null, "max_completion_tokens": 2048}\''
+        )
+    return {"extra_body": extra}
 
 
 @dataclass(frozen=True)
@@ -19,6 +40,7 @@ class JudgeSource:
     Attributes:
         model: The checkpoint folder or hub id; with `endpoint`, the model's name on the server.
         endpoint: The address of an OpenAI-compatible server.
+        endpoint_options: Further options of the server's engine (`EndpointEngine`).
         device: The device of a checkpoint.
         dtype: The dtype of a checkpoint.
         batch_size: The number of episodes that advance together.
@@ -27,6 +49,7 @@ class JudgeSource:
 
     model: str
     endpoint: str | None = None
+    endpoint_options: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
     dtype: str | None = None
     batch_size: int = 8
@@ -52,7 +75,8 @@ class JudgeSource:
         from vrthinker.judge import Judge
 
         if self.endpoint is not None:
-            options = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
+            sessions = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
+            options = {**sessions, **self.endpoint_options}
             return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **self.overrides)
         announce(f"loading {self.model}")
         return Judge.from_pretrained(

@@ -165,6 +165,8 @@ class FinishReason(enum.StrEnum):
     """`max_tokens` was reached."""
     CONTEXT = "context"
     """The context reached the limit of the model or the cache. The text is incomplete or empty."""
+    REFUSED = "refused"
+    """The model, or a filter in front of it, refused to answer; `RoundResult.error` has its words."""
     ERROR = "error"
     """The engine failed; `RoundResult.error` says why."""
 
@@ -208,7 +210,7 @@ class RoundResult:
             `top_p` below 1 they are those before the nucleus was cut out, which no training may use.
         prompt_tokens: The number of context tokens that the round was written from.
         prefilled_tokens: The number of those that were computed for this round. The rest came from a cache.
-        error: The reason of the failure, if `finish_reason` is ERROR or CONTEXT.
+        error: The reason of the failure, if `finish_reason` is ERROR, REFUSED or CONTEXT.
         logits: The logits before temperature and bans, float32 `[tokens, vocabulary]`, if the engine was
             asked to keep them (for tests and the drift report).
     """

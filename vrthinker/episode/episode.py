@@ -62,7 +62,8 @@ class EpisodeItem:
 
     `first_frames` are shown first, instead of `EpisodeSettings.initial_frames` evenly spaced frames. With
     `group_seeds`, one episode is sampled per seed, and `seed` is not used. The episodes share the first
-    input, which is decoded, encoded and prefilled once.
+    input, which is decoded, encoded and prefilled once. `id` is then the group's id, and `group_ids` are the
+    ids of its episodes, one per seed; by default each has the group's.
     """
 
     id: str
@@ -72,6 +73,7 @@ class EpisodeItem:
     seed: int = 0
     first_frames: tuple[int, ...] | None = None
     group_seeds: tuple[int, ...] | None = None
+    group_ids: tuple[str, ...] | None = None
 
     @property
     def n_episodes(self) -> int:
@@ -82,7 +84,11 @@ class EpisodeItem:
         """The items of the single episodes, each with its seed."""
         if self.group_seeds is None:
             return [self]
-        return [replace(self, seed=seed, group_seeds=None) for seed in self.group_seeds]
+        ids = self.group_ids or (self.id,) * len(self.group_seeds)
+        return [
+            replace(self, id=member_id, seed=seed, group_seeds=None, group_ids=None)
+            for member_id, seed in zip(ids, self.group_seeds, strict=True)
+        ]
 
 
 def episode_seed(seed: int, item_id: str) -> int:
@@ -252,6 +258,8 @@ class Episode:
         round_number = len(self._visibility.rounds)
         if result.finish_reason is FinishReason.ERROR:
             return without_verdict(StopReason.ENGINE_ERROR, result.error or "the engine gave no reason")
+        if result.finish_reason is FinishReason.REFUSED:
+            return without_verdict(StopReason.REFUSED, result.error or "the model refused")
         if isinstance(parsed.ending, FinalAnswer):
             answer = parsed.ending.answer
             said = clean(result.text)[answer.span.start : answer.span.end]

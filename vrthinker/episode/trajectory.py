@@ -49,6 +49,8 @@ class StopReason(enum.StrEnum):
     """A round has neither a readable answer nor a tool call, or more than one."""
     CONTEXT_LIMIT = "context_limit"
     """The context reached the model's limit."""
+    REFUSED = "refused"
+    """The model, or a filter in front of it, refused to answer, as a server says in a field of its own."""
     VIDEO_ERROR = "video_error"
     """A requested frame does not decode."""
     ENGINE_ERROR = "engine_error"
@@ -62,7 +64,13 @@ class StopReason(enum.StrEnum):
 
 
 WRITTEN_STOPS = frozenset(
-    {StopReason.ROUND_LIMIT, StopReason.TOKEN_LIMIT, StopReason.UNPARSEABLE, StopReason.CONTEXT_LIMIT}
+    {
+        StopReason.ROUND_LIMIT,
+        StopReason.TOKEN_LIMIT,
+        StopReason.UNPARSEABLE,
+        StopReason.CONTEXT_LIMIT,
+        StopReason.REFUSED,
+    }
 )
 """The reasons of episodes that ended without judgments because of what the model wrote, not by an error."""
 

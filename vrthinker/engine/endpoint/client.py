@@ -9,23 +9,28 @@ from __future__ import annotations
 import asyncio
 import datetime
 import email.utils
+import hashlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
+from typing import Protocol
 
 import httpx
 import tenacity
 
+from vrthinker.engine.base import FinishReason
 from vrthinker.engine.endpoint.wire import (
     BadReply,
     Reply,
     clean_line,
     error_message,
     is_context_error,
+    is_filter_error,
     read_reply,
+    refused_field,
 )
 from vrthinker.errors import InputError
 
@@ -47,6 +52,19 @@ class ChatFailure(Exception):
         self.context = context
 
 
+class ReplyMemory(Protocol):
+    """Keeps the replies of a server, so that no request that was answered is ever sent again.
+
+    Its methods are called from several threads.
+    """
+
+    def find(self, key: str) -> Reply | None:
+        """The reply to the request with this key; None if it was not answered yet."""
+
+    def keep(self, key: str, reply: Reply) -> None:
+        """Keeps a reply. On return it outlives the process."""
+
+
 class _Transient(ChatFailure):
     """A failure that may be retried, after `retry_after` seconds if the server said so."""
 
@@ -62,7 +80,7 @@ class EndpointUsage:
     Attributes:
         requests: The number of HTTP requests sent, including retries.
         retries: The number of those that were retries.
-        failures: The number of completions that failed after all retries, or that a content filter cut.
+        failures: The number of completions that failed after all retries, or that were refused.
         prompt_tokens: The prompt tokens as the server counted them; 0 if it does not report them.
         completion_tokens: The completion tokens as the server counted them; 0 if it does not report them.
         images: The number of pictures sent, over all requests.
@@ -90,6 +108,8 @@ class ChatClient:
         backoff_seconds: float,
         max_backoff_seconds: float,
         max_reply_bytes: int,
+        optional_fields: Collection[str] = (),
+        memory: ReplyMemory | None = None,
     ) -> None:
         """Makes the client. `EndpointEngine` explains the arguments.
 
@@ -121,6 +141,8 @@ class ChatClient:
         self._timeout = timeout_seconds
         self._max_reply_bytes = max_reply_bytes
         self._attempts = max_retries + 1
+        self._optional_fields = frozenset(optional_fields)
+        self._memory = memory
         self._max_backoff = max_backoff_seconds
         doubling = tenacity.wait_exponential(multiplier=backoff_seconds, max=max_backoff_seconds)
         self._exponential = doubling + tenacity.wait_random(0, backoff_seconds)
@@ -142,13 +164,16 @@ class ChatClient:
         """Closes the connections."""
         await self._http.aclose()
 
-    async def complete(self, payload: Callable[[], bytes], *, pictures: int) -> Reply:
+    async def complete(self, payload: Callable[[], bytes], *, pictures: int, seed: int = 0) -> Reply:
         """Posts a request until it is answered or refused, or all attempts have failed.
+
+        A request that the memory has a reply to is not posted.
 
         Args:
             payload: A function that makes the body. It is called in a thread when the request is next to be
                 sent.
             pictures: The number of pictures in the request, for `usage`.
+            seed: The seed of the session. Equal requests of sessions with other seeds are other requests.
 
         Raises:
             ChatFailure: The request was refused, or all attempts failed.
@@ -156,7 +181,15 @@ class ChatClient:
         try:
             async with self._slots:
                 body = await asyncio.to_thread(payload)
-                reply = await self._attempt_all(body, pictures)
+                if self._memory is None:
+                    reply = await self._attempt_all(body, pictures)
+                else:
+                    key = hashlib.sha256(f"{seed}\0".encode() + body).hexdigest()
+                    known = self._memory.find(key)
+                    if known is not None:
+                        return known
+                    reply = await self._attempt_all(body, pictures)
+                    await asyncio.to_thread(self._memory.keep, key, reply)
         except Exception:
             self._count(failures=1)
             raise
@@ -218,7 +251,10 @@ class ChatClient:
             said = clean_line(str(error), secret=self._key) or type(error).__name__
             raise _Transient(f"no answer from {self.address}: {said}") from None
         if response.status_code != 200:
-            raise self._refusal(response, content)
+            failure = self._failure(response, content)
+            if is_filter_error(response.status_code, str(failure)):
+                return Reply("", FinishReason.REFUSED, str(failure))
+            raise failure
         coding = response.headers.get("Content-Encoding", "identity").strip().lower()
         if coding not in ("", "identity"):
             said = clean_line(coding, 40, secret=self._key)
@@ -230,7 +266,7 @@ class ChatClient:
         except BadReply as error:
             raise ChatFailure(f"{self.address}: {error}") from None
 
-    def _refusal(self, response: httpx.Response, content: bytes) -> ChatFailure:
+    def _failure(self, response: httpx.Response, content: bytes) -> ChatFailure:
         status = response.status_code
         said = error_message(content, secret=self._key) or "no message"
         line = f"{self.address}: HTTP {status}: {said}"
@@ -241,7 +277,12 @@ class ChatClient:
             )
         if status in _RETRIED or status >= 500:
             return _Transient(line, retry_after_seconds(response.headers.get("Retry-After")))
-        return ChatFailure(line, context=is_context_error(status, said))
+        context = is_context_error(status, said)
+        field = None if context else self._refused_field(status, content)
+        return ChatFailure(line if field is None else f"{line}; {_without(field)}", context=context)
+
+    def _refused_field(self, status: int, content: bytes) -> str | None:
+        return refused_field(content, self._optional_fields) if status in (400, 422) else None
 
     def _count(self, **more: int) -> None:
         with self._lock:
@@ -299,6 +340,14 @@ async def _read(response: httpx.Response, limit: int) -> tuple[bytes, bool]:
         if len(content) > limit:
             return bytes(content[:limit]), False
     return bytes(content), True
+
+
+def _without(field: str) -> str:
+    """How to send requests without a field that a server refuses, or under another name."""
+    advice = f"it refuses the field {field}: leave it out with --endpoint-extra '{{\"{field}\": null}}'"
+    if field == "max_tokens":
+        advice += ', or rename it: \'{"max_tokens": null, "max_completion_tokens": 2048}\''
+    return f"{advice} (extra_body in Python)"
 
 
 def _checked_key(key: str | None) -> str:

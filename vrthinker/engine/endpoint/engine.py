@@ -44,7 +44,7 @@ from vrthinker.engine.base import (
     Session,
 )
 from vrthinker.engine.context import LiveContext
-from vrthinker.engine.endpoint.client import ChatClient, ChatFailure, EndpointUsage
+from vrthinker.engine.endpoint.client import ChatClient, ChatFailure, EndpointUsage, ReplyMemory
 from vrthinker.engine.endpoint.wire import ImageFormat, chat_messages, clean_line, data_uri
 from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError, InputError
@@ -52,6 +52,8 @@ from vrthinker.visibility import MemoryMode
 
 _IMAGE_CACHE_BYTES = 256 * 2**20
 _FrameKey = tuple[Hashable, ...]
+_OPTIONAL_FIELDS = frozenset({"temperature", "top_p", "max_tokens", "seed", "stream"})
+"""The fields of a request that a server may refuse and `extra_body` may leave out."""
 
 
 @dataclass
@@ -84,6 +86,7 @@ class EndpointEngine(Engine):
         backoff_seconds: float = 0.5,
         max_backoff_seconds: float = 30.0,
         max_reply_bytes: int = 8 * 2**20,
+        memory: ReplyMemory | None = None,
     ) -> None:
         """Makes the engine. Nothing is sent yet.
 
@@ -105,6 +108,7 @@ class EndpointEngine(Engine):
             backoff_seconds: The first wait before a retry. It doubles with every retry, with jitter.
             max_backoff_seconds: The longest wait, even if the server's Retry-After asks for more.
             max_reply_bytes: The most bytes of a reply. A longer reply is refused.
+            memory: What keeps replies, so that a request that was answered before is not sent again.
 
         Raises:
             InputError: An argument is out of range, or the address or the key cannot be used.
@@ -138,6 +142,8 @@ class EndpointEngine(Engine):
             backoff_seconds=backoff_seconds,
             max_backoff_seconds=max_backoff_seconds,
             max_reply_bytes=max_reply_bytes,
+            optional_fields=_OPTIONAL_FIELDS | self._extra_body.keys(),
+            memory=memory,
         )
         self._model = model
         self._image_format: ImageFormat = image_format
@@ -329,7 +335,7 @@ class EndpointEngine(Engine):
             def payload() -> bytes:
                 return json.dumps(fields | {"messages": chat_messages(context, images)}).encode("ascii")
 
-            reply = await self._client.complete(payload, pictures=len(context.frames))
+            reply = await self._client.complete(payload, pictures=len(context.frames), seed=seed)
             prompt, cached = reply.prompt_tokens, reply.cached_tokens
             computed = prompt - cached if prompt is not None and cached is not None else None
             result = RoundResult(

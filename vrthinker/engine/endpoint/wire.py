@@ -12,7 +12,7 @@ import contextlib
 import io
 import json
 import re
-from collections.abc import Hashable, Mapping
+from collections.abc import Collection, Hashable, Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -29,6 +29,7 @@ _CONTEXT_ERRORS = re.compile(
     r"|prompt is too long|input is too long|too many (input )?tokens|max_new_tokens` must be",
     re.IGNORECASE,
 )
+_FILTER_ERRORS = re.compile(r"content_filter|content_policy|content management policy", re.IGNORECASE)
 _LENGTH_REASONS = frozenset({"length", "max_tokens", "model_length"})
 
 
@@ -42,8 +43,8 @@ class Reply:
 
     Attributes:
         text: The round's text.
-        finish_reason: The reason why the text ended: STOP, LENGTH or ERROR (a content filter cut it).
-        error: The reason of the failure, if `finish_reason` is ERROR.
+        finish_reason: The reason why the text ended: STOP, LENGTH or REFUSED.
+        error: The words of the refusal, if `finish_reason` is REFUSED.
         prompt_tokens: The prompt tokens as the server counts them; None if it does not report them.
         completion_tokens: The completion tokens as the server counts them; None if it does not report them.
         cached_tokens: The prompt tokens that came from the server's prefix cache; None if not reported.
@@ -168,11 +169,36 @@ def is_context_error(status: int, message: str) -> bool:
     return status in (400, 413, 422) and _CONTEXT_ERRORS.search(message) is not None
 
 
+def is_filter_error(status: int, message: str) -> bool:
+    """Whether a refusal says that a content filter in front of the model stopped the request."""
+    return status in (400, 403, 422) and _FILTER_ERRORS.search(message) is not None
+
+
+def refused_field(body: bytes, fields: Collection[str]) -> str | None:
+    """The field of a request that a server's error is about: the one of `fields` that it names first.
+
+    OpenAI's servers name it in `error.param`, others only in the message.
+    """
+    try:
+        value = json.loads(body)
+    except (ValueError, RecursionError):
+        value = None
+    error = value.get("error") if isinstance(value, dict) else None
+    named = error.get("param") if isinstance(error, dict) else None
+    if isinstance(named, str) and named in fields:
+        return named
+    text = body[:65536].decode("utf-8", "replace")
+    found = {name: re.search(rf"(?<![\w.]){re.escape(name)}(?!\w)", text) for name in fields}
+    places = {name: match.start() for name, match in found.items() if match is not None}
+    return min(places, key=lambda name: (places[name], name)) if places else None
+
+
 def read_reply(body: bytes, *, secret: str = "") -> Reply:
     """Reads the body of a chat completion.
 
-    The `finish_reason` `length` (and `max_tokens`, `model_length`) becomes LENGTH, and `content_filter`
-    becomes ERROR. All others (`stop`, `tool_calls`, `eos`, none at all) become STOP.
+    The `finish_reason` `length` (and `max_tokens`, `model_length`) becomes LENGTH. `content_filter`, and a
+    message without a text but with a `refusal`, become REFUSED. All others (`stop`, `tool_calls`, `eos`, none
+    at all) become STOP.
 
     Servers that parse the text (`transformers serve`, vLLM with parsers) move `<think>` and `<tool_call>`
     into separate fields. Those are put back into the text unless it has such a tag itself: the thinking after
@@ -198,13 +224,13 @@ def read_reply(body: bytes, *, secret: str = "") -> Reply:
     message = choices[0].get("message") if isinstance(choices[0], dict) else None
     if not isinstance(message, dict):
         raise BadReply("the reply's first choice has no message")
-    text = clean_text(_text(message, secret))
     reason = choices[0].get("finish_reason")
-    finish, error = FinishReason.STOP, None
-    if isinstance(reason, str) and reason in _LENGTH_REASONS:
+    finish, error = FinishReason.STOP, _refusal(message, reason, secret)
+    if error is not None:
+        finish = FinishReason.REFUSED
+    elif isinstance(reason, str) and reason in _LENGTH_REASONS:
         finish = FinishReason.LENGTH
-    elif reason == "content_filter":
-        finish, error = FinishReason.ERROR, "the server's content filter cut the reply"
+    text = clean_text(_text(message, may_be_empty=error is not None))
     usage = said.get("usage")
     usage = usage if isinstance(usage, dict) else {}
     details = usage.get("prompt_tokens_details")
@@ -223,7 +249,15 @@ def _count(value: object) -> int | None:
     return value if good and isinstance(value, int) else None
 
 
-def _text(message: dict[str, Any], secret: str) -> str:
+def _refusal(message: dict[str, Any], reason: object, secret: str) -> str | None:
+    """The words of a refusal; None if the model answered."""
+    content, refusal = message.get("content"), message.get("refusal")
+    if isinstance(refusal, str) and refusal.strip() and content in (None, "", []):
+        return f"the model refused: {clean_line(refusal, secret=secret)}"
+    return "the server's content filter cut the reply" if reason == "content_filter" else None
+
+
+def _text(message: dict[str, Any], *, may_be_empty: bool) -> str:
     content = message.get("content")
     if isinstance(content, list):
         texts = [part.get("text") for part in content if isinstance(part, dict)]
@@ -233,9 +267,7 @@ def _text(message: dict[str, Any], secret: str) -> str:
     if not isinstance(content, str):
         if content is not None:
             raise BadReply(f"the reply's content is {type(content).__name__}, not text")
-        if isinstance(message.get("refusal"), str):
-            raise BadReply(f"the model refused: {clean_line(message['refusal'], secret=secret)}")
-        if not isinstance(thought, str) and not calls:
+        if not isinstance(thought, str) and not calls and not may_be_empty:
             raise BadReply("the reply has no content")
         content = ""
     if isinstance(thought, str) and thought and not re.search(r"<\s*think", content, re.IGNORECASE):

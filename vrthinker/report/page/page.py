@@ -48,6 +48,7 @@ _STOPS = {
     StopReason.TOKEN_LIMIT: "a round reached its token limit before its ending",
     StopReason.UNPARSEABLE: "a round has no readable answer or tool call, or more than one answer",
     StopReason.CONTEXT_LIMIT: "the context would have outgrown the model",
+    StopReason.REFUSED: "the model refused to answer",
     StopReason.VIDEO_ERROR: "a frame does not decode",
     StopReason.ENGINE_ERROR: "the engine failed",
     StopReason.MACHINE_ERROR: "the machine ran out of something, such as memory",
