@@ -116,12 +116,14 @@ def read_json(path: Path | str, limit: int | Limit = MAX_JSON_BYTES) -> Any:
     return parse_json(read_file(path, limit), str(path))
 
 
-def parse_json(content: bytes | str, where: str) -> Any:
+def parse_json(content: bytes | str, where: str, *, allow_nan: bool = False) -> Any:
     """Reads one JSON value. Unlike Python's own reader, it refuses what JSON does not have.
 
     Args:
         content: The JSON, of bounded length. Bytes are UTF-8.
         where: The place that an error names: a file, or a file and a line.
+        allow_nan: Whether `NaN`, which some tools write for a missing value, is read as a float. Infinities
+            are refused all the same.
 
     Raises:
         InputError: The content is no JSON, is nested too deeply, names a key twice in one object, or has a
@@ -131,7 +133,7 @@ def parse_json(content: bytes | str, where: str) -> Any:
         text = content.decode("utf-8") if isinstance(content, bytes) else content
         value = json.loads(
             text,
-            parse_constant=_no_constant,
+            parse_constant=_nan if allow_nan else _no_constant,
             parse_int=_bounded_int,
             parse_float=_bounded_float,
             object_pairs_hook=_distinct_keys,
@@ -179,6 +181,10 @@ def read_yaml(path: Path | str) -> Any:
 
 def _no_constant(name: str) -> object:
     raise ValueError(f"{name} is no JSON")
+
+
+def _nan(name: str) -> object:
+    return math.nan if name == "NaN" else _no_constant(name)
 
 
 def _bounded_int(digits: str) -> int:

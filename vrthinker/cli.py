@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from vrthinker.commands.bench import BenchCommand
+from vrthinker.commands.data import DataCommand
 from vrthinker.commands.demo import DemoCommand
 from vrthinker.commands.doctor import DoctorCommand
 from vrthinker.commands.evaluate import EvalCommand
@@ -35,6 +36,7 @@ Command = (
     | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]
     | Annotated[TrainCommand, _group("train", "Train a judge.")]
     | Annotated[BenchCommand, tyro.conf.subcommand("bench", prefix_name=False)]
+    | Annotated[DataCommand, _group("data", "Preference data and thinking traces of yours and of others.")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor", prefix_name=False)]
     | Annotated[MakeTinyCommand, tyro.conf.subcommand("make-tiny", prefix_name=False)]
 )

@@ -108,6 +108,12 @@ MAX_JSON_BYTES = Limit(
     "the size of a JSON file of a run: its settings or a checkpoint's state",
 )
 MAX_YAML_BYTES = Limit("MAX_YAML_BYTES", 256 << 10, "bytes", "the size of a recipe of a training run")
+MAX_ANNOTATION_BYTES = Limit(
+    "MAX_ANNOTATION_BYTES",
+    256 << 20,
+    "bytes",
+    "the size of a JSON file of preference data or traces that is imported",
+)
 MAX_TRACE_TOKENS = Limit(
     "MAX_TRACE_TOKENS", 1 << 22, "tokens", "the tokens that the frames of one trace take, in all its messages"
 )
@@ -115,6 +121,6 @@ MAX_TRACE_TOKENS = Limit(
 LIMITS = (
     *(MAX_SIDE_PIXELS, MAX_FRAMES, MAX_CLIP_PIXELS, MAX_READ_SECONDS),
     *(MAX_FRAME_PIXELS, MAX_CHECKPOINT_LAYERS, MAX_CHECKPOINT_WIDTH, MAX_TOKENIZER_BYTES),
-    *(MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_TRACE_TOKENS),
+    *(MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_ANNOTATION_BYTES, MAX_TRACE_TOKENS),
 )
 """All limits, in the order of docs/limits.md."""

@@ -164,6 +164,21 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
     return pairs
 
 
+def written_path(clip: Path, folder: Path) -> str:
+    """The path of a clip in a file of this folder: relative if the clip lies below it, otherwise absolute."""
+    path, base = Path(os.path.abspath(clip)), Path(os.path.abspath(folder))
+    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+
+
+def dump_pair(pair: Pair, folder: Path) -> str:
+    """A pair as a line of a pairs file in a folder, with its newline. Reading it gives the same pair."""
+    value: dict[str, Any] = {"id": pair.id, "prompt": pair.prompt}
+    value |= {name: written_path(getattr(pair, name), folder) for name in ("video_1", "video_2")}
+    value |= {} if pair.labels is None else {"labels": pair.labels}
+    value |= {} if pair.dataset is None else {"dataset": pair.dataset}
+    return json.dumps(value, ensure_ascii=False) + "\n"
+
+
 @dataclass
 class _Problems:
     """Counts the problems of a file and keeps the first few descriptions."""

@@ -126,8 +126,12 @@ def _decoded(stream: IO[bytes]) -> Iterator[str]:
             raise TableError(number, got, "UTF-8 text") from None
 
 
-def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+def read_parquet(path: Path, columns: Sequence[str] | None = None) -> Iterator[tuple[int, dict[str, Any]]]:
     """The rows of a Parquet file, each with its 1-based number.
+
+    Args:
+        path: The file.
+        columns: The columns to read, as far as the file has them; None reads all.
 
     Raises:
         TableError: The file is no Parquet, or is too large.
@@ -144,7 +148,9 @@ def read_parquet(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
         texts = [field.name for field in file.schema_arrow if str(field.type) in _TEXTS]
         file = _parquet().ParquetFile(stream, read_dictionary=texts)
         total = 0
-        for batch in file.iter_batches(_BATCH_ROWS):
+        present = file.schema_arrow.names
+        chosen = None if columns is None else [name for name in columns if name in present]
+        for batch in file.iter_batches(_BATCH_ROWS, columns=chosen):
             for place in range(len(batch)):
                 (row,) = batch.slice(place, 1).to_pylist()
                 number += 1
