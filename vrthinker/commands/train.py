@@ -11,6 +11,7 @@ import tyro
 
 from vrthinker.commands.options import Flag, announce, option
 from vrthinker.errors import InputError
+from vrthinker.records.trackers import TrackerName
 
 _MEAN_STEPS = 10
 _TRACES_FILE = "traces.json"
@@ -49,6 +50,14 @@ class ColdStartCommand:
     """The peak learning rate on --traces. 1.5e-6 by default, as in the paper."""
     seed: Annotated[int | None, option("N")] = None
     """The seed of data, order and random initial weights. The recipe's, or 0, by default."""
+    eval_pairs: Annotated[Path | None, option("FILE")] = None
+    """Judge these labelled pairs now and then, and keep the best judge in RUN/best. Do not train on them."""
+    eval_every: Annotated[int | None, option("STEPS")] = None
+    """The number of steps between evaluations on --eval-pairs. 100 by default."""
+    eval_limit: Annotated[int | None, option("N")] = None
+    """Use only N of --eval-pairs, drawn by --seed. All by default."""
+    tracker: Annotated[TrackerName | None, option("trackio|wandb|tensorboard|none")] = None
+    """Where metrics go besides RUN/metrics.jsonl. By default trackio, if it is installed."""
 
     def run(self) -> int:
         """Trains; returns 130 if a signal ended the run early (its last step is kept)."""
@@ -88,10 +97,19 @@ class ColdStartCommand:
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
             ("--seed", self.seed, 0),
+            ("--eval-every", self.eval_every, 1),
+            ("--eval-limit", self.eval_limit, 1),
         ):
             if value is not None and value < least:
                 raise InputError(f"{option}: got {value}, allowed: at least {least}")
-        for option, path in (("--traces", self.traces), ("--pairs", self.pairs)):
+        if self.eval_pairs is None:
+            for name in ("eval_every", "eval_limit"):
+                if name in given and self.recipe is None:
+                    raise InputError(
+                        f"--{name.replace('_', '-')}: goes with --eval-pairs; give a file of pairs"
+                    )
+        files = (("--traces", self.traces), ("--pairs", self.pairs), ("--eval-pairs", self.eval_pairs))
+        for option, path in files:
             if path is not None and not path.is_file():
                 raise InputError(f"{option}: {path}: not a file; give a file")
         if self.model is not None and self.model != "nano":
@@ -120,7 +138,38 @@ class ColdStartCommand:
             values["phases"] = [phase]
         if "phases" not in values:
             raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
-        return values
+        return with_watching(
+            values,
+            pairs=self.eval_pairs,
+            every=self.eval_every,
+            limit=self.eval_limit,
+            tracker=self.tracker,
+        )
+
+
+def with_watching(
+    values: dict[str, Any],
+    *,
+    pairs: Path | None,
+    every: int | None,
+    limit: int | None,
+    tracker: TrackerName | None,
+) -> dict[str, Any]:
+    """A stage's settings with the options that say how a run is watched.
+
+    Args:
+        values: The settings. A recipe's evaluation and tracker stay where an option is not given.
+        pairs: The held-out pairs.
+        every: The number of steps between evaluations.
+        limit: The number of held-out pairs.
+        tracker: The tracker.
+    """
+    given = {"pairs": pairs, "every": every, "limit": limit}
+    evaluation = {name: value for name, value in given.items() if value is not None}
+    if evaluation:
+        stored = values.get("evaluation")
+        values = {**values, "evaluation": {**(stored if isinstance(stored, dict) else {}), **evaluation}}
+    return values if tracker is None else {**values, "tracker": tracker}
 
 
 @dataclass(frozen=True)

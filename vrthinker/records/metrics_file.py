@@ -52,6 +52,11 @@ class MetricsFile:
             raise InputError(f"{path}: cannot be opened ({error.strerror}); choose another folder") from None
         self._rewrite(read_metrics(path))
 
+    @property
+    def has_lines(self) -> bool:
+        """Whether the file has a line."""
+        return self._last_step >= 0
+
     def log(self, metrics: Mapping[str, float], step: int) -> None:
         """Appends one line.
 

@@ -8,12 +8,13 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, TypeVar
+from typing import Annotated, Any, Literal, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
 from vrthinker.bounded_files import read_json, read_yaml
 from vrthinker.errors import InputError, first_problem, one_line
+from vrthinker.records.trackers import TrackerName
 from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings
 from vrthinker.train.loop.schedule import LearningRate
 
@@ -46,6 +47,19 @@ class SftPhase(StageSettings):
     """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
 
 
+class HeldOutSettings(StageSettings):
+    """On what a policy is judged while it is trained, and how often (`held_out.HeldOut`)."""
+
+    pairs: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+    """A file of labelled pairs that training does not see."""
+    every: int = Field(100, ge=1)
+    """Number of steps between evaluations. There is always one before the first step and after the last."""
+    limit: int | None = Field(None, ge=1)
+    """Number of pairs, drawn by the run's seed; all by default."""
+    batch_size: int = Field(8, ge=1)
+    """Number of episodes that advance together."""
+
+
 class SftSettings(StageSettings):
     """The settings of every supervised stage. Every run writes its resolved settings to `config.json`."""
 
@@ -75,6 +89,11 @@ class SftSettings(StageSettings):
     """A line that is added to every verdict of the trained judge."""
     clips: Literal["any", "synthetic"] | None = None
     """The clips that the trained judge is meant for (`JudgeSettings.clips`); by default the base's."""
+    evaluation: HeldOutSettings | None = None
+    """Held-out pairs that the policy is judged on during the run; none by default."""
+    tracker: TrackerName | None = None
+    """Where metrics go besides `metrics.jsonl`: trackio, wandb, tensorboard or none. By default trackio, if
+    it is installed."""
 
 
 AnySettings = TypeVar("AnySettings", bound=SftSettings)

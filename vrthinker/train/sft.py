@@ -38,6 +38,9 @@ from vrthinker.records.metrics_file import METRICS_FILE
 from vrthinker.records.provenance import provenance
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.run_lock import lock_run
+from vrthinker.records.trackers import open_tracker
+from vrthinker.train.held_out import HeldOut, load_held_out
+from vrthinker.train.loop.checkpoint import latest_checkpoint
 from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
 from vrthinker.train.settings import CONFIG_FILE, NANO, SftPhase, SftSettings, Stage
 from vrthinker.train.traces import Selection
@@ -160,8 +163,17 @@ def train(
         traces = lesson.selection.traces
         sequences = _sequences(lesson.phase, traces, markup, start.policy, start.judge_settings.resize)
         phases.append(_PhaseRun(lesson.phase, sequences, loader, seed=settings.seed * 1000 + number))
-    _record_what_was_kept(out / TRACES_FILE, phases, lessons)
     curriculum = _Curriculum(phases)
+    held_out = _held_out(settings, start, lessons, curriculum.steps, out)
+    _record_what_was_kept(out / TRACES_FILE, phases, lessons)
+    begun = latest_checkpoint(out)
+    tracker = open_tracker(
+        settings.tracker,
+        run=out,
+        title=stage.name,
+        config=settings.model_dump(mode="json"),
+        first_step=0 if begun is None else begun.step,
+    )
     try:
         result = run_loop(
             start.policy.model,
@@ -175,14 +187,38 @@ def train(
             micro_losses=lambda step: curriculum.micro_losses(start.policy, step),
             run=out,
             name=stage.name,
+            on_step=tracker.log,
+            measure=None if held_out is None else held_out.measure,
             resume_hint=resume_hint(stage, out),
         )
     finally:
+        tracker.close()
         curriculum.close()
         loader.close()
     if result.outcome != "finished":
         return None
     return export(start.policy, start.folder, out / "model", start.judge_settings, start.templates, settings)
+
+
+def _held_out(
+    settings: SftSettings, start: Start, lessons: Sequence[Lessons], steps: int, out: Path
+) -> HeldOut | None:
+    """The held-out pairs of a run, if it has some."""
+    if settings.evaluation is None:
+        return None
+    traces = (trace for lesson in lessons for trace in lesson.selection.traces)
+    return HeldOut(
+        start.policy,
+        load_held_out(settings.evaluation, traces, seed=settings.seed),
+        settings.evaluation,
+        steps=steps,
+        run=out,
+        judge_settings=start.judge_settings,
+        templates=start.templates,
+        export=lambda folder: export(
+            start.policy, start.folder, folder, start.judge_settings, start.templates, settings
+        ),
+    )
 
 
 def resume_hint(stage: Stage, out: Path) -> str:

@@ -114,6 +114,8 @@ def run_loop(
     name: str,
     loss_name: str = "loss/sft",
     on_log: Callable[[Mapping[str, float], int], None] | None = None,
+    on_step: Callable[[Mapping[str, float], int], None] | None = None,
+    measure: Callable[[int], Mapping[str, float]] | None = None,
     stop: Callable[[], bool] | None = None,
     save_state: Callable[[], Mapping[str, Any]] | None = None,
     load_state: Callable[[Mapping[str, Any]], None] | None = None,
@@ -136,13 +138,16 @@ def run_loop(
         loss_name: The name of the metric of the summed loss.
         on_log: A function that is called with a step's metrics and the number of finished steps, every
             `log_every` steps and after the last.
+        on_step: A function that is called like `on_log`, but after each step.
+        measure: A function that is called after each step, and once before the first, with the number of
+            finished steps. What it returns is added to the step's metrics. It must not change the model.
         stop: A function that is called after each step. If it returns True, a checkpoint is written and the
             loop ends.
         save_state: A function that returns what the stage needs to resume, as JSON values.
         load_state: A function that is called with those values before the first step.
         resume_hint: The advice how to resume, for the message after a signal.
-        ranks: The processes of the run. Of the functions above, `on_log`, `stop` and `save_state` count on
-            the first process only.
+        ranks: The processes of the run. Of the functions above, `on_log`, `on_step`, `stop` and `save_state`
+            count on the first process only, and what `measure` returns is taken from there.
 
     Returns:
         The result. If the outcome is `interrupted` or `stopped`, the run is not finished: do not export its
@@ -158,7 +163,7 @@ def run_loop(
         hold_run(run, ranks, stack)
         stack.enter_context(_own_generators(model))
         interrupts = stack.enter_context(Interrupts(told=ranks.is_first))
-        loop = _Loop(model, settings, run, loss_name, save_state or dict, ranks)
+        loop = _Loop(model, settings, run, loss_name, save_state or dict, ranks, measure)
         stack.callback(loop.close)
         resumed_from = loop.resume(load_state)
         progress = stack.enter_context(
@@ -173,11 +178,15 @@ def run_loop(
         )
         if resumed_from is not None:
             progress.say(f"resumed from {loop.checkpoint}")
+        tell = on_step if ranks.is_first and on_step is not None else _tell_nobody
+        if measured := loop.measure_first():
+            tell(measured, 0)
         stopped, signal_seen = False, _agreed(ranks, interrupts.seen)
         while loop.step < settings.steps and not stopped and signal_seen is None:
             skipped = loop.skipped
             metrics = loop.do_step(learning_rate(loop.step), micro_losses(loop.step))
             progress.update(loop.step, metrics)
+            tell(metrics, loop.step)
             if loop.skipped > skipped:
                 norm = metrics["optim/grad_norm"]
                 progress.say(f"step {loop.step} not applied: loss {metrics[loss_name]}, gradient norm {norm}")
@@ -217,8 +226,9 @@ class _Loop:
         loss_name: str,
         save_state: Callable[[], Mapping[str, Any]],
         ranks: Ranks,
+        measure: Callable[[int], Mapping[str, float]] | None,
     ) -> None:
-        self._ranks = ranks
+        self._ranks, self._measure = ranks, measure
         self._model, self._settings, self._run, self._loss_name = model, settings, run, loss_name
         self._save_state = save_state
         self._optimizer = make_optimizer(model, settings.optimizer)
@@ -293,10 +303,26 @@ class _Loop:
             "optim/skipped_steps": float(self.skipped),
             "perf/tokens_per_s": totals.n_tokens / seconds,
             "perf/step_seconds": seconds,
+            **self._measured(),
         }
         self.metrics = logged
         self._ranks.together(lambda: self._log(logged))
         return logged
+
+    def measure_first(self) -> dict[str, float]:
+        """Writes what is measured before the first step, unless an earlier process did."""
+        file = self._metrics_file
+        if self._measure is None or self.step or self._ranks.first(lambda: bool(file and file.has_lines)):
+            return {}
+        measured = self._measured()
+        if measured:
+            self._ranks.together(lambda: self._log(measured))
+        return measured
+
+    def _measured(self) -> dict[str, float]:
+        """What the stage measures after this step."""
+        measure, step = self._measure, self.step
+        return {} if measure is None else self._ranks.together(lambda: dict(measure(step)))
 
     def _log(self, logged: Mapping[str, float]) -> None:
         """Writes the step's metrics.
@@ -365,6 +391,10 @@ def _stored_state(checkpoint: Checkpoint) -> tuple[int, int, dict[str, Any]]:
             f"{checkpoint.path}: its state is not that of a training run; remove this checkpoint, then resume"
         )
     return counts[0], counts[1], stage  # type: ignore[return-value]
+
+
+def _tell_nobody(metrics: Mapping[str, float], step: int) -> None:
+    """What is called after a step where nobody wants to know."""
 
 
 @contextlib.contextmanager
