@@ -106,6 +106,10 @@ def test_a_webp_whose_chunks_are_damaged(tmp_path: Path) -> None:
     path.write_bytes(data[: frames[4]] + b"\0\0\0\0" + data[frames[4] + 4 :])
     with pytest.raises(VideoError, match=rf"breaks after frame 4: the file is damaged at byte {frames[4]} "):
         open_reader().probe(path)
+    # One bit turns a frame into a chunk of an unknown kind.
+    path.write_bytes(data[: frames[4]] + b"ANLF" + data[frames[4] + 4 :])
+    with pytest.raises(VideoError, match=rf"frame 4: .* damaged at byte {frames[4]} \(a frame under another"):
+        open_reader().probe(path)
     # Readers have to skip chunks that they do not know; content credentials are one.
     note = b"C2PA" + (4).to_bytes(4, "little") + b"note"
     size = (len(data) - 8 + len(note)).to_bytes(4, "little")

@@ -32,6 +32,8 @@ from vrthinker.video.reader import (
 _HEADER_BYTES = 30
 _ANIMATION, _ALPHA = 0x02, 0x10
 _FRAME_HEADER_BYTES = 16
+_PICTURES = (b"VP8 ", b"VP8L", b"ALPH")
+"""What a frame begins with behind its header."""
 _SHORTEST_MS = 10
 _REPLACED_MS = 100
 """Browsers show frames of up to 10 ms for 100 ms, since such files mean "as usual"."""
@@ -205,7 +207,7 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
         broken = f"the file is cut short ({size} bytes, at least {stated_end} expected)"
     while position + 8 <= min(size, stated_end):
         file.seek(position)
-        chunk = file.read(8 + _FRAME_HEADER_BYTES)
+        chunk = file.read(8 + _FRAME_HEADER_BYTES + 4)
         length = int.from_bytes(chunk[4:8], "little")
         if not _is_name(chunk[:4]):
             broken = broken or f"the file is damaged at byte {position} (not a chunk)"
@@ -214,7 +216,10 @@ def _walk(name: str, file: io.BufferedReader, size: int) -> _Chunks:
         if position > min(size, stated_end):
             broken = broken or f"the file is damaged at byte {begin} (a chunk that is larger than the file)"
             break
-        if chunk[:4] == b"ANMF" and len(chunk) == 8 + _FRAME_HEADER_BYTES:
+        if chunk[:4] != b"ANMF" and chunk[-4:] in _PICTURES and length > _FRAME_HEADER_BYTES:
+            broken = broken or f"the file is damaged at byte {begin} (a frame under another name)"
+            break
+        if chunk[:4] == b"ANMF" and len(chunk) >= 8 + _FRAME_HEADER_BYTES:
             durations.append(int.from_bytes(chunk[20:23], "little"))
             ends.append(position)
             check_amount(name, width, height, len(durations))
