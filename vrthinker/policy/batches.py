@@ -3,6 +3,11 @@
 The sequences that step `n` trains on are a pure function of (seed, n), so that a resumed run continues
 exactly where it was. A batch holds sequences of similar length, drawn from a shuffled window, so that there
 is little padding.
+
+If several processes train together, they deal a step's micro-batches among them (`deal`). All processes then
+compute equally many, and each has at least one frame: the layers of a sharded model exchange messages, so
+that a process without pictures, or with one micro-batch less, would leave the others waiting. What is missing
+is filled up with a blank frame that nobody sees, and with micro-batches in which nothing is learned.
 """
 
 from __future__ import annotations
@@ -33,7 +38,8 @@ class Batch:
         token_ids: The token ids, int64 `[batch, tokens]`.
         positions: The M-RoPE positions, int64 `[3, batch, tokens]`.
         loss_mask: True at the tokens that the loss falls on, bool `[batch, tokens]`.
-        frames: The pixels of each distinct frame, uint8 `[height, width, 3]`.
+        frames: The pixels of each distinct frame, uint8 `[height, width, 3]`. A blank frame that only keeps
+            the vision tower running is not in `frame_order`.
         frame_order: For every showing in the batch, row by row, the index of its frame in `frames`.
         n_tokens: The number of tokens that are not padding.
         n_learned: The number of tokens that the loss falls on.
@@ -118,6 +124,33 @@ def batch_order(lengths: Sequence[int], batch_size: int, seed: int, epoch: int) 
     return [batches[i] for i in rng.permutation(len(batches))]
 
 
+def deal(costs: Sequence[int], processes: int) -> list[list[int]]:
+    """Deals micro-batches to processes: evenly many, and about equal costs for all.
+
+    The processes wait for each other in every layer. For that reason the micro-batches that are computed at
+    the same time have similar costs. The largest of each round goes to the process with the least so far.
+
+    Args:
+        costs: The cost of each micro-batch, such as its tokens.
+        processes: The number of processes.
+
+    Returns:
+        The indices for each process, in the order in which they are computed. The numbers of indices differ
+        by at most 1. One process gets all of them in their own order.
+    """
+    if processes == 1:
+        return [list(range(len(costs)))]
+    dealt: list[list[int]] = [[] for _ in range(processes)]
+    loads = [0] * processes
+    largest_first = sorted(range(len(costs)), key=lambda index: (-costs[index], index))
+    for start in range(0, len(costs), processes):
+        idlest_first = sorted(range(processes), key=lambda process: (loads[process], process))
+        for process, index in zip(idlest_first, largest_first[start : start + processes], strict=False):
+            dealt[process].append(index)
+            loads[process] += costs[index]
+    return dealt
+
+
 class BatchSource:
     """The batches of a training phase, step by step, decoded ahead of time.
 
@@ -127,6 +160,10 @@ class BatchSource:
         batch_size: The number of sequences per step.
         micro_batch_size: The number of sequences per forward. The gradients of a step's forwards are summed.
         seed: The seed of the order.
+        rank: The number of this process among those that train together, from 0.
+        processes: The number of those processes.
+        blank: The frame that fills up batches without frames if there are several processes, uint8 `[height,
+            width, 3]` on the model's grid.
     """
 
     def __init__(
@@ -137,7 +174,14 @@ class BatchSource:
         batch_size: int,
         micro_batch_size: int,
         seed: int,
+        rank: int = 0,
+        processes: int = 1,
+        blank: np.ndarray | None = None,
     ) -> None:
+        if processes > 1 and blank is None:
+            raise ValueError(f"blank: got None, wanted a frame for {processes} processes")
+        self._rank, self._processes = rank, processes
+        self._blank = blank if processes > 1 else None
         self._sequences, self._loader = sequences, loader
         self._batch_size, self._micro, self._seed = batch_size, micro_batch_size, seed
         self._lengths = [len(sequence) for sequence in sequences]
@@ -151,7 +195,7 @@ class BatchSource:
         return self._epoch(step // per_epoch)[step % per_epoch]
 
     def batches(self, step: int) -> tuple[Batch, ...]:
-        """The micro-batches of a step.
+        """The micro-batches of a step that this process computes.
 
         Raises:
             VideoError: A frame does not decode.
@@ -161,6 +205,10 @@ class BatchSource:
             if ahead not in self._ahead:
                 self._ahead[ahead] = self._pool.submit(self._make, ahead)
         return self._make(step) if future is None else future.result()
+
+    def n_learned(self, step: int) -> int:
+        """The number of tokens that the loss of a step falls on, in all processes together."""
+        return sum(_n_learned(self._sequences[index].loss_mask) for index in self.indices(step))
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -177,13 +225,25 @@ class BatchSource:
     def _make(self, step: int) -> tuple[Batch, ...]:
         chosen = [self._sequences[i] for i in self.indices(step)]
         parts = [chosen[i : i + self._micro] for i in range(0, len(chosen), self._micro)]
-        return tuple(collate(part, self._loader.load) for part in parts)
+        dealt = deal([max(map(len, part)) * len(part) for part in parts], self._processes)
+        batches = [collate(parts[index], self._loader.load, self._blank) for index in dealt[self._rank]]
+        while self._blank is not None and len(batches) < max(map(len, dealt)):
+            batches.append(_nothing_learned(self._blank))
+        return tuple(batches)
 
 
 def collate(
-    sequences: Sequence[TrainingSequence], load: Callable[[Sequence[FrameKey]], list[np.ndarray]]
+    sequences: Sequence[TrainingSequence],
+    load: Callable[[Sequence[FrameKey]], list[np.ndarray]],
+    blank: np.ndarray | None = None,
 ) -> Batch:
-    """Pads sequences to the length of the longest and loads their distinct frames."""
+    """Pads sequences to the length of the longest and loads their distinct frames.
+
+    Args:
+        sequences: The sequences of one batch.
+        load: A function that loads the pixels of frames.
+        blank: The frame that a batch without frames gets; none by default.
+    """
     longest = max(map(len, sequences))
     ids = np.zeros((len(sequences), longest), np.int64)
     positions = np.zeros((3, len(sequences), longest), np.int64)
@@ -194,15 +254,33 @@ def collate(
         mask[row, : len(sequence)] = sequence.loss_mask
     showings = list(_showings(sequences))
     distinct = {key: place for place, key in enumerate(dict.fromkeys(showings))}
+    frames = tuple(load(list(distinct)))
     return Batch(
         token_ids=torch.from_numpy(ids),
         positions=torch.from_numpy(positions),
         loss_mask=torch.from_numpy(mask),
-        frames=tuple(load(list(distinct))),
+        frames=frames if frames or blank is None else (blank,),
         frame_order=tuple(distinct[key] for key in showings),
         n_tokens=sum(map(len, sequences)),
-        # No token comes before a sequence's first token, so nothing predicts it.
-        n_learned=int(mask[:, 1:].sum()),
+        n_learned=sum(_n_learned(row) for row in mask),
+    )
+
+
+def _n_learned(loss_mask: np.ndarray) -> int:
+    # No token comes before a sequence's first token, so nothing predicts it.
+    return int(loss_mask[1:].sum())
+
+
+def _nothing_learned(blank: np.ndarray) -> Batch:
+    """A micro-batch that keeps all layers running, and whose loss is 0."""
+    return Batch(
+        token_ids=torch.zeros(1, 2, dtype=torch.int64),
+        positions=torch.arange(2).expand(3, 1, 2).contiguous(),
+        loss_mask=torch.zeros(1, 2, dtype=torch.bool),
+        frames=(blank,),
+        frame_order=(),
+        n_tokens=0,
+        n_learned=0,
     )
 
 

@@ -2,14 +2,15 @@
 
 Right padding needs no mask under causal attention, because no token sees later ones. Positions are passed as
 the engine computed them. Each distinct frame of the batch is encoded once, with gradient, and its features
-are copied to wherever the frame is shown.
+are copied to wherever the frame is shown. A frame that is not shown (`batches.py`) takes part in the
+computation, and its gradient is 0.
 """
 
 from __future__ import annotations
 
 import torch
 
-from vrthinker.engine.hf.model import VisionLanguageModel
+from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
 from vrthinker.policy.batches import Batch
 
 
@@ -22,13 +23,17 @@ def learned_hidden(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Ten
     """
     device = policy.device
     ids = batch.token_ids.to(device)
-    is_image, shown = None, []
+    is_image, encoded, shown = None, list[FrameFeatures](), list[FrameFeatures]()
     if batch.frames:
-        is_image = ids == policy.model.config.image_token_id
+        is_image = ids == policy.model.config.image_token_id if batch.frame_order else None
         encoded = policy.encode(batch.frames)
         shown = [encoded[place] for place in batch.frame_order]
+    inputs = policy.embed(ids, is_image, shown)
+    if encoded and not shown:
+        unseen = [features.sum() for frame in encoded for features in (frame.embeds, *frame.deepstack)]
+        inputs["inputs_embeds"] = inputs["inputs_embeds"] + 0.0 * torch.stack(unseen).sum()
     hidden = policy.model.model.language_model(
-        **policy.embed(ids, is_image, shown),
+        **inputs,
         position_ids=batch.positions.to(device),
         # With three rows of positions, None means causal attention. (A fourth row would be read as packing.)
         attention_mask=None,

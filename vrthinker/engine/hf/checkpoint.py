@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.bounded_files import read_json
+from vrthinker.engine.hf.adapters import ADAPTER_CONFIG, read_adapter
 from vrthinker.errors import InputError, one_line
 from vrthinker.limits import MAX_CHECKPOINT_LAYERS, MAX_CHECKPOINT_WIDTH, MAX_TOKENIZER_BYTES, Limit
 
@@ -120,9 +121,14 @@ def _fetch(name: str) -> Path:
 
 
 def weights_fingerprint(folder: Path) -> str:
-    """A SHA-256 to tell checkpoints of one name apart: of the weights; of size and time for large ones."""
+    """A SHA-256 to tell checkpoints of one name apart: of the weights; of size and time for large ones.
+
+    Raises:
+        InputError: The folder holds an adapter whose base cannot be found.
+    """
     digest = hashlib.sha256()
-    for path in sorted(folder.glob("*.safetensors")):
+    base = base_of_adapter(folder)
+    for path in sorted((*folder.glob("*.safetensors"), *(base.glob("*.safetensors") if base else ()))):
         status = path.stat()
         digest.update(f"{path.name}:{status.st_size}:".encode())
         if status.st_size <= _HASHED_BYTES:
@@ -142,8 +148,7 @@ def load_config(folder: Path) -> Any:
     try:
         _check_files(folder)
         _check_config(read_json(folder / CONFIG, _MAX_CONFIG_BYTES))
-        if (folder / "adapter_config.json").exists():
-            raise InputError("adapter_config.json: adapters are not loaded; merge them into the weights")
+        read_adapter(folder)
         if (folder / _INDEX).is_file():
             _check_index(folder, read_json(folder / _INDEX, MAX_TOKENIZER_BYTES.value))
         if (folder / "tokenizer.json").is_file():
@@ -155,6 +160,26 @@ def load_config(folder: Path) -> Any:
         return config
     except Exception as error:
         raise unloadable(folder, error) from None
+
+
+def base_of_adapter(folder: Path) -> Path | None:
+    """The folder of the checkpoint that an adapter belongs to; None if there is no adapter in `folder`.
+
+    Raises:
+        InputError: The adapter or its base cannot be used.
+    """
+    adapter = read_adapter(folder)
+    if adapter is None:
+        return None
+    try:
+        base = resolve_checkpoint(adapter.base)
+    except InputError as error:
+        raise InputError(f"{ADAPTER_CONFIG}: base_model_name_or_path: {error}") from None
+    if (base / ADAPTER_CONFIG).exists():
+        raise InputError(
+            f"{ADAPTER_CONFIG}: {one_line(adapter.base)}: an adapter too; allowed: whole weights"
+        )
+    return base
 
 
 def unloadable(folder: Path, error: BaseException) -> InputError:

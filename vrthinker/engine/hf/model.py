@@ -17,8 +17,9 @@ from typing import Any
 import numpy as np
 import torch
 
+from vrthinker.engine.hf.adapters import merge_adapter, read_adapter
 from vrthinker.engine.hf.cache import KVCache
-from vrthinker.engine.hf.checkpoint import FAMILIES, check_size, load_config, unloadable
+from vrthinker.engine.hf.checkpoint import FAMILIES, base_of_adapter, check_size, load_config, unloadable
 from vrthinker.engine.hf.patch_embed import use_patch_product
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
@@ -60,7 +61,7 @@ class VisionLanguageModel:
 
     Args:
         folder: The checkpoint folder (see `resolve_checkpoint`). Its files are checked first
-            (`checkpoint.py`).
+            (`checkpoint.py`). An adapter in it is merged into its base's weights (`adapters.py`).
         device: The device that the model runs on.
         dtype: The dtype of weights and activations: bfloat16, float16 or float32.
 
@@ -79,12 +80,15 @@ class VisionLanguageModel:
         self.folder, self.device, self.dtype = folder, device, dtype
         try:
             config = load_config(folder)
-            check_size(config, folder)
+            adapter, base = read_adapter(folder), base_of_adapter(folder)
+            if base is not None:
+                load_config(base)  # its files come from somewhere else, and are checked too
+            check_size(config, base or folder)
             self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
             processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
             self.mean, self.std = _three(processor.image_mean, "mean"), _three(processor.image_std, "std")
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
-                folder,
+                base or folder,
                 config=config,
                 dtype=dtype,
                 attn_implementation="sdpa",
@@ -94,6 +98,8 @@ class VisionLanguageModel:
             )
             model, loading = loaded
             self._check_complete(loading)
+            if adapter is not None:
+                merge_adapter(model, adapter)
             self.model: Any = model.to(device).eval().requires_grad_(False)
             use_batched_attention(self.model.model.visual)
             use_patch_product(self.model.model.visual)

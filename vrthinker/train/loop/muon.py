@@ -10,6 +10,9 @@ coefficients; J. Liu et al., "Muon is scalable for LLM training" (2025), the sca
 `torch.optim.Muon` implements the same rule, and tests compare with it. It iterates in bfloat16, which a CPU
 without bfloat16 instructions computes several times slower than float32, and it only accepts matrices. The
 iteration here is in float32, and matrices of one shape are processed together.
+
+Of a sharded model, every process collects the whole matrices, computes all steps, and applies its own rows.
+Muon is meant for small models, for which that is cheap.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 _COEFFICIENTS = (3.4445, -4.775, 2.0315)
 _ITERATIONS = 5
@@ -78,11 +82,16 @@ class Muon(torch.optim.AdamW):
             mean = state["exp_avg"].lerp_(parameter.grad, 1 - group["momentum"])
             # Nesterov momentum: the mean as if the same gradient came once more.
             ahead = parameter.grad.lerp(mean, group["momentum"])
-            by_shape.setdefault((*parameter.shape,), []).append((parameter, ahead))
+            whole = ahead.full_tensor() if isinstance(ahead, DTensor) else ahead
+            by_shape.setdefault((*parameter.shape,), []).append((parameter, whole))
         for shape, members in by_shape.items():
             steps = orthogonalize(torch.stack([ahead for _, ahead in members]))
             scale = _RMS_OF_ADAMW * max(shape) ** 0.5
-            for (parameter, _), step in zip(members, steps, strict=True):
+            for (parameter, _), whole in zip(members, steps, strict=True):
+                step = whole
+                if isinstance(parameter, DTensor):  # with None, nothing is sent: each process has all of it
+                    mesh, placements = parameter.device_mesh, parameter.placements
+                    step = distribute_tensor(whole, mesh, placements, src_data_rank=None)
                 parameter.mul_(1 - rate * group["weight_decay"]).add_(step, alpha=-rate * scale)
 
 
