@@ -212,7 +212,7 @@ def export(
 
 
 def _recompute_layers(model: Any) -> None:
-    """Turns gradient checkpointing on, which transformers renamed after the oldest version that we run with."""
+    """Turns gradient checkpointing on, which transformers renamed after the oldest version supported here."""
     chosen = {"use_reentrant": False}
     if hasattr(model, "activation_checkpointing_enable"):
         model.activation_checkpointing_enable(activation_checkpointing_kwargs=chosen)
