@@ -102,9 +102,10 @@ def test_no_imports_go_in_a_circle() -> None:
 
 def test_train_holds_stages_and_the_loop_only() -> None:
     names = {path.name for path in (ROOT / "vrthinker" / "train").iterdir()} - {"__pycache__"}
-    stages = {"cold_start.py"}
-    shared = {"settings.py", "sft.py", "traces.py", "held_out.py", "model.py"}
-    assert names == {"__init__.py", *stages, *shared, "recipes", "loop"}
+    stages = {"cold_start.py", "rejection.py"}
+    episodes = {"traces.py", "teacher.py", "trials.py", "replies.py"}
+    shared = {"settings.py", "sft.py", "held_out.py", "model.py"}
+    assert names == {"__init__.py", *stages, *episodes, *shared, "recipes", "loop"}
 
 
 @pytest.mark.parametrize("above", ["train", "reward", "judge", "judge_file", "evals", "commands", "world"])

@@ -10,6 +10,9 @@ from typing import Annotated, Any
 import tyro
 
 from vrthinker.commands.options import Flag, announce, option
+from vrthinker.commands.train_options import Set, phase_overrides, with_watching
+from vrthinker.commands.train_rejection import RejectionCommand
+from vrthinker.commands.train_traces import TracesCommand
 from vrthinker.errors import InputError
 from vrthinker.records.trackers import TrackerName
 
@@ -43,13 +46,15 @@ class ColdStartCommand:
     pairs: Annotated[Path | None, option("FILE")] = None
     """The pairs file with the labels of --traces: only traces with four right judgments are kept."""
     steps: Annotated[int | None, option("N")] = None
-    """The number of optimizer steps on --traces. One pass over them by default."""
+    """The number of optimizer steps. One pass over the traces by default."""
     batch_size: Annotated[int | None, option("N")] = None
-    """The number of sequences per step on --traces. 32 by default, as in the paper."""
+    """The number of sequences per step. The recipe's, or 32 as in the paper, by default."""
     learning_rate: Annotated[float | None, option("LR")] = None
-    """The peak learning rate on --traces. 1.5e-6 by default, as in the paper."""
+    """The peak learning rate. The recipe's, or 1.5e-6 as in the paper, by default."""
     seed: Annotated[int | None, option("N")] = None
     """The seed of data, order and random initial weights. The recipe's, or 0, by default."""
+    set: Set = ()
+    """Replace one setting, by its place in the recipe: --set phases.0.steps=100. May be given again."""
     eval_pairs: Annotated[Path | None, option("FILE")] = None
     """Judge these labelled pairs now and then, and keep the best judge in RUN/best. Do not train on them."""
     eval_every: Annotated[int | None, option("STEPS")] = None
@@ -74,7 +79,7 @@ class ColdStartCommand:
 
     def _checked_out(self) -> Path:
         """The run's folder. What can be refused without torch is refused here."""
-        given = [name for name, value in vars(self).items() if value is not None]
+        given = [name for name, value in vars(self).items() if value not in (None, ())]
         if self.resume is not None:
             if given != ["resume"]:
                 options = ", ".join(f"--{name.replace('_', '-')}" for name in given)
@@ -85,15 +90,13 @@ class ColdStartCommand:
         if self.out is None:
             raise InputError("--out: missing; name the run's folder, or --resume one")
         if self.traces is None:
-            for name in ("pairs", "steps", "batch_size", "learning_rate"):
-                if name in given:
-                    option = name.replace("_", "-")
-                    raise InputError(f"--{option}: goes with --traces; a recipe has its own")
+            if self.pairs is not None:
+                raise InputError("--pairs: goes with --traces; a recipe has its own")
             if self.recipe is None:
                 raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
         elif self.recipe is None and self.model is None:
             raise InputError("--model: missing; give the checkpoint folder or hub id to start from")
-        for option, value, least in (
+        for name, value, least in (
             ("--steps", self.steps, 1),
             ("--batch-size", self.batch_size, 1),
             ("--seed", self.seed, 0),
@@ -101,7 +104,7 @@ class ColdStartCommand:
             ("--eval-limit", self.eval_limit, 1),
         ):
             if value is not None and value < least:
-                raise InputError(f"{option}: got {value}, allowed: at least {least}")
+                raise InputError(f"{name}: got {value}, allowed: at least {least}")
         if self.eval_pairs is None:
             for name in ("eval_every", "eval_limit"):
                 if name in given and self.recipe is None:
@@ -109,9 +112,9 @@ class ColdStartCommand:
                         f"--{name.replace('_', '-')}: goes with --eval-pairs; give a file of pairs"
                     )
         files = (("--traces", self.traces), ("--pairs", self.pairs), ("--eval-pairs", self.eval_pairs))
-        for option, path in files:
+        for name, path in files:
             if path is not None and not path.is_file():
-                raise InputError(f"{option}: {path}: not a file; give a file")
+                raise InputError(f"{name}: {path}: not a file; give a file")
         if self.model is not None and self.model != "nano":
             from vrthinker.engine.hf.checkpoint import resolve_checkpoint
 
@@ -119,7 +122,7 @@ class ColdStartCommand:
         return self.out
 
     def _values(self) -> dict[str, Any]:
-        from vrthinker.train.settings import load_recipe
+        from vrthinker.train.settings import load_recipe, with_overrides
 
         values: dict[str, Any] = {} if self.recipe is None else load_recipe(self.recipe)
         if self.model is not None:
@@ -128,48 +131,28 @@ class ColdStartCommand:
             values["seed"] = self.seed
         if self.traces is not None:
             source = {"kind": "file", "path": self.traces, "pairs": self.pairs}
-            phase: dict[str, Any] = {"name": "traces", "traces": source}
-            if self.steps is not None:
-                phase["steps"] = self.steps
-            if self.batch_size is not None:
-                phase["batch_size"] = self.batch_size
-            if self.learning_rate is not None:
-                phase["learning_rate"] = {"peak": self.learning_rate}
-            values["phases"] = [phase]
+            values["phases"] = [{"name": "traces", "traces": source}]
         if "phases" not in values:
             raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
         return with_watching(
-            values,
+            with_overrides(values, [*self._of_the_phase(values["phases"]), *self.set]),
             pairs=self.eval_pairs,
             every=self.eval_every,
             limit=self.eval_limit,
             tracker=self.tracker,
         )
 
-
-def with_watching(
-    values: dict[str, Any],
-    *,
-    pairs: Path | None,
-    every: int | None,
-    limit: int | None,
-    tracker: TrackerName | None,
-) -> dict[str, Any]:
-    """A stage's settings with the options that say how a run is watched.
-
-    Args:
-        values: The settings. A recipe's evaluation and tracker stay where an option is not given.
-        pairs: The held-out pairs.
-        every: The number of steps between evaluations.
-        limit: The number of held-out pairs.
-        tracker: The tracker.
-    """
-    given = {"pairs": pairs, "every": every, "limit": limit}
-    evaluation = {name: value for name, value in given.items() if value is not None}
-    if evaluation:
-        stored = values.get("evaluation")
-        values = {**values, "evaluation": {**(stored if isinstance(stored, dict) else {}), **evaluation}}
-    return values if tracker is None else {**values, "tracker": tracker}
+    def _of_the_phase(self, phases: object) -> list[str]:
+        """The options that change a phase, as settings of the only one."""
+        given = phase_overrides("phases.0.", self.steps, self.batch_size, self.learning_rate)
+        if given and isinstance(phases, list) and len(phases) != 1:
+            name = given[0].partition("=")[0].removeprefix("phases.0.")
+            option = name.removesuffix(".peak").replace("_", "-")
+            raise InputError(
+                f"--{option}: the recipe has {len(phases)} phases; name one of them, like "
+                f"--set phases.{len(phases) - 1}.{name}=..."
+            )
+        return given
 
 
 @dataclass(frozen=True)
@@ -237,6 +220,8 @@ def _spelled(value: float | None) -> str:
 
 
 TrainCommand = (
-    Annotated[ColdStartCommand, tyro.conf.subcommand("cold-start", prefix_name=False)]
+    Annotated[TracesCommand, tyro.conf.subcommand("traces", prefix_name=False)]
+    | Annotated[ColdStartCommand, tyro.conf.subcommand("cold-start", prefix_name=False)]
+    | Annotated[RejectionCommand, tyro.conf.subcommand("rejection", prefix_name=False)]
     | Annotated[TrainShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
 )

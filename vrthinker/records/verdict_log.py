@@ -147,19 +147,24 @@ class VerdictLog:
         """The ids among `ids` that are neither recorded nor claimed at this moment."""
         return [pair_id for pair_id in self.pending(ids) if self._locks.holder(pair_id) is None]
 
-    def drop_failed(self) -> int:
+    def drop_failed(self, spare: Collection[str] = ()) -> int:
         """Removes the null judgments, so that they are judged again, and returns their number.
 
         The file is replaced atomically. Other processes notice this at their next call.
+
+        Args:
+            spare: Stop reasons whose records stay.
 
         Raises:
             VRThinkerError: The new file could not be written. The old file is unchanged.
         """
         with self._locks.writing():
             self._sync()
-            dropped = len(self._failed)
-            if dropped:
-                kept = [line for line in whole_lines(self._fd, 0, self.path) if self._is_judged(line)]
+            if not self._failed:
+                return 0
+            lines = list(whole_lines(self._fd, 0, self.path))
+            kept = [line for line in lines if self._stays(line, spare)]
+            if dropped := len(lines) - len(kept):
                 replace_file(self.path, b"".join(line + b"\n" for line in kept))
                 self._sync()
             return dropped
@@ -258,9 +263,9 @@ class VerdictLog:
         self._line_count = number
         self._offset += len(line) + 1
 
-    def _is_judged(self, line: bytes) -> bool:
+    def _stays(self, line: bytes, spare: Collection[str]) -> bool:
         record = unfinished(line)
-        return record is not None and record.judgment is not None
+        return record is not None and (record.judgment is not None or record.stop_reason in spare)
 
     def _repair(self, tail: bytes) -> None:
         """Completes or removes the unfinished last line of a writer that was killed."""

@@ -6,13 +6,14 @@ Settings are frozen pydantic models. A recipe is their YAML form.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import json
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError, field_validator
 
-from vrthinker.bounded_files import read_json, read_yaml
+from vrthinker.bounded_files import parse_json, read_json, read_yaml
 from vrthinker.errors import InputError, first_problem, one_line
 from vrthinker.records.trackers import TrackerName
 from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings
@@ -124,6 +125,48 @@ def load_recipe(name: str) -> dict[str, Any]:
     if not isinstance(loaded, dict):
         raise InputError(f"{path}: got {type(loaded).__name__}, wanted a mapping of settings")
     return loaded
+
+
+def with_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
+    """Settings with single values replaced, as `--set phases.0.steps=10` gives them.
+
+    A value is read as JSON; what is no JSON is text. Whether a key exists is for the settings to say.
+
+    Raises:
+        InputError: An assignment is not `key=value`, or its key leads into something that has no keys.
+    """
+    changed: dict[str, Any] = json.loads(json.dumps(values, default=str))  # aliases of a recipe become copies
+    for assignment in assignments:
+        key, equals, text = assignment.partition("=")
+        if not equals or not all(key.split(".")):
+            got = one_line(repr(assignment))
+            raise InputError(f"--set: got {got}, allowed: key=value, like phases.0.steps=100")
+        try:
+            value = parse_json(text, "--set")
+        except InputError:
+            value = text
+        *parents, last = key.split(".")
+        holder: Any = changed
+        for name in parents:
+            holder = holder.setdefault(name, {}) if isinstance(holder, dict) else _entry(holder, name, key)
+        if isinstance(holder, dict):
+            holder[last] = value
+        else:
+            _entry(holder, last, key)
+            holder[int(last)] = value
+    return changed
+
+
+def _entry(holder: object, name: str, key: str) -> Any:
+    """An entry of a list by its number."""
+    if not isinstance(holder, list):
+        raise InputError(f"--set: {one_line(key)}: {one_line(name)} stands below a value that has no keys")
+    if not (name.isdecimal() and name.isascii() and int(name[:9]) < len(holder)):
+        raise InputError(
+            f"--set: {one_line(key)}: got {one_line(name)}, allowed: 0 to {len(holder) - 1}, one entry of "
+            "the list"
+        )
+    return holder[int(name)]
 
 
 def stage_settings(stage: Stage, kind: type[AnySettings], values: Mapping[str, Any]) -> AnySettings:

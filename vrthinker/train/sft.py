@@ -59,8 +59,12 @@ _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 
 
 @contextlib.contextmanager
-def stage_folder(out: Path) -> Iterator[None]:
+def stage_folder(out: Path, *kept: str) -> Iterator[None]:
     """Holds a run's folder. If the run is refused before it has trained, a folder that is new is removed.
+
+    Args:
+        out: The folder.
+        kept: The names of files in it that are never removed with it.
 
     Raises:
         InputError: The folder cannot be used.
@@ -72,7 +76,7 @@ def stage_folder(out: Path) -> Iterator[None]:
             yield
     except InputError:
         # Nothing was trained: the same folder may be named again, with what was wrong mended.
-        if is_new and not (out / METRICS_FILE).exists():
+        if is_new and not any((out / name).exists() for name in (METRICS_FILE, *kept)):
             shutil.rmtree(out, ignore_errors=True)
         raise
 

@@ -31,7 +31,7 @@ from vrthinker.episode.grammar import FinalAnswer, parse_round
 from vrthinker.episode.prompts import PromptTemplates, clean
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import JudgeSettings
-from vrthinker.episode.trajectory import Trajectory, dump_line, load_trajectories
+from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError, one_line
 from vrthinker.records.files import replace_file
 from vrthinker.video.content import clip_content
@@ -120,7 +120,8 @@ def why_dropped(trajectory: Trajectory, labels: Mapping[str, int] | None) -> str
     parsed = [parse_round(record.text) for record in trajectory.rounds]
     final = parsed[-1].ending if parsed else None
     if trajectory.outcome.judgments is None or not isinstance(final, FinalAnswer):
-        return "without a verdict"
+        stop = trajectory.outcome.stop_reason
+        return "without a verdict" + ("" if stop is StopReason.ANSWERED else f" ({stop.value})")
     if not all(read.well_formed for read in parsed):
         return "not well formed"
     judgments = final.answer.judgments.as_dict()
@@ -165,13 +166,13 @@ class Selection:
         """The number of kept traces that do not say which content their clips had."""
         return sum(any(video.sha256 is None for video in trace.videos) for trace in self.traces)
 
-    def summary(self) -> str:
+    def summary(self, noun: str = "traces") -> str:
         """What was kept and why the others were not, as a part of a line: `kept 6 of 11 traces (...)`."""
         counts = list(self.reasons.items())
         if rest := sum(count for _, count in counts[_REASONS:]):
             counts = [*counts[:_REASONS], ("for other reasons", rest)]
         reasons = ", ".join(f"{count} {reason}" for reason, count in counts)
-        return f"kept {len(self.traces)} of {self.n_read} traces" + (f" ({reasons})" if reasons else "")
+        return f"kept {len(self.traces)} of {self.n_read} {noun}" + (f" ({reasons})" if reasons else "")
 
     def digest(self) -> str:
         """A SHA-256 of everything in the traces that is learned, in hexadecimal digits."""
@@ -194,7 +195,10 @@ def read_traces(source: FileTraces) -> Selection:
     pairs = None if source.pairs is None else {pair.id: pair for pair in load_pairs(source.pairs)}
     latest: dict[tuple[object, ...], tuple[Trajectory, str | None]] = {}
     for trajectory in load_trajectories(source.path):
-        labels = None if pairs is None else _labels(trajectory, pairs.get(trajectory.id), source)
+        labels = None
+        if pairs is not None and source.pairs is not None:
+            pair = pairs.get(trajectory.id)
+            labels = checked_labels(trajectory, pair, pairs_file=source.pairs, record=source.path)
         clips = tuple(video.path for video in trajectory.videos)
         key = (trajectory.id, trajectory.seed, trajectory.prompt, clips)
         latest[key] = trajectory, why_dropped(trajectory, labels)
@@ -209,29 +213,42 @@ def read_traces(source: FileTraces) -> Selection:
     return selection
 
 
-def _labels(trajectory: Trajectory, pair: Pair | None, source: FileTraces) -> Mapping[str, int]:
-    """The four labels of a trace's pair."""
+def checked_labels(
+    trajectory: Trajectory, pair: Pair | None, *, pairs_file: Path, record: Path, all_four: bool = True
+) -> Mapping[str, int]:
+    """The labels of a trace's pair, if the trace is about the pair's caption and clips.
+
+    Args:
+        trajectory: The trace.
+        pair: The pair with the trace's id.
+        pairs_file: The file of the pair, for messages.
+        record: The file of the trace, for messages.
+        all_four: Whether the pair must have all four labels.
+
+    Raises:
+        InputError: There is no such pair, a label is missing, or the trace is about something else.
+    """
     name = one_line(repr(trajectory.id))
     if pair is None:
         raise InputError(
-            f"{source.pairs}: has no pair {name}, of which {source.path} has a trace; give the pairs file "
+            f"{pairs_file}: has no pair {name}, of which {record} has a trace; give the pairs file "
             "that was judged"
         )
     labels = pair.labels or {}
-    if missing := [code for code in Dimension if code not in labels]:
+    if all_four and (missing := [code for code in Dimension if code not in labels]):
         raise InputError(
-            f"{source.pairs}: pair {name} lacks the label {', '.join(missing)}; add it, because a trace is "
+            f"{pairs_file}: pair {name} lacks the label {', '.join(missing)}; add it, because a trace is "
             "kept only if all four judgments are right; or train without pairs"
         )
     if clean(pair.prompt) != trajectory.prompt:
-        raise InputError(f"{source.pairs}: pair {name} has another caption than its trace in {source.path}")
+        raise InputError(f"{pairs_file}: pair {name} has another caption than its trace in {record}")
     for video, clip in zip(trajectory.videos, (pair.video_1, pair.video_2), strict=True):
         if video.sha256 is None or os.path.realpath(clip) == os.path.realpath(video.path):
             continue
         content = clip_content(clip)
         if content is not None and content != (video.size_bytes, video.sha256):
             raise InputError(
-                f"{source.pairs}: pair {name} has {clip} where its trace in {source.path} was judged on "
+                f"{pairs_file}: pair {name} has {clip} where its trace in {record} was judged on "
                 f"{one_line(video.path)}, another clip"
             )
     return labels

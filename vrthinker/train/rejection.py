@@ -1,0 +1,246 @@
+"""Stage 2, rejection sampling fine-tuning: the model learns from its own right episodes (method section 5).
+
+What it does: it samples several episodes per pair from the current model, keeps those that are well formed
+and right (the two filters of cold start), at most `keep_per_item` of a pair, and trains on the tokens of
+their rounds. Pairs without a right episode can be written to a file for the stage that follows, which learns
+from them.
+
+How it differs from the paper: the cap per pair, and the random order of the clips, are ours. A dimension
+without a label is not checked. Sampling keeps the checkpoint's window and limits, and never guides.
+
+    vrthinker train rejection --model M --pairs pairs.jsonl --out RUN
+    vrthinker train rejection --recipe nano-rejection --out RUN
+    vrthinker train rejection --resume RUN
+"""
+
+from __future__ import annotations
+
+import functools
+import gc
+import hashlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, field_validator
+
+from vrthinker.data.pairs import Pair, load_pairs
+from vrthinker.engine.hf.checkpoint import weights_fingerprint
+from vrthinker.errors import VRThinkerError
+from vrthinker.judge import Judge
+from vrthinker.progress import Progress, counted
+from vrthinker.records.verdicts import VerdictRecord
+from vrthinker.train.loop.ranks import current_ranks
+from vrthinker.train.settings import (
+    SftPhase,
+    SftSettings,
+    Stage,
+    StageSettings,
+    stage_settings,
+    stored_settings,
+)
+from vrthinker.train.sft import (
+    Lessons,
+    base_folder,
+    begin_run,
+    load_start,
+    resume_hint,
+    stage_folder,
+    train,
+)
+from vrthinker.train.teacher import TRACES, Collection, collect, select, write_selection
+from vrthinker.train.trials import Trial, check_clips, make_trials, write_pairs_file
+from vrthinker.world.files import MAX_PAIRS, PAIRS_FILE, make_world
+from vrthinker.world.world import WorldConfig
+
+REJECTION = Stage("rejection sampling", "rejection")
+SAMPLES = "samples"
+"""The folder of the sampled episodes in a run's folder."""
+
+
+# Settings
+
+
+class FilePairs(StageSettings):
+    """The pairs of a pairs file. A pair without a label for a dimension is not checked in it."""
+
+    kind: Literal["file"] = "file"
+    path: Path
+
+    @field_validator("path")
+    @classmethod
+    def _from_anywhere(cls, path: Path) -> Path:
+        """Makes a path absolute, because a run may be resumed from another folder."""
+        return path.absolute()
+
+
+class WorldPairs(StageSettings):
+    """The pairs of a synthetic world, which is generated for them."""
+
+    kind: Literal["world"] = "world"
+    world: WorldConfig = WorldConfig()
+    pairs: int = Field(ge=1, le=MAX_PAIRS)
+    seed: int = Field(0, ge=0, le=1 << 40)
+    """Seed of the pairs. It should differ from seeds that are trained or evaluated on."""
+
+
+class Sampling(StageSettings):
+    """How episodes are sampled from the current model."""
+
+    samples: int = Field(8, ge=1, le=1024)
+    """Number of episodes per pair (ours: 8, the size of a group in GRPO)."""
+    temperature: float = Field(1.0, ge=1e-3, le=10.0)
+    top_p: float = Field(1.0, gt=0.0, le=1.0)
+    keep_per_item: int | None = Field(1, ge=1)
+    """The most episodes that are learned per pair (ours), so that easy pairs do not crowd out the others;
+    null keeps all that are right."""
+    swap: bool = True
+    """Draw for each episode whether the clips are judged in the other order, with the labels turned too."""
+    batch_size: int = Field(64, ge=1, le=4096)
+    """Number of episodes that advance together."""
+    dtype: Literal["float32", "bfloat16", "float16"] | None = None
+    """The dtype of sampling: by default bfloat16 on a GPU, float32 on a CPU."""
+
+
+class RejectionSettings(SftSettings):
+    """All settings of rejection sampling fine-tuning."""
+
+    items: Annotated[FilePairs | WorldPairs, Field(discriminator="kind")]
+    sampling: Sampling = Sampling()
+    learn: SftPhase = SftPhase(name="rejection")
+    """How long and how fast it learns from what was kept."""
+    for_grpo: Path | None = None
+    """A file that pairs without a right episode are written to, as a pairs file."""
+
+    @field_validator("for_grpo")
+    @classmethod
+    def _from_anywhere_too(cls, path: Path | None) -> Path | None:
+        return None if path is None else path.absolute()
+
+
+def rejection_settings(values: Mapping[str, Any]) -> RejectionSettings:
+    """Validates settings. An error names the first wrong key.
+
+    Raises:
+        InputError: A key is unknown, missing or out of range.
+    """
+    return stage_settings(REJECTION, RejectionSettings, values)
+
+
+def resume_settings(run: Path) -> RejectionSettings:
+    """The settings that a run was started with.
+
+    Raises:
+        InputError: The folder does not hold a run of this stage.
+    """
+    return stored_settings(REJECTION, RejectionSettings, run)
+
+
+# The run
+
+
+def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
+    """Samples, filters and trains, or resumes a run that was stopped in any of these.
+
+    Args:
+        settings: The settings. For a folder that holds a run, they must be the run's.
+        out: The run's folder, as of a cold start, with the sampled episodes in `samples/`.
+
+    Returns:
+        The trained judge's checkpoint folder, `out/model`; None if a signal ended the run early.
+
+    Raises:
+        InputError: Settings, pairs or the folder cannot be used. A folder that this call made is removed.
+        VRThinkerError: Sampling or training failed, or nothing was kept. What was recorded stays.
+    """
+    with stage_folder(out, SAMPLES):
+        ranks, items, sampling = current_ranks(), settings.items, settings.sampling
+        # A file is read first, because it may be missing.
+        pairs = ranks.together(lambda: _pairs_of(items.path) if isinstance(items, FilePairs) else [])
+        begin_run(settings, out)
+        try:
+            if isinstance(items, WorldPairs):
+                pairs = ranks.first_then_others(functools.partial(_world_pairs, items, out / "data"))
+            trials = make_trials(pairs, samples=sampling.samples, seed=settings.seed, swap=sampling.swap)
+            # All processes of a run share the trials, as they would share a results file.
+            ranks.together(lambda: _sample(settings, trials, out))
+            collection = ranks.together(lambda: _selected(settings, trials, out))
+        except KeyboardInterrupt:
+            Progress().say(f"{REJECTION.name}: interrupted while sampling; {resume_hint(REJECTION, out)}")
+            return None
+        source = {
+            "kind": REJECTION.command,
+            "path": str(out / SAMPLES / TRACES),
+            "unchecked_judgments": collection.unchecked,
+        }
+        lessons = Lessons(settings.learn, collection.selection, source)
+        return train(REJECTION, settings, load_start(settings, out), [lessons], out)
+
+
+def _sample(settings: RejectionSettings, trials: Sequence[Trial], out: Path) -> None:
+    """Samples the episodes from the current model that are not recorded yet."""
+    base, sampling = base_folder(settings, out), settings.sampling
+    options: dict[str, Any] = {
+        "guided": False,
+        "temperature": sampling.temperature,
+        "top_p": sampling.top_p,
+    }
+    progress, n_recorded = Progress(), 0
+
+    def started(recorded: int) -> None:
+        nonlocal n_recorded
+        n_recorded = recorded
+        progress.say(f"{REJECTION.name}: {recorded} of {len(trials)} episodes recorded")
+
+    def count(record: VerdictRecord) -> None:
+        nonlocal n_recorded
+        n_recorded += 1
+        line = f"{REJECTION.name}: {n_recorded} of {len(trials)} episodes"
+        progress.show("sampling", n_recorded, len(trials), line=line, every=max(1, len(trials) // 20))
+
+    with progress:
+        collect(
+            Judge.configuration_of(base, **options),
+            lambda: Judge.from_pretrained(
+                base, batch_size=sampling.batch_size, dtype=sampling.dtype, **options
+            ),
+            trials,
+            out / SAMPLES,
+            seed=settings.seed,
+            run={"weights": weights_fingerprint(base), "swap": sampling.swap},
+            on_start=started,
+            on_record=count,
+        )
+    gc.collect()  # the sampling engine's weights and caches, before the policy is loaded
+
+
+def _selected(settings: RejectionSettings, trials: Sequence[Trial], out: Path) -> Collection:
+    """What the filters and the cap keep of the recorded episodes."""
+    folder, progress = out / SAMPLES, Progress()
+    collection = select(trials, folder, keep_per_pair=settings.sampling.keep_per_item)
+    unsolved = [trial.source for trial in collection.without_a_right_episode()]
+    if current_ranks().is_first:
+        write_selection(collection, folder)
+        if settings.for_grpo is not None:
+            write_pairs_file(settings.for_grpo, unsolved)
+    progress.say(f"{REJECTION.name}: {collection.selection.summary('episodes')}")
+    if collection.unchecked:
+        progress.say(f"{REJECTION.name}: {collection.unchecked} judgments have no label and were not checked")
+    if settings.for_grpo is not None:
+        pairs = counted(len(unsolved), "pair")
+        progress.say(f"{REJECTION.name}: {pairs} without a right episode in {settings.for_grpo}")
+    if not collection.selection.traces:
+        raise VRThinkerError(f"{folder}: {collection.selection.summary('episodes')}; nothing to learn from")
+    return collection
+
+
+def _pairs_of(path: Path) -> list[Pair]:
+    pairs = load_pairs(path)
+    check_clips(pairs, path)
+    return pairs
+
+
+def _world_pairs(items: WorldPairs, data: Path) -> list[Pair]:
+    name = hashlib.sha256(items.model_dump_json().encode()).hexdigest()[:12]
+    make_world(data / name, items.world, pairs=items.pairs, seed=items.seed)
+    return load_pairs(data / name / PAIRS_FILE)
