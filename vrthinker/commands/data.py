@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import tyro
 
 from vrthinker.commands.options import Flag, announce, option
+from vrthinker.commands.traces import DataExportTracesCommand, DataImportTracesCommand
 from vrthinker.errors import InputError, unwritable
 from vrthinker.progress import counted
 
@@ -309,4 +310,6 @@ DataCommand = (
     Annotated[DataImportCommand, tyro.conf.subcommand("import", prefix_name=False)]
     | Annotated[DataExportCommand, tyro.conf.subcommand("export", prefix_name=False)]
     | Annotated[DataSplitCommand, tyro.conf.subcommand("split", prefix_name=False)]
+    | Annotated[DataExportTracesCommand, tyro.conf.subcommand("export-traces", prefix_name=False)]
+    | Annotated[DataImportTracesCommand, tyro.conf.subcommand("import-traces", prefix_name=False)]
 )

@@ -218,6 +218,18 @@ def table_bytes(path: Path, rows: Sequence[Mapping[str, Any]], columns: Sequence
     return buffer.getvalue()
 
 
+def parquet_bytes(rows: Sequence[Mapping[str, Any]]) -> bytes:
+    """Rows with nested lists and objects as the content of a Parquet file. All rows have the same fields.
+
+    Raises:
+        InputError: pyarrow is not installed.
+    """
+    _need_pyarrow("Parquet")
+    buffer = io.BytesIO()
+    _parquet().write_table(_pyarrow().Table.from_pylist(list(rows)), buffer)
+    return buffer.getvalue()
+
+
 def _cell(value: object) -> object:
     if isinstance(value, bool):
         return str(value).lower()

@@ -1,0 +1,1 @@
+"""Thinking traces in the formats of other trainers, out and back in."""
