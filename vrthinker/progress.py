@@ -15,6 +15,15 @@ if TYPE_CHECKING:
     from rich.progress import ProgressColumn, TaskID
 
 
+_is_silent = False
+
+
+def silence(silent: bool) -> None:
+    """Shows nothing from here on, or everything again: of several processes with one job, one shows it."""
+    global _is_silent
+    _is_silent = silent
+
+
 def counted(count: int, noun: str) -> str:
     """A number with its noun, in the plural unless the number is 1: `1 pair`, `2 pairs`."""
     return f"{count} {noun}{'' if count == 1 else 's'}"
@@ -31,7 +40,7 @@ class Progress:
         from rich.console import Console
 
         console = Console(stderr=True)
-        self._bars: Bars | None = _bars(console, figures) if console.is_terminal else None
+        self._bars: Bars | None = _bars(console, figures) if console.is_terminal and not _is_silent else None
         self._tasks: dict[str, TaskID] = {}
 
     @property
@@ -77,7 +86,7 @@ class Progress:
             from rich.text import Text
 
             self._bars.console.print(Text(text))
-        else:
+        elif not _is_silent:
             sys.stderr.write(f"{text}\n")
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from pathlib import Path
@@ -52,7 +53,14 @@ def check_device(device: str | None) -> None:
         raise InputError(f"--device: got {device!r}, allowed: cpu, cuda, cuda:1")
 
 
+def is_first_process() -> bool:
+    """Whether this is the process that prints, of those that torchrun may have started for one command."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def announce(text: str) -> None:
     """Writes a line to stderr before something that takes long, so that nobody waits in silence."""
+    if not is_first_process():
+        return
     sys.stderr.write("".join(c if c.isprintable() else " " for c in text) + "\n")
     sys.stderr.flush()

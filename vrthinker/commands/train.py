@@ -9,7 +9,8 @@ from typing import Annotated, Any
 
 import tyro
 
-from vrthinker.commands.options import Flag, announce, option
+from vrthinker.commands.options import Flag, announce, is_first_process, option
+from vrthinker.commands.plan import TrainPlanCommand
 from vrthinker.commands.train_options import Set, phase_overrides, with_watching
 from vrthinker.commands.train_rejection import RejectionCommand
 from vrthinker.commands.train_traces import TracesCommand
@@ -74,7 +75,8 @@ class ColdStartCommand:
         trained = run_cold_start(settings, out)
         if trained is None:  # the loop has printed how to resume
             return 130
-        sys.stdout.write(f"{trained}\n")
+        if is_first_process():
+            sys.stdout.write(f"{trained}\n")
         return 0
 
     def _checked_out(self) -> Path:
@@ -131,7 +133,9 @@ class ColdStartCommand:
             values["seed"] = self.seed
         if self.traces is not None:
             source = {"kind": "file", "path": self.traces, "pairs": self.pairs}
-            values["phases"] = [{"name": "traces", "traces": source}]
+            phases = values.get("phases")
+            only = phases[0] if isinstance(phases, list) and len(phases) == 1 else {"name": "traces"}
+            values["phases"] = [{**only, "traces": source} if isinstance(only, dict) else only]
         if "phases" not in values:
             raise InputError("cold start: got nothing to learn from; give --traces or --recipe")
         return with_watching(
@@ -224,4 +228,5 @@ TrainCommand = (
     | Annotated[ColdStartCommand, tyro.conf.subcommand("cold-start", prefix_name=False)]
     | Annotated[RejectionCommand, tyro.conf.subcommand("rejection", prefix_name=False)]
     | Annotated[TrainShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
+    | Annotated[TrainPlanCommand, tyro.conf.subcommand("plan", prefix_name=False)]
 )

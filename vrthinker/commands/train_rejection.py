@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
-from vrthinker.commands.options import announce, option
+from vrthinker.commands.options import announce, is_first_process, option
 from vrthinker.commands.train_options import Set, phase_overrides, with_watching
 from vrthinker.errors import InputError
 from vrthinker.records.trackers import TrackerName
@@ -71,7 +71,8 @@ class RejectionCommand:
         trained = run_rejection(settings, out)
         if trained is None:  # a line has said how to resume
             return 130
-        sys.stdout.write(f"{trained}\n")
+        if is_first_process():
+            sys.stdout.write(f"{trained}\n")
         return 0
 
     def _checked_out(self) -> Path:

@@ -13,6 +13,7 @@ be trained from random weights on the synthetic world (`--recipe nano`).
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
@@ -20,6 +21,7 @@ from typing import Annotated, Any
 from pydantic import Field
 
 from vrthinker.progress import Progress
+from vrthinker.train.loop.ranks import current_ranks
 from vrthinker.train.settings import SftPhase, SftSettings, Stage, stage_settings, stored_settings
 from vrthinker.train.sft import Lessons, Start, begin_run, load_start, stage_folder, train
 from vrthinker.train.traces import (
@@ -81,7 +83,12 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
     """
     with stage_folder(out):
         # Files are read first, because they may be missing.
-        read = [read_traces(p.traces) if isinstance(p.traces, FileTraces) else None for p in settings.phases]
+        ranks = current_ranks()
+        read = ranks.together(
+            lambda: [
+                read_traces(p.traces) if isinstance(p.traces, FileTraces) else None for p in settings.phases
+            ]
+        )
         begin_run(settings, out)
         for phase, selection in zip(settings.phases, read, strict=True):
             if selection is not None:
@@ -90,7 +97,9 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
         lessons = []
         for phase, selection in zip(settings.phases, read, strict=True):
             if selection is None:
-                selection = _made_traces(phase, out / "data", start, settings.seed)
+                selection = ranks.first_then_others(
+                    functools.partial(_made_traces, phase, out / "data", start, settings.seed)
+                )
                 _say_what_was_kept(phase, selection)
             source = phase.traces.model_dump(mode="json", include={"kind", "path", "pairs"})
             lessons.append(Lessons(phase, selection, source))

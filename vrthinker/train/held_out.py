@@ -47,6 +47,7 @@ from vrthinker.judge_file import record_of
 from vrthinker.progress import Progress, counted
 from vrthinker.records.files import replace_file
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
+from vrthinker.train.model import TrainedPolicy
 from vrthinker.train.settings import HeldOutSettings
 
 EVALUATIONS_FOLDER, BEST_FOLDER = "evaluations", "best"
@@ -60,7 +61,7 @@ class HeldOut:
     """Judges held-out pairs with the policy that is being trained.
 
     Args:
-        policy: The policy. It is used between two steps, as it is.
+        trained: The policy. It is used between two steps, as it is. All its processes call `measure`.
         pairs: The pairs, each with a label.
         settings: When to judge, and how many episodes together.
         steps: The number of steps of the whole run. After the last one there is always an evaluation.
@@ -72,7 +73,7 @@ class HeldOut:
 
     def __init__(
         self,
-        policy: VisionLanguageModel,
+        trained: TrainedPolicy,
         pairs: Sequence[Pair],
         settings: HeldOutSettings,
         *,
@@ -83,7 +84,8 @@ class HeldOut:
         export: Callable[[Path], object],
     ) -> None:
         greedy = judge_settings.episode.model_copy(update={"temperature": 0.0, "top_p": 1.0})
-        self._policy, self._pairs, self._settings = policy, list(pairs), settings
+        self._trained, self._policy = trained, trained.policy
+        self._pairs, self._settings = list(pairs), settings
         self._steps, self._run, self._export = steps, run, export
         self._judge_settings = judge_settings.model_copy(update={"episode": greedy})
         self._templates = templates
@@ -104,18 +106,24 @@ class HeldOut:
             return {}
         began = time.perf_counter()
         with _undisturbed(self._policy):
-            report = self._judge(step)
-            metrics = metrics_of(report)
-            before = best_score(self._run / METRICS_FILE, before=step)
-            is_best = before is None or metrics[SCORE] > before[1]
+            with self._trained.whole():
+                metrics, is_best = self._trained.ranks.first(lambda: self._measured(step))
             if is_best:
                 self._export(self._run / BEST_FOLDER)
+        return {**metrics, "eval/seconds": time.perf_counter() - began}
+
+    def _measured(self, step: int) -> tuple[dict[str, float], bool]:
+        """The metrics of this step, and whether its score is the highest so far. One process judges."""
+        report = self._judge(step)
+        metrics = metrics_of(report)
+        before = best_score(self._run / METRICS_FILE, before=step)
+        is_best = before is None or metrics[SCORE] > before[1]
         best = (step, metrics[SCORE]) if before is None or is_best else before
         Progress().say(
             f"held-out pairs after step {step}: score {metrics[SCORE]:.3f} on {counted(report.pairs, 'pair')}"
             f"; the best is {best[1]:.3f}, after step {best[0]}"
         )
-        return {**metrics, "eval/seconds": time.perf_counter() - began}
+        return metrics, is_best
 
     def _judge(self, step: int) -> PairsReport:
         folder = self._run / EVALUATIONS_FOLDER / f"step-{step:08d}"

@@ -11,11 +11,12 @@ averaged. So N processes do the step of one process with all their micro-batches
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shutil
 import types
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
@@ -128,6 +129,33 @@ class TrainedPolicy:
                 return function(*arguments)
             result: Result = self.model.with_whole_weights(function, *arguments)
             return result
+
+    @contextlib.contextmanager
+    def whole(self) -> Iterator[None]:
+        """Gathers all weights on every process, for work between two steps that not all processes do.
+
+        All processes enter and leave together. Inside, the model computes in the precision without autocast.
+        """
+        if self.ranks.size == 1:
+            yield
+            return
+        from torch.distributed.fsdp import FSDPModule
+
+        self.model.with_whole_weights(tuple)  # before its first forward, the model does not know its groups
+        groups = [module for module in self.model.modules() if isinstance(module, FSDPModule)]
+        before = self.policy.dtype
+        try:
+            for group in groups:
+                group.set_reshard_after_forward(False, recurse=False)
+                group.unshard()
+            if self.settings.precision == "bfloat16":
+                self.policy.dtype = torch.bfloat16
+            yield
+        finally:
+            self.policy.dtype = before
+            for group in groups:
+                group.set_reshard_after_forward(group is not self.model, recurse=False)
+                group.reshard()
 
 
 def load_policy(

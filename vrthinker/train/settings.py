@@ -18,6 +18,7 @@ from vrthinker.errors import InputError, first_problem, one_line
 from vrthinker.records.trackers import TrackerName
 from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings
 from vrthinker.train.loop.schedule import LearningRate
+from vrthinker.train.model import PolicySettings
 
 RECIPES = Path(__file__).parent / "recipes"
 CONFIG_FILE = "config.json"
@@ -61,7 +62,7 @@ class HeldOutSettings(StageSettings):
     """Number of episodes that advance together."""
 
 
-class SftSettings(StageSettings):
+class SftSettings(PolicySettings, StageSettings):
     """The settings of every supervised stage. Every run writes its resolved settings to `config.json`."""
 
     model: str
@@ -81,8 +82,6 @@ class SftSettings(StageSettings):
     seed: int = Field(0, ge=0, le=_MAX_SEED)
     """Seed of generated traces, of the order of batches, and of random initial weights."""
     optimizer: OptimizerSettings = AdamWSettings()
-    train_vision: bool = True
-    """Train the vision tower too."""
     frame_cache_bytes: int = Field(4 << 30, ge=0)
     """The most bytes of decoded frames that are kept in memory."""
     checkpoint_every: int = Field(100, ge=1)

@@ -13,11 +13,11 @@ import json
 import os
 import shlex
 import shutil
-import uuid
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 from pydantic import ValidationError
 
@@ -37,22 +37,21 @@ from vrthinker.records.files import replace_file
 from vrthinker.records.metrics_file import METRICS_FILE
 from vrthinker.records.provenance import provenance
 from vrthinker.records.run_folder import adopt_run
-from vrthinker.records.run_lock import lock_run
 from vrthinker.records.trackers import open_tracker
 from vrthinker.train.held_out import HeldOut, load_held_out
 from vrthinker.train.loop.checkpoint import latest_checkpoint
-from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
+from vrthinker.train.loop.loop import LoopSettings, MicroLoss, hold_run, run_loop
+from vrthinker.train.loop.ranks import Ranks, current_ranks, joined_ranks
+from vrthinker.train.model import TrainedPolicy, export, load_policy
 from vrthinker.train.settings import CONFIG_FILE, NANO, SftPhase, SftSettings, Stage
 from vrthinker.train.traces import Selection
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
-from vrthinker.world.nano import write_judge_settings, write_nano
+from vrthinker.world.nano import write_nano
 
 PROVENANCE_FILE, TRACES_FILE = "provenance.json", "traces.json"
 _MAX_TRACES_FILE_BYTES = 1 << 30
-_WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
-"""Suffixes of files that are not copied from the base model to the trained judge."""
 
 
 # The run
@@ -60,7 +59,9 @@ _WEIGHTS = (".safetensors", ".index.json", ".bin", ".pt", ".pth", ".gguf")
 
 @contextlib.contextmanager
 def stage_folder(out: Path, *kept: str) -> Iterator[None]:
-    """Holds a run's folder. If the run is refused before it has trained, a folder that is new is removed.
+    """Holds a run's folder, and joins the other processes of the run if torchrun started several.
+
+    If the run is refused before it has trained, a folder that is new is removed.
 
     Args:
         out: The folder.
@@ -70,15 +71,16 @@ def stage_folder(out: Path, *kept: str) -> Iterator[None]:
         InputError: The folder cannot be used.
         VRThinkerError: Another process holds it.
     """
-    is_new = not os.path.lexists(out)
-    try:
-        with lock_run(out):
+    with joined_ranks() as ranks, contextlib.ExitStack() as stack:
+        is_new = ranks.is_first and not os.path.lexists(out)
+        try:
+            hold_run(out, ranks, stack)
             yield
-    except InputError:
-        # Nothing was trained: the same folder may be named again, with what was wrong mended.
-        if is_new and not any((out / name).exists() for name in (METRICS_FILE, *kept)):
-            shutil.rmtree(out, ignore_errors=True)
-        raise
+        except InputError:
+            # Nothing was trained: the same folder may be named again, with what was wrong mended.
+            if is_new and not any((out / name).exists() for name in (METRICS_FILE, *kept)):
+                shutil.rmtree(out, ignore_errors=True)
+            raise
 
 
 def begin_run(settings: SftSettings, out: Path) -> None:
@@ -87,6 +89,10 @@ def begin_run(settings: SftSettings, out: Path) -> None:
     Raises:
         InputError: The base model is missing, or the folder belongs to a run with other settings.
     """
+    current_ranks().first_then_others(lambda: _begin_run(settings, out))
+
+
+def _begin_run(settings: SftSettings, out: Path) -> None:
     if settings.model != NANO:
         resolve_checkpoint(settings.model)
     if not _belongs_to(settings, out / CONFIG_FILE):
@@ -110,7 +116,12 @@ class Start:
     folder: Path
     templates: PromptTemplates
     judge_settings: JudgeSettings
-    policy: VisionLanguageModel
+    trained: TrainedPolicy
+
+    @property
+    def policy(self) -> VisionLanguageModel:
+        """The model that is trained."""
+        return self.trained.policy
 
 
 def load_start(settings: SftSettings, out: Path) -> Start:
@@ -119,10 +130,11 @@ def load_start(settings: SftSettings, out: Path) -> Start:
     Raises:
         InputError: The checkpoint cannot be used.
     """
-    folder = base_folder(settings, out)
+    ranks = current_ranks()
+    folder = ranks.first_then_others(lambda: base_folder(settings, out))
     templates = PromptTemplates.load(folder / PROMPTS_FOLDER)
-    policy = _load_policy(folder, train_vision=settings.train_vision)
-    return Start(folder, templates, _judge_settings(folder, policy), policy)
+    trained = ranks.together(lambda: load_policy(folder, settings, ranks, seed=settings.seed))
+    return Start(folder, templates, _judge_settings(folder, trained.policy), trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -160,19 +172,21 @@ def train(
             from other traces than it began with.
         VRThinkerError: Training failed; the last checkpoint is kept.
     """
+    ranks = current_ranks()
     markup = Markup(start.policy.tokenizer, start.policy.vocabulary_size)
     loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
     phases = []
     for number, lesson in enumerate(lessons):
         traces = lesson.selection.traces
         sequences = _sequences(lesson.phase, traces, markup, start.policy, start.judge_settings.resize)
-        phases.append(_PhaseRun(lesson.phase, sequences, loader, seed=settings.seed * 1000 + number))
+        seed = settings.seed * 1000 + number
+        phases.append(_PhaseRun(lesson.phase, sequences, loader, start.trained, seed=seed))
     curriculum = _Curriculum(phases)
     held_out = _held_out(settings, start, lessons, curriculum.steps, out)
-    _record_what_was_kept(out / TRACES_FILE, phases, lessons)
-    begun = latest_checkpoint(out)
+    ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases, lessons))
+    begun = latest_checkpoint(out, ranks)
     tracker = open_tracker(
-        settings.tracker,
+        settings.tracker if ranks.is_first else "none",
         run=out,
         title=stage.name,
         config=settings.model_dump(mode="json"),
@@ -188,12 +202,13 @@ def train(
                 optimizer=settings.optimizer,
             ),
             learning_rate=curriculum.learning_rate,
-            micro_losses=lambda step: curriculum.micro_losses(start.policy, step),
+            micro_losses=lambda step: curriculum.micro_losses(start.trained, step),
             run=out,
             name=stage.name,
             on_step=tracker.log,
             measure=None if held_out is None else held_out.measure,
             resume_hint=resume_hint(stage, out),
+            ranks=ranks,
         )
     finally:
         tracker.close()
@@ -201,7 +216,15 @@ def train(
         loader.close()
     if result.outcome != "finished":
         return None
-    return export(start.policy, start.folder, out / "model", start.judge_settings, start.templates, settings)
+    return _export(start, settings, out / "model")
+
+
+def _export(start: Start, settings: SftSettings, target: Path) -> Path:
+    """Writes the trained judge."""
+    changes = {k: v for k, v in (("note", settings.note), ("clips", settings.clips)) if v is not None}
+    judge_settings = start.judge_settings.model_copy(update=changes)
+    base_name = settings.model if settings.model != NANO else None
+    return export(start.trained, start.folder, target, judge_settings, start.templates, base_name=base_name)
 
 
 def _held_out(
@@ -212,22 +235,22 @@ def _held_out(
         return None
     traces = (trace for lesson in lessons for trace in lesson.selection.traces)
     return HeldOut(
-        start.policy,
+        start.trained,
         load_held_out(settings.evaluation, traces, seed=settings.seed),
         settings.evaluation,
         steps=steps,
         run=out,
         judge_settings=start.judge_settings,
         templates=start.templates,
-        export=lambda folder: export(
-            start.policy, start.folder, folder, start.judge_settings, start.templates, settings
-        ),
+        export=lambda folder: _export(start, settings, folder),
     )
 
 
 def resume_hint(stage: Stage, out: Path) -> str:
     """The command that resumes a run, as a part of a line."""
-    return f"vrthinker train {stage.command} --resume {shlex.quote(str(out))} goes on"
+    several = current_ranks().size > 1
+    program = "the same torchrun command with" if several else f"vrthinker train {stage.command}"
+    return f"{program} --resume {shlex.quote(str(out))} goes on"
 
 
 # Data
@@ -301,9 +324,17 @@ class _PhaseRun:
     """A phase together with its batches."""
 
     def __init__(
-        self, phase: SftPhase, sequences: list[TrainingSequence], loader: FrameLoader, *, seed: int
+        self,
+        phase: SftPhase,
+        sequences: list[TrainingSequence],
+        loader: FrameLoader,
+        trained: TrainedPolicy,
+        *,
+        seed: int,
     ) -> None:
         self.phase = phase
+        self.ranks: Ranks = trained.ranks
+        side = trained.policy.patch_size * trained.policy.merge_size
         self.steps = phase.steps or max(1, len(sequences) // phase.batch_size)
         self.source = BatchSource(
             sequences,
@@ -311,6 +342,9 @@ class _PhaseRun:
             batch_size=phase.batch_size,
             micro_batch_size=phase.micro_batch_size,
             seed=seed,
+            rank=self.ranks.rank,
+            processes=self.ranks.size,
+            blank=np.zeros((side, side, 3), np.uint8),
         )
 
 
@@ -326,13 +360,12 @@ class _Curriculum:
         run, local = self._locate(step)
         return run.phase.learning_rate.at(local, run.steps)
 
-    def micro_losses(self, policy: VisionLanguageModel, step: int) -> Iterator[MicroLoss]:
-        """The losses of a step's micro-batches, each divided by the learned tokens of the whole step."""
+    def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
+        """The losses of this process's micro-batches, divided by the learned tokens of the whole step."""
         run, local = self._locate(step)
-        batches = run.source.batches(local)
-        total = sum(batch.n_learned for batch in batches)
-        for batch in batches:
-            yield _micro_loss(policy, batch, total)
+        total = run.source.n_learned(local)
+        for batch in run.ranks.together(lambda: run.source.batches(local)):
+            yield _micro_loss(trained, batch, total)
 
     def close(self) -> None:
         """Stops reading ahead."""
@@ -350,15 +383,19 @@ class _Curriculum:
 # Loss
 
 
-def _micro_loss(policy: VisionLanguageModel, batch: Batch, learned_in_step: int) -> MicroLoss:
-    hidden, labels = learned_hidden(policy, batch)
-    summed, correct = sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
+def _micro_loss(trained: TrainedPolicy, batch: Batch, learned_in_step: int) -> MicroLoss:
+    summed, correct = trained.forward(_summed_loss, trained.policy, batch)
     loss = summed / learned_in_step
     sums: dict[str, float | torch.Tensor] = {
         "sft/token_accuracy": correct / learned_in_step,
         "sft/tokens": float(batch.n_learned),
     }
     return MicroLoss(loss, batch.n_tokens, sums)
+
+
+def _summed_loss(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden, labels = learned_hidden(policy, batch)
+    return sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
 
 
 # Model
@@ -386,49 +423,3 @@ def _judge_settings(base: Path, policy: VisionLanguageModel) -> JudgeSettings:
         if (got := getattr(stored.resize, name)) != wanted:
             raise InputError(f"{base}: {SETTINGS_FILE}: resize.{name}: got {got}, the model has {wanted}")
     return stored
-
-
-def _load_policy(folder: Path, *, train_vision: bool) -> VisionLanguageModel:
-    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    policy = VisionLanguageModel(folder, device=device, dtype=torch.float32)
-    policy.model.requires_grad_(True).train()
-    if not train_vision:
-        policy.model.model.visual.requires_grad_(False)
-    return policy
-
-
-def export(
-    policy: VisionLanguageModel,
-    base: Path,
-    target: Path,
-    judge_settings: JudgeSettings,
-    templates: PromptTemplates,
-    settings: SftSettings,
-) -> Path:
-    """Writes the trained judge as a checkpoint folder, atomically. An older one is replaced."""
-    from transformers.utils import logging as transformers_logging
-
-    transformers_logging.disable_progress_bar()
-    for left in target.parent.glob(f".{target.name}.*"):  # remains of an export that was killed
-        shutil.rmtree(left)
-    spare = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-    try:
-        policy.model.eval().save_pretrained(spare)
-        for file in base.iterdir():
-            if file.is_file() and not file.name.endswith(_WEIGHTS) and not (spare / file.name).exists():
-                shutil.copyfile(file, spare / file.name)
-        for weights in spare.glob("*.safetensors"):
-            weights.chmod(0o644)
-        changes = {k: v for k, v in (("note", settings.note), ("clips", settings.clips)) if v is not None}
-        write_judge_settings(spare, judge_settings.model_copy(update=changes), templates)
-        if target.exists():
-            old = target.with_name(f".{target.name}.{uuid.uuid4().hex}")
-            target.rename(old)
-            spare.rename(target)
-            shutil.rmtree(old)
-        else:
-            spare.rename(target)
-    except BaseException:
-        shutil.rmtree(spare, ignore_errors=True)
-        raise
-    return target

@@ -167,14 +167,7 @@ def run_loop(
         stack.callback(loop.close)
         resumed_from = loop.resume(load_state)
         progress = stack.enter_context(
-            StepProgress(
-                name,
-                settings.steps,
-                done=loop.step,
-                every=settings.log_every,
-                loss_name=loss_name,
-                shown=ranks.is_first,
-            )
+            StepProgress(name, settings.steps, done=loop.step, every=settings.log_every, loss_name=loss_name)
         )
         if resumed_from is not None:
             progress.say(f"resumed from {loop.checkpoint}")

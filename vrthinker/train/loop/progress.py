@@ -16,20 +16,13 @@ class StepProgress(Progress):
         done: The number of steps that were finished before this process.
         every: The number of steps between two lines, if stderr is not a terminal.
         loss_name: The metric that is shown as the loss.
-        shown: Whether anything is shown: of a run's processes, only the first shows it.
     """
 
-    def __init__(
-        self, name: str, total: int, *, done: int, every: int, loss_name: str, shown: bool = True
-    ) -> None:
+    def __init__(self, name: str, total: int, *, done: int, every: int, loss_name: str) -> None:
         super().__init__(figures=True)
-        self._shown = shown
-        if not shown:
-            self._bars = None
         self._name, self._total, self._every, self._loss_name = name, total, every, loss_name
         self._here, self._seconds = 0, 0.0
-        if shown:
-            self.show(name, done, total)
+        self.show(name, done, total)
 
     def update(self, step: int, metrics: Mapping[str, float]) -> None:
         """Shows a finished step.
@@ -38,8 +31,6 @@ class StepProgress(Progress):
             step: The number of finished steps.
             metrics: The step's metrics, under the loop's names.
         """
-        if not self._shown:
-            return
         self._here += 1
         self._seconds += metrics["perf/step_seconds"]
         figures = (
@@ -52,8 +43,7 @@ class StepProgress(Progress):
 
     def say(self, text: str) -> None:
         """Writes a line about the run, with its name in front."""
-        if self._shown:
-            super().say(f"{self._name}: {text}")
+        super().say(f"{self._name}: {text}")
 
 
 def _spell(seconds: float) -> str:

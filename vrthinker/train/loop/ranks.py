@@ -23,6 +23,7 @@ import torch
 from torch import distributed
 
 from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.progress import silence
 
 Result = TypeVar("Result")
 
@@ -154,7 +155,7 @@ def joined_ranks() -> Iterator[Ranks]:
     """Joins the other processes that `torchrun` started, if it did; leaves them at the end.
 
     The process that found an error raises it. The others end with its exit code and without a line of their
-    own.
+    own. They show no progress either (`progress.silence`).
 
     Raises:
         InputError: The environment names no possible rank.
@@ -180,6 +181,7 @@ def joined_ranks() -> Iterator[Ranks]:
         distributed.init_process_group("nccl" if on_gpu else "gloo")
         control = distributed.new_group(backend="gloo", timeout=_PATIENCE)
         _joined = Ranks(rank, size, local_rank, control)
+        silence(rank > 0)
         yield _joined
         distributed.barrier(control)
         distributed.destroy_process_group()
@@ -196,6 +198,7 @@ def joined_ranks() -> Iterator[Ranks]:
         ) from None
     finally:
         _joined = ALONE
+        silence(False)
 
 
 def is_lost_peer(error: RuntimeError) -> bool:
