@@ -21,8 +21,9 @@ from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.evals.intervals import Estimate
+from vrthinker.evals.metrics import measure
 from vrthinker.evals.retrieval import Retrieval
-from vrthinker.evals.world import WorldReport, evaluate_world, load_report, report_of
+from vrthinker.evals.world import WorldReport, evaluate_world, load_report, load_scores, report_of
 from vrthinker.judge import Judge
 from vrthinker.world.files import sample_world
 from vrthinker.world.nano import nano_settings, nano_templates
@@ -201,6 +202,7 @@ def test_the_table_is_written_and_read_again(run: tuple[Path, WorldReport]) -> N
     shown, about = load_report(out)
     assert shown == report
     assert (about["difficulty"], about["limit"], about["seed"]) == ("easy", LIMIT, SEED)
+    assert measure(load_scores(out)) == report.judged["own"]
 
 
 # Runs that broke off
@@ -251,6 +253,8 @@ def test_showing_a_run_changes_nothing_and_says_what_is_missing(
     assert report.judged["own"]["oa/tau"].value == 20 / LIMIT, "what is missing is wrong, never absent"
     assert len(report.failures) == LIMIT - 20
     assert report.errors == report.failures
+    with pytest.raises(InputError, match=f": {LIMIT - 20} of {LIMIT} pairs are not judged yet; run it again"):
+        load_scores(copy)
     assert all(
         line.startswith("own/easy-77-") and line.endswith(": not judged yet") for line in report.failures
     )

@@ -154,6 +154,21 @@ def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
     return report_of(truths, {way: _recorded(out / f"{way.value}.jsonl") for way in ways}), run
 
 
+def load_scores(out: Path) -> list[ScoredPair]:
+    """The scored pairs of a run's own retrieval, for comparisons between two runs over the same world.
+
+    Raises:
+        InputError: The folder does not hold a run, or not all of its pairs are judged yet.
+    """
+    _, run = load_report(out)
+    config = WorldConfig.model_validate(run["world"])
+    truths = sample_world(config, int(run["limit"]), int(run["seed"]), str(run["difficulty"]))
+    recorded = _recorded(out / f"{Retrieval.OWN.value}.jsonl")
+    if missing := len(truths) - len(recorded):
+        raise InputError(f"{out}: {missing} of {len(truths)} pairs are not judged yet; run it again to go on")
+    return [_score(truth, recorded.get(truth.id), first_round=False)[0] for truth in truths]
+
+
 def report_of(
     truths: Sequence[PairTruth],
     found: Mapping[Retrieval, Mapping[str, Trajectory]],
