@@ -98,11 +98,11 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
     [
         (
             ["train", "grpo", "--help"],
-            "vrthinker train: got 'grpo', allowed: cold-start, show; `",
+            "vrthinker train: got 'grpo', allowed: traces, cold-start, rejection, ",
         ),
-        (["train", "grpo"], "vrthinker train: got 'grpo', allowed: cold-start, show; "),
+        (["train", "grpo"], "vrthinker train: got 'grpo', allowed: traces, cold-start, rejection, "),
         (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, demo, world, eval, train, bench, "),
-        (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, show; "),
+        (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, pairs, show; "),
     ],
 )
 def test_a_command_that_does_not_exist_is_refused_also_beside_help(arguments: list[str], line: str) -> None:
