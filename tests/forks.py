@@ -47,6 +47,7 @@ class Outcomes(Protocol):
 MODULES = {
     "forked": [],
     "outcomes_of": ["training_worker"],
+    "ranked": ["ranks_worker"],
     "commands": ["command_worker"],
     "fuzzed": ["fuzz_worker"],
 }
@@ -147,6 +148,12 @@ def forked() -> Outcomes:
 def outcomes_of() -> Outcomes:
     """Runs jobs of `training_worker`."""
     return functools.partial(_server.ask, MODULES["outcomes_of"])
+
+
+@pytest.fixture
+def ranked() -> Outcomes:
+    """Runs jobs of `ranks_worker`: processes that train together."""
+    return functools.partial(_server.ask, MODULES["ranked"])
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ import pytest
 from forks import commands as commands
 from forks import outcomes_of as outcomes_of
 from forks import pytest_collection_finish as pytest_collection_finish
+from forks import ranked as ranked
 
 
 @pytest.fixture
