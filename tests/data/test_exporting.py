@@ -37,7 +37,9 @@ def pairs_in(draw: st.DrawFn, folder: Path) -> list[Pair]:
             video_1=Path(os.path.abspath(folder / draw(CLIP))),
             video_2=Path(os.path.abspath(folder / draw(CLIP))),
             labels=draw(LABELS),
-            dataset=draw(st.sampled_from(["genai-bench", "mj-bench-video", "rapidata", "videogen-reward"])),
+            dataset=draw(
+                st.sampled_from([None, "genai-bench", "mj-bench-video", "rapidata", "videogen-reward"])
+            ),
         )
         for name in names
         if name

@@ -357,7 +357,7 @@ def test_both_layouts_of_unifiedreward(tmp_path: Path) -> None:
         ({"prompt": "x" * 20_001}, "item 1, prompt: got 20001 characters, allowed: up to 20000"),
         ({"id": {"a": 1}}, "item 1, id: got {'a': 1}"),
         ({"id": 1.5}, "item 1, id: got 1.5"),
-        ({"dataset": "mine"}, "item 1, dataset: got 'mine', allowed: genai-bench"),
+        ({"vrthinker_dataset": "mine"}, "item 1, vrthinker_dataset: got 'mine', allowed: genai-bench"),
     ],
 )
 def test_a_bad_field_is_named_with_file_row_and_field(
@@ -444,7 +444,7 @@ ROWS: dict[str, dict[str, Any]] = {
     "rapidata": rapidata_row(),
     "videodpo": {"video1": 2, "video2": 3, "frame_caption": "c"},
     "videofeedback": feedback_row("a", 2),
-    "unifiedreward": unified_row(id=1, dataset=None),
+    "unifiedreward": unified_row(id=1, vrthinker_dataset=None),
 }
 
 

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.data.datasets.genai_bench import VOTES
+from vrthinker.data.datasets.rows import DATASET
 from vrthinker.data.datasets.unifiedreward import MARK, SENTENCES
 from vrthinker.data.datasets.videoalign import OVERALL
 from vrthinker.data.pairs import Pair, written_path
@@ -91,7 +92,7 @@ def _videoalign(pairs: Sequence[Pair], folder: Path) -> bytes:
     text = io.StringIO()
     writer = csv.writer(text)  # its line end is that of RFC 4180, with which it quotes a lone \r too
     three = ("VQ", "MQ", "TA")
-    writer.writerow(["path_A", "path_B", "prompt", *three, OVERALL, "id", "dataset"])
+    writer.writerow(["path_A", "path_B", "prompt", *three, OVERALL, "id", DATASET])
     for pair in pairs:
         labels = pair.labels or {}
         sides = [_SIDES[labels[code]] if code in labels else "" for code in (*three, "OA")]
@@ -108,7 +109,7 @@ def _genai_bench(pairs: Sequence[Pair], folder: Path) -> bytes:
             "video_left": written_path(pair.video_1, folder),
             "video_right": written_path(pair.video_2, folder),
             "vote_type": VOTES[(pair.labels or {})["OA"]],
-            **({"dataset": pair.dataset} if pair.dataset else {}),
+            DATASET: pair.dataset,
         }
         for pair in pairs
     )
@@ -123,7 +124,7 @@ def _unifiedreward(pairs: Sequence[Pair], folder: Path) -> bytes:
                 {"from": "gpt", "value": SENTENCES[(pair.labels or {})["OA"]]},
             ],
             "videos": [written_path(clip, folder) for clip in (pair.video_1, pair.video_2)],
-            **({"dataset": pair.dataset} if pair.dataset else {}),
+            DATASET: pair.dataset,
         }
         for pair in pairs
     )

@@ -20,7 +20,7 @@ from vrthinker.data.datasets.draft import Clip, Draft, Format, ImportOptions, Ta
 from vrthinker.data.datasets.genai_bench import GENAI_BENCH
 from vrthinker.data.datasets.mj_bench_video import MJ_BENCH_VIDEO
 from vrthinker.data.datasets.rapidata import RAPIDATA
-from vrthinker.data.datasets.rows import json_line, read_rows, shown, unit_of
+from vrthinker.data.datasets.rows import DATASET, json_line, read_rows, shown, unit_of
 from vrthinker.data.datasets.unifiedreward import UNIFIEDREWARD
 from vrthinker.data.datasets.videoalign import VIDEOALIGN, VIDEOGEN_REWARDBENCH
 from vrthinker.data.datasets.videodpo import VIDEODPO
@@ -167,9 +167,9 @@ class _Maker:
 
     def line(self, draft: Draft) -> str | None:
         """The line of a pairs file; None if the draft is dropped."""
-        if draft.dataset is not None and draft.dataset not in DATASETS:
+        if draft.dataset and draft.dataset not in DATASETS:
             self.tally.problems.append(
-                (draft.number, "dataset", shown(draft.dataset), f"{', '.join(sorted(DATASETS))}, or nothing")
+                (draft.number, DATASET, shown(draft.dataset), f"{', '.join(sorted(DATASETS))}, or nothing")
             )
             return None
         content = (draft.prompt.text, draft.video_1, draft.video_2, tuple(sorted(draft.labels.items())))
@@ -195,7 +195,7 @@ class _Maker:
             "video_2": written_path(paths[1], self.out),
             "labels": labels,
         }
-        dataset = draft.dataset or self.form.dataset
+        dataset = self.form.dataset if draft.dataset is None else draft.dataset
         return json_line(value | ({"dataset": dataset} if dataset else {}))
 
     def _new_id(self, draft: Draft) -> str:

@@ -47,7 +47,7 @@ class Draft:
         video_1: The first clip.
         video_2: The second clip.
         labels: Dimension code -> label, for the labels that are known.
-        dataset: The name that the row itself gives to its dataset; None for the importer's.
+        dataset: The dataset that the row itself names, empty for none; None for the importer's.
         derived: The codes whose labels nobody gave: they follow from other labels.
         tie: The set's own word for the kind of an overall tie, if it has several kinds.
         frames: The numbers of frames of both clips, if the set says them.

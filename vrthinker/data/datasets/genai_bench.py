@@ -41,7 +41,7 @@ def _read_pair(row: Row, options: ImportOptions, tally: Tally) -> Draft:
         video_1=Clip(row.path(row.any_of("video_left", "left_video"))),
         video_2=Clip(row.path(row.any_of("video_right", "right_video"))),
         labels=known({Dimension.OA: label}),
-        dataset=row.identity("dataset"),
+        dataset=row.dataset(),
         tie=_TIES.get(word),
     )
 

@@ -28,6 +28,8 @@ MAX_LINE_BYTES = 1 << 20
 MAX_ID_CHARS = 512
 _FETCH = "the path of a file: fetch the clips and name their folder (--videos)"
 MAX_PATH_CHARS = 4096
+DATASET = "vrthinker_dataset"
+"""The field in which an export of this package keeps the dataset of a pair."""
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.\-]{1,20}:/{1,2}[^/]")
 _NUMBER = re.compile(r"[+-]?[0-9]{1,15}(\.[0-9]{0,15})?([eE][+-]?[0-9]{1,2})?")
 _MISSING = frozenset({"", "nan", "none", "null", "<na>"})
@@ -134,6 +136,14 @@ class Row:
         if len(text) > MAX_ID_CHARS:
             raise BadField(name, f"{len(text)} characters", allowed)
         return text or None
+
+    def dataset(self) -> str | None:
+        """What an export of this package says about the pair's dataset.
+
+        Returns:
+            The name; empty if the pair has none; None if the row does not say it.
+        """
+        return None if DATASET not in self.values else self.identity(DATASET) or ""
 
     def path(self, name: str) -> str:
         """The path of a clip in a field, without `./` and blanks around it.

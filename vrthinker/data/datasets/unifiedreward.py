@@ -119,7 +119,7 @@ def _read_pair(row: Row, options: ImportOptions, tally: Tally) -> Draft:
         video_1=first,
         video_2=second,
         labels={Dimension.OA.value: label},
-        dataset=row.identity("dataset"),
+        dataset=row.dataset(),
     )
 
 

@@ -2,7 +2,7 @@
 
 Source: KwaiVGI/VideoAlign. Columns `path_A, path_B, prompt, VQ, MQ, TA` with `A`, `B` or `same`, and
 `fps_A, num_frames_A, fps_B, num_frames_B`; VideoGen-RewardBench adds `A_model, B_model, Overall`. Exports of
-this package add `id`, `Overall` and `dataset`, which other readers pass over.
+this package add `id`, `Overall` and `vrthinker_dataset`, which other readers pass over.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def _read_pair(row: Row, options: ImportOptions, tally: Tally) -> Draft:
         video_1=Clip(row.path("path_A")),
         video_2=Clip(row.path("path_B")),
         labels=known(found),
-        dataset=row.identity("dataset"),
+        dataset=row.dataset(),
         derived=derived,
         frames=frames,
     )
