@@ -105,7 +105,7 @@ def test_train_holds_stages_and_the_loop_only() -> None:
     stages = {"cold_start.py", "rejection.py"}
     episodes = {"traces.py", "teacher.py", "trials.py", "replies.py"}
     shared = {"settings.py", "sft.py", "held_out.py", "model.py"}
-    assert names == {"__init__.py", *stages, *episodes, *shared, "recipes", "loop"}
+    assert names == {"__init__.py", *stages, *episodes, *shared, "recipes", "loop", "plan"}
 
 
 @pytest.mark.parametrize("above", ["train", "reward", "judge", "judge_file", "evals", "commands", "world"])

@@ -1,0 +1,1 @@
+"""What a training run will need before it is started: memory, tokens, FLOPs and time."""
