@@ -19,6 +19,7 @@ from vrthinker.commands.evaluate import EvalCommand
 from vrthinker.commands.judge import JudgeCommand
 from vrthinker.commands.make_tiny import MakeTinyCommand
 from vrthinker.commands.output import safe_output
+from vrthinker.commands.report import ReportCommand
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
 from vrthinker.errors import InputError, UnexpectedError, VRThinkerError, as_reason
@@ -35,6 +36,7 @@ Command = (
     | Annotated[WorldCommand, _group("world", "The synthetic world: clips with planted defects.")]
     | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]
     | Annotated[TrainCommand, _group("train", "Train a judge.")]
+    | Annotated[ReportCommand, tyro.conf.subcommand("report", prefix_name=False)]
     | Annotated[BenchCommand, tyro.conf.subcommand("bench", prefix_name=False)]
     | Annotated[DataCommand, _group("data", "Preference data and thinking traces of yours and of others.")]
     | Annotated[DoctorCommand, tyro.conf.subcommand("doctor", prefix_name=False)]

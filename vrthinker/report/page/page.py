@@ -36,7 +36,15 @@ from vrthinker.report.page.timeline import EventView, Mark, event_views, marks
 from vrthinker.report.page.truth import PlantedEvent, Truth
 from vrthinker.video.reader import VideoReader
 
-__all__ = ["MAX_CLIP_BYTES", "PlantedEvent", "Truth", "check_page_path", "render_page", "write_page"]
+__all__ = [
+    "MAX_CLIP_BYTES",
+    "PlantedEvent",
+    "Truth",
+    "check_page_path",
+    "content_policy",
+    "render_page",
+    "write_page",
+]
 
 _TEMPLATES = Path(__file__).parent / "templates"
 _PAGE_START = b"<!doctype html>"
@@ -146,7 +154,7 @@ def render_page(
     stills = _stills_style(trajectory, clips)
     outcome = trajectory.outcome
     page: str = _template().render(
-        policy=_policy(styles=(style, stills), script=script),
+        policy=content_policy(styles=(style, stills), script=script),
         style=style,
         stills_style=stills,
         script=script,
@@ -290,8 +298,13 @@ def _facts(trajectory: Trajectory) -> list[tuple[str, str]]:
     return facts[:-2] + [(name, value) for name, value, given in optional if given] + facts[-2:]
 
 
-def _policy(*, styles: Sequence[str], script: str) -> str:
-    """The page's Content-Security-Policy, which allows only its own parts, each by its hash."""
+def content_policy(*, styles: Sequence[str], script: str) -> str:
+    """A page's Content-Security-Policy, which allows only its own parts, each by its hash.
+
+    Args:
+        styles: The texts of the page's style elements.
+        script: The text of its script.
+    """
 
     def hashed(text: str) -> str:
         return f"'sha256-{base64.b64encode(hashlib.sha256(text.encode()).digest()).decode('ascii')}'"
