@@ -13,7 +13,7 @@ from typing import Annotated, Literal
 import tyro
 
 from vrthinker.commands.options import option
-from vrthinker.errors import unwritable
+from vrthinker.errors import InputError, unwritable
 
 Family = Literal["qwen2.5-vl", "qwen3-vl"]
 
@@ -31,15 +31,17 @@ class MakeTinyCommand:
     """The model class."""
     seed: int = 0
     """The seed of the weights."""
+    layers: Annotated[int, option("N")] = 3
+    """The number of layers of the text tower. 3 by default."""
 
     def run(self) -> int:
         """Writes the checkpoint."""
-        folder = make_tiny_judge(self.out, self.family, self.seed)
+        folder = make_tiny_judge(self.out, self.family, self.seed, layers=self.layers)
         sys.stdout.write(f"{folder}\n")
         return 0
 
 
-def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
+def make_tiny_judge(out: Path, family: Family, seed: int = 0, *, layers: int = 3) -> Path:
     """Writes a tiny random checkpoint with tokenizer, processor, judge settings and prompt templates.
 
     Its rounds are guided (`EpisodeSettings.guided`), because a model with random weights does not keep to the
@@ -49,9 +51,10 @@ def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
         out: The folder to write. It must not exist yet, or be empty.
         family: The family of the transformers class.
         seed: The seed of the weights. Equal seeds give equal files.
+        layers: The number of layers of the text tower, 1 to 64.
 
     Raises:
-        InputError: The folder is not empty, or cannot be written.
+        InputError: The folder is not empty or cannot be written, or the number of layers is not allowed.
         MachineError: The disk is full.
     """
     from vrthinker.engine.hf.tiny import make_tiny
@@ -59,7 +62,9 @@ def make_tiny_judge(out: Path, family: Family, seed: int = 0) -> Path:
     from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, EpisodeSettings, JudgeSettings
     from vrthinker.video.resize import ResizeSettings
 
-    folder = make_tiny(out, family, seed)
+    if not 1 <= layers <= 64:
+        raise InputError(f"--layers: got {layers}, allowed: 1 to 64")
+    folder = make_tiny(out, family, seed, layers=layers)
     patch = _PATCH_SIZES[family]
     settings = JudgeSettings(
         resize=ResizeSettings(

@@ -53,6 +53,8 @@ class TracesCommand:
     """The number of episodes per pair. 1 by default."""
     temperature: Annotated[float | None, option("T")] = None
     """The sampling temperature. By default 1 for several samples, else the checkpoint's own."""
+    guided: Flag = False
+    """Let the grammar guide a checkpoint that does not keep to the form by itself, such as a base model."""
     keep_order: Flag = False
     """Judge the clips in the order of the file. By default the order of each episode is drawn."""
     price_input: Annotated[float | None, option("PRICE")] = None
@@ -133,6 +135,8 @@ class TracesCommand:
                 raise InputError("--model: missing; name the teacher, a checkpoint or a model on --endpoint")
             if self.like is not None and self.endpoint is None:
                 raise InputError("--like: goes with --endpoint or --oracle; a checkpoint has its own prompts")
+        if self.guided and (self.endpoint is not None or self.oracle is not None):
+            raise InputError("--guided: goes with a checkpoint as the teacher, given by --model alone")
         check_device(self.device)
         endpoint_extra(self.endpoint_extra, self.endpoint)
         for name, value, least in (
@@ -162,8 +166,9 @@ class TracesCommand:
             "max_rounds": self.rounds,
             "max_round_tokens": self.max_round_tokens,
         }
-        # Rounds under a grammar are another distribution than free ones, so nothing learns from them.
-        return {name: value for name, value in given.items() if value is not None} | {"guided": False}
+        # Cold start learns texts, whatever distribution they come from. Stages that learn from a policy's own
+        # samples need samples that no grammar guided.
+        return {name: value for name, value in given.items() if value is not None} | {"guided": self.guided}
 
     def _teacher(self, replies_file: Path) -> _Teacher:
         run: dict[str, Any] = {"keep_order": self.keep_order}
