@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -9,6 +11,7 @@ from typing import Any
 import heavy  # noqa: F401
 import pytest
 import torch
+from cli_run import vrthinker
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.flop_counter import FlopCounterMode
 from transformers import AutoConfig, AutoModelForImageTextToText
@@ -28,7 +31,7 @@ from vrthinker.train.plan.memory import (
     vision_forward_flops,
     vision_layer_bytes,
 )
-from vrthinker.train.plan.plan import GIB, Assumptions, plan_recipe
+from vrthinker.train.plan.plan import A100_TFLOPS, GIB, Assumptions, plan_recipe
 from vrthinker.train.plan.sizes import count, known_models, sizes_of
 from vrthinker.train.settings import RECIPES, load_recipe
 
@@ -321,3 +324,44 @@ def test_another_family_is_refused(checkpoint_of: Callable[[str], Path]) -> None
 def test_impossible_assumptions_are_refused(changes: dict[str, Any]) -> None:
     with pytest.raises(InputError, match=f"{next(iter(changes))}: got"):
         Assumptions(**changes)
+
+
+def test_recipes_quote_what_the_plan_prints() -> None:
+    """`# Planned for A100s …: 35.02 GiB on each GPU, 22.8 s a step`, and the command below it."""
+    quoted = r"(\S+) GiB on each GPU, (\S+) s a step:\n#   vrthinker train plan (\S+) --gpus (\d+)\n"
+    found = 0
+    for path in RECIPES.glob("qwen*.yaml"):
+        (line,) = re.findall(quoted, path.read_text())
+        gib, seconds, name, gpus = line
+        assert name == path.stem
+        assumptions = Assumptions(gpus=int(gpus), gpu_tflops=A100_TFLOPS["bfloat16"])
+        (plan,) = plan_recipe(load_recipe(name), assumptions)
+        assert (gib, seconds) == (f"{plan.total_bytes / GIB:.2f}", f"{plan.step_seconds:.3g}"), path.name
+        assert plan.fits
+        found += 1
+    assert found >= 3
+
+
+def test_the_command_prints_a_plan(tmp_path: Path) -> None:
+    recipe = tmp_path / "r.yaml"
+    recipe.write_text("model: Qwen/Qwen2.5-VL-7B-Instruct\nprecision: bfloat16\nphases: [{steps: 37}]\n")
+    done = vrthinker("train", "plan", recipe)
+    assert done.code == 1, "it does not fit"
+    assert "8,292,166,656 of them trained" in done.out
+    assert "does not fit; it would with 4 GPUs and gradient_checkpointing: true (" in done.out
+    options = ("--gpus", 8, "--set", "gradient_checkpointing=true")
+    fits = vrthinker("train", "plan", recipe, *options)
+    assert (fits.code, "\nfits: " in fits.out) == (0, True)
+    assert "37 steps: " in fits.out
+    (spelled,) = json.loads(vrthinker("train", "plan", recipe, *options, "--json").out)
+    assert f"{spelled['total_bytes'] / GIB:8.2f} GiB" in fits.out
+    assert f"{spelled['step_tokens']:,} tokens" in fits.out
+    for given, words in (
+        (["nanno"], "recipe 'nanno'"),
+        ([recipe, "--gpus", "0"], "gpus: got 0"),
+        ([recipe, "--model", "x"], "model: got 'x'"),
+        ([recipe, "--set", "precision=int4"], "recipe: precision"),
+    ):
+        refused = vrthinker("train", "plan", *given)
+        assert (refused.code, refused.out) == (2, "")
+        assert words in refused.last_line
