@@ -72,7 +72,8 @@ def run_pull(
 ) -> LoopResult:
     model = model or one_weight()
     named = {"steps": 4, **settings}
-    loop = {name: named.pop(name) for name in ("on_log", "stop", "save_state", "load_state") if name in named}
+    names = ("on_log", "on_step", "measure", "stop", "save_state", "load_state")
+    loop = {name: named.pop(name) for name in names if name in named}
     return run_loop(
         model,
         settings=LoopSettings(**named),
@@ -455,3 +456,32 @@ def test_the_small_model_learns(run: Path) -> None:
     )
     assert isinstance(model, SmallModel)
     assert result.metrics["train/accuracy"] > 0.3 > 3 * curve(run)[0]["train/accuracy"]
+
+
+def test_what_a_stage_measures_is_in_the_metrics_and_told(run: Path) -> None:
+    """Also before the first step, but only once, however often a run begins again."""
+    told: list[tuple[int, dict[str, float]]] = []
+
+    def measure(step: int) -> dict[str, float]:
+        return {"eval/a": step / 2} if step % 2 == 0 else {}
+
+    def on_step(metrics: Mapping[str, float], step: int) -> None:
+        told.append((step, dict(metrics)))
+
+    (run / METRICS_FILE).parent.mkdir(parents=True)
+    (run / METRICS_FILE).write_text('{"step": 0, "time_seconds": 1.0, "eval/a": 7.0}\n')
+    run_pull(run, lambda step: [1.0], steps=3, measure=measure, on_step=on_step)
+    lines = read_metrics(run / METRICS_FILE)
+    assert [(line["step"], line.get("eval/a")) for line in lines] == [
+        (0, 7.0),
+        (1, None),
+        (2, 1.0),
+        (3, None),
+    ]
+    assert [step for step, _ in told] == [1, 2, 3], "an earlier process told of step 0"
+    assert [metrics.get("eval/a") for _, metrics in told] == [None, 1.0, None]
+    fresh = run.with_name("fresh")
+    told.clear()
+    run_pull(fresh, lambda step: [1.0], steps=1, measure=measure, on_step=on_step)
+    assert told[0] == (0, {"eval/a": 0.0})
+    assert read_metrics(fresh / METRICS_FILE)[0]["eval/a"] == 0.0
