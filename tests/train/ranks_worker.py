@@ -169,6 +169,41 @@ def job_gradients(
         return {"loss": sum(ranks.gather(losses)), "micros": count, "learned": total}
 
 
+def job_whole(rank: int, size: int, port: int, base: str, settings: dict[str, Any]) -> object:
+    """The norm of step 0's gradients, before and after the first process alone ran the model."""
+    _environment(rank, size, port)
+    with joined_ranks() as ranks:
+        trained = load_policy(Path(base), settings_of(settings), ranks, seed=6)
+        source = source_of(trained)
+
+        def norm() -> float:
+            for batch in source.batches(0):
+                micro_loss(trained, batch, 27).loss.backward()  # type: ignore[no-untyped-call]
+            total = torch.nn.utils.get_total_norm(
+                [p.grad for p in trained.model.parameters() if p.grad is not None]
+            )
+            trained.model.zero_grad()
+            return float(total.full_tensor())  # type: ignore[attr-defined]
+
+        @torch.inference_mode()
+        def run() -> list[float]:
+            hidden = trained.model.model.language_model(
+                input_ids=torch.arange(20, 44)[None],
+                position_ids=torch.arange(24).expand(3, 1, -1),
+                use_cache=False,
+            ).last_hidden_state
+            logits: list[float] = trained.model.lm_head(hidden)[0, -1].float().tolist()
+            return logits
+
+        found: dict[str, Any] = {"norms": [norm()], "logits": []}
+        for _ in range(2):
+            with trained.whole():
+                found["logits"].append(ranks.first(run))
+            found["norms"].append(norm())
+        source.close()
+        return found
+
+
 def job_train(
     rank: int,
     size: int,

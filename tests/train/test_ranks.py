@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 from ranks_worker import LORA, jobs, write_base
 from safetensors.torch import load_file
 
+from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.policy.batches import deal
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.train.loop.checkpoint import STATE_FILE, latest_checkpoint
@@ -107,6 +108,30 @@ def test_gradients_of_all_kinds(
     names = set(load_file(base / "model.safetensors"))
     assert ("lm_head.weight" in names) == (kind != "tied")
     assert_same_gradients(ranked, base, tmp_path, settings, (1, 2, 5))
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+@pytest.mark.parametrize(
+    "settings",
+    [{}, {**LORA, "precision": "bfloat16", "gradient_checkpointing": True}],
+    ids=["full", "lora-bfloat16-recomputed"],
+)
+def test_one_process_may_run_the_model_between_two_steps(
+    ranked: Outcomes, nano: Path, settings: dict[str, Any]
+) -> None:
+    outcomes = results(ranked(jobs("whole", 2, base=str(nano), settings=settings), together=True))
+    for one in outcomes:
+        assert one["norms"] == [outcomes[0]["norms"][0]] * 3
+        assert one["logits"][0] == one["logits"][1] == outcomes[0]["logits"][0]
+    policy = VisionLanguageModel(nano, device=torch.device("cpu"), dtype=torch.float32)
+    with torch.no_grad():
+        hidden = policy.model.model.language_model(
+            input_ids=torch.arange(20, 44)[None], position_ids=torch.arange(24).expand(3, 1, -1)
+        ).last_hidden_state
+        wanted = policy.model.lm_head(hidden)[0, -1]
+    close = 0.1 if settings else 1e-4  # bfloat16 has 8 bits
+    torch.testing.assert_close(torch.tensor(outcomes[0]["logits"][0]), wanted, atol=close, rtol=close)
 
 
 # Kills, signals, full disks

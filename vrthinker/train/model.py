@@ -332,13 +332,20 @@ def _shard(model: Any, settings: PolicySettings, ranks: Ranks) -> None:
     mesh = init_device_mesh(ranks.device.type, (ranks.size,))
     half = torch.bfloat16 if settings.precision == "bfloat16" else None
     precision = MixedPrecisionPolicy(param_dtype=half, reduce_dtype=torch.float32)
-    for layer in (*model.model.language_model.layers, *model.model.visual.blocks):
+    towers = [list(model.model.language_model.layers), list(model.model.visual.blocks)]
+    for layer in (layer for tower in towers for layer in tower):
         fully_shard(layer, mesh=mesh, mp_policy=precision)
     # Embeddings and head are in one group, because they may be tied. A stage calls parts of the model and not
     # its forward, so that a method of the whole gathers this group.
     model.with_whole_weights = types.MethodType(_call, model)
     fully_shard(model, mesh=mesh, mp_policy=precision)
     register_fsdp_forward_method(model, "with_whole_weights")
+    # While a layer's backward pass runs, the layer before it is gathered. FSDP would find out by itself which
+    # one that is, from the forward passes that it saw, but the first process alone runs some (`whole`).
+    model.set_modules_to_backward_prefetch([towers[0][-1]])
+    for tower in towers:
+        for place, layer in enumerate(tower):
+            layer.set_modules_to_backward_prefetch([tower[max(place - 1, 0)]])
     for module in model.modules():
         if isinstance(module, FSDPModule):
             module.set_gradient_divide_factor(1.0)
