@@ -1,10 +1,11 @@
 """Runs transformers' own `serve` command on a tiny checkpoint, in a process of its own.
 
-    python tests/engine/serve_tiny.py CHECKPOINT PORT
+    python tests/engine/serve_tiny.py CHECKPOINT PORT [plain]
 
 The command loads the family's full processor, whose video part wants torchvision. This registers a subclass
 that has images and text only; everything else (the application, the routes, the generation) is
-transformers' own.
+transformers' own. With `plain`, replies are texts as they were written. Without it, they are parsed by the
+rules for Qwen's models, which lose what stands before `<think>`.
 """
 
 import sys
@@ -41,6 +42,18 @@ def register() -> None:
     processing_auto.processor_class_from_name = lambda name: classes.get(name) or found(name)
 
 
+def leave_texts_whole() -> None:
+    """Makes the server treat the model as one that it has no parser for."""
+    from transformers.cli.serving import chat_completion
+
+    def unparsed(processor, model, generated_ids, input_ids, cleaned_content="", tools=None):
+        return cleaned_content, None, None
+
+    chat_completion.parse_assistant_message = unparsed
+
+
 if __name__ == "__main__":
     register()
+    if sys.argv[3:] == ["plain"]:
+        leave_texts_whole()
     Serve(sys.argv[1], host="127.0.0.1", port=int(sys.argv[2]), device="cpu", dtype="float32")

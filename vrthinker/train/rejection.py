@@ -163,7 +163,8 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
                 pairs = ranks.first_then_others(functools.partial(_world_pairs, items, out / "data"))
             trials = make_trials(pairs, samples=sampling.samples, seed=settings.seed, swap=sampling.swap)
             # All processes of a run share the trials, as they would share a results file.
-            ranks.together(lambda: _sample(settings, trials, out))
+            base = ranks.first_then_others(functools.partial(base_folder, settings, out))
+            ranks.together(lambda: _sample(settings, base, trials, out))
             collection = ranks.together(lambda: _selected(settings, trials, out))
         except KeyboardInterrupt:
             Progress().say(f"{REJECTION.name}: interrupted while sampling; {resume_hint(REJECTION, out)}")
@@ -177,9 +178,9 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
         return train(REJECTION, settings, load_start(settings, out), [lessons], out)
 
 
-def _sample(settings: RejectionSettings, trials: Sequence[Trial], out: Path) -> None:
+def _sample(settings: RejectionSettings, base: Path, trials: Sequence[Trial], out: Path) -> None:
     """Samples the episodes from the current model that are not recorded yet."""
-    base, sampling = base_folder(settings, out), settings.sampling
+    sampling = settings.sampling
     options: dict[str, Any] = {
         "guided": False,
         "temperature": sampling.temperature,
