@@ -102,12 +102,19 @@ class Sampling(StageSettings):
     """The dtype of sampling: by default bfloat16 on a GPU, float32 on a CPU."""
 
 
+class RejectionPhase(SftPhase):
+    """How long and how fast the model learns from what was kept."""
+
+    name: str = Field("rejection", pattern=r"^[a-z0-9][a-z0-9-]*$")
+    """The name of the phase, for messages and records."""
+
+
 class RejectionSettings(SftSettings):
     """All settings of rejection sampling fine-tuning."""
 
     items: Annotated[FilePairs | WorldPairs, Field(discriminator="kind")]
     sampling: Sampling = Sampling()
-    learn: SftPhase = SftPhase(name="rejection")
+    learn: RejectionPhase = RejectionPhase()
     """How long and how fast it learns from what was kept."""
     for_grpo: Path | None = None
     """A file that pairs without a right episode are written to, as a pairs file."""
