@@ -46,7 +46,7 @@ class Trial:
     @property
     def group_id(self) -> str:
         """The id of the trials that share its first input: those of its pair that have its order."""
-        return f"{self.source.id}{' swapped' if self.swapped else ''}"
+        return f"{'2, 1' if self.swapped else '1, 2'}: {self.source.id}"
 
     @cached_property
     def pair(self) -> Pair:
