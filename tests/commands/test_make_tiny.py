@@ -31,7 +31,7 @@ def test_a_full_disk_is_one_line(tmp_path: Path) -> None:
 
 
 def test_prompts_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def in_the_way(out: Path, family: str, seed: int) -> Path:
+    def in_the_way(out: Path, *_: object, **__: object) -> Path:
         (out / PROMPTS_FOLDER).touch()
         return out
 
@@ -39,3 +39,12 @@ def test_prompts_that_cannot_be_written_are_one_line(tmp_path: Path, monkeypatch
     done = vrthinker("make-tiny", tmp_path)
     assert (done.code, done.out) == (2, "")
     assert done.line == f"vrthinker: {tmp_path}: cannot be written (File exists); name another"
+
+
+def test_a_number_of_layers_is_checked(tmp_path: Path) -> None:
+    done = vrthinker("make-tiny", tmp_path / "deep", "--layers", 4)
+    assert done.code == 0
+    assert '"num_hidden_layers": 4' in (tmp_path / "deep" / "config.json").read_text("utf-8")
+    refused = vrthinker("make-tiny", tmp_path / "none", "--layers", 0)
+    assert (refused.code, refused.out) == (2, "")
+    assert refused.line == "vrthinker: --layers: got 0, allowed: 1 to 64"

@@ -104,7 +104,7 @@ def test_too_few_rounds_are_refused() -> None:
 
 def test_peak_sees_what_a_call_allocates_and_nothing_that_was_there() -> None:
     # Beside these sizes it does not matter that the system drops pages of libraries and reads them again.
-    size = 200 * MEGABYTE
+    size = 100 * MEGABYTE
     there = torch.ones(size, dtype=torch.uint8)
     if peak_bytes(lambda: None, "cpu") is None:
         pytest.skip("this system does not tell the peak of resident memory")

@@ -150,6 +150,7 @@ def test_the_best_judge_is_kept(watched: Path, recipe: dict[str, Any], alone: Pa
         assert (watched / BEST_FOLDER / name).read_bytes() == (watched / "model" / name).read_bytes()
 
 
+@pytest.mark.slow
 def test_a_resumed_run_evaluates_what_is_left(
     watched: Path, recipe: dict[str, Any], pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
