@@ -127,6 +127,9 @@ def test_adapters_that_do_not_fit_are_refused(nano: Path, tmp_path: Path) -> Non
             "wanted floats",
         ),
         (lambda f: change_tensor(f, "lora_B.weight", lambda name, t: {name: t.int()}), "wanted floats"),
+        (lambda f: change_tensor(f, "lora_A.weight", lambda name, t: {name: t / 0}), "are not finite"),
+        (lambda f: change_config(f, init_lora_weights="pissa_niter_4"), "init_lora_weights: got 'pissa_nit"),
+        (lambda f: change_config(f, alora_invocation_tokens=[1]), "alora_invocation_tokens: got"),
     ]
     for number, (damage, message) in enumerate(cases):
         folder = shutil.copytree(good, tmp_path / str(number))
@@ -134,6 +137,19 @@ def test_adapters_that_do_not_fit_are_refused(nano: Path, tmp_path: Path) -> Non
         with pytest.raises(InputError, match=message) as caught:
             loaded(folder)
         assert "\n" not in str(caught.value)
+
+
+def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path) -> None:
+    """Merging it would change the embedding too, which the adapter says nothing about."""
+    tied = write_base(tmp_path / "tied", "tied")
+    folder = written(adapted(tied, export="adapter"), tied, tmp_path / "adapter")
+    base = loaded(tied)
+    assert base.model.lm_head.weight is base.model.model.language_model.embed_tokens.weight
+    width, height = base.hidden_size, base.vocabulary_size
+    head = {"lora_A": torch.ones(3, width), "lora_B": torch.ones(height, 3)}
+    save_file({f"base_model.model.lm_head.{k}.weight": v for k, v in head.items()}, folder / ADAPTER_WEIGHTS)
+    with pytest.raises(InputError, match="lm_head: the base ties this weight"):
+        loaded(folder)
 
 
 def test_bfloat16_trains_float32_weights_and_exports_bfloat16(nano: Path, tmp_path: Path) -> None:

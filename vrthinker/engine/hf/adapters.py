@@ -6,11 +6,13 @@ adapter is merged into that checkpoint's weights when it is loaded: W + scale * 
 nothing more, and peft is not needed.
 
 An adapter comes from anywhere, like every other checkpoint. Only plain LoRA of linear layers is loaded, and
-everything is checked before the first weight is changed: names, shapes, and the rank.
+everything is checked before the first weight is changed: names, shapes, the rank, and that all is finite. An
+adapter of a head that is tied to the embedding is refused, because merging it would change the embedding too.
 """
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -38,8 +40,18 @@ _PLAIN: dict[str, tuple[object, ...]] = {
     "layer_replication": (None,),
     "trainable_token_indices": (None,),
     "target_parameters": (None, []),
+    "alora_invocation_tokens": (None,),
+    "use_qalora": (None, False),
+    "use_bdlora": (None, False),
+    "arrow_config": (None,),
+    "kasa_config": (None,),
+    "monteclora_config": (None,),
+    "velora_config": (None,),
+    "init_lora_weights": (None, True, False, "gaussian", "eva", "orthogonal"),
 }
-"""What the configuration must say about each variant of LoRA, so that the weights mean B @ A and no more."""
+"""What the configuration must say about each variant of LoRA, so that the weights mean B @ A and no more. The
+other ways to draw initial weights (PiSSA, OLoRA, CorDA, LoftQ) also change the base's weights; peft says True
+for an adapter that it saved as a difference from the unchanged base."""
 
 
 @dataclass(frozen=True)
@@ -103,12 +115,14 @@ def merge_adapter(model: torch.nn.Module, adapter: Adapter) -> None:
         adapter: The adapter.
 
     Raises:
-        InputError: A tensor is none of an adapter, belongs to no linear layer, or has another shape.
+        InputError: A tensor is none of an adapter, belongs to no linear layer or to one whose weight is tied,
+            has another shape, or is not finite.
     """
     import torch
     from safetensors import safe_open
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
+    owners = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
     with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         names = set(weights.keys())
         targets = sorted({_target(name) for name in names})
@@ -116,6 +130,14 @@ def merge_adapter(model: torch.nn.Module, adapter: Adapter) -> None:
             raise InputError(f"{ADAPTER_WEIGHTS}: has no tensors")
         for target in targets:
             _check_target(target, layers, weights, names, adapter.rank)
+            if owners[layers[target].weight] > 1:
+                raise InputError(
+                    f"{ADAPTER_WEIGHTS}: {one_line(target)}: the base ties this weight to another layer's, "
+                    "which merging would change too; merge it with peft instead"
+                )
+            for name in adapter_names(target):
+                if not weights.get_tensor(name).isfinite().all():
+                    raise InputError(f"{ADAPTER_WEIGHTS}: {one_line(name)}: has numbers that are not finite")
         with torch.no_grad():
             for target in targets:
                 first = weights.get_tensor(f"{_PREFIX}{target}{_A}").float()
