@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 import threading
 from collections.abc import Iterator
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -255,6 +256,10 @@ def test_the_oracle_and_a_checkpoint_teach(world: Path, tmp_path: Path) -> None:
             ["--pairs", "PAIRS", "--model", "nano", "--price-input", "1"],
             "--price-input: goes with --endpoint",
         ),
+        (
+            ["--pairs", "PAIRS", "--model", "m", "--endpoint", "http://h", "--price-output", "inf"],
+            "--price-output: got inf, allowed: at least 0, finite",
+        ),
         (["--pairs", "PAIRS", "--model", "nano", "--samples", "0"], "--samples: got 0"),
         (
             ["--pairs", "PAIRS", "--model", "nano", "--samples", "2", "--temperature", "0"],
@@ -281,3 +286,20 @@ def test_what_cannot_be_asked_is_refused_with_one_line(
     assert (done.code, done.out) == (2, "")
     assert words in done.line
     assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("given", [["--pairs", "PAIRS", "--model", "nano"], ["--oracle", "WORLD"]])
+def test_the_pairs_that_are_judged_are_never_replaced(given: list[str], world: Path, tmp_path: Path) -> None:
+    own = tmp_path / "own"
+    shutil.copytree(world, own)
+    before = {path: path.read_bytes() for path in own.rglob("*") if path.is_file()}
+    places = {"PAIRS": own / PAIRS_FILE, "WORLD": own}
+    like = ["--like", "nano"] if "--oracle" in given else []
+    done = vrthinker("train", "traces", "--out", own, *[places.get(arg, arg) for arg in given], *like)
+    assert (done.code, done.out) == (2, "")
+    assert f"would replace {own / PAIRS_FILE}; choose another folder" in done.last_line
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+    done = vrthinker("train", "traces", "--oracle", world, "--out", own, "--like", "nano")
+    assert done.code == 2
+    assert f"{own}: holds {PAIRS_FILE}, which was not written there" in done.last_line
+    assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before

@@ -84,12 +84,14 @@ class TracesCommand:
         """Collects traces; returns 1 if nothing is kept, or if episodes are left to be tried again."""
         self._check_options()
         from vrthinker.data.pairs import load_pairs
-        from vrthinker.train.teacher import REPLIES, collect, select, write_selection
+        from vrthinker.train.teacher import PAIRS, REPLIES, collect, select, write_selection
         from vrthinker.train.trials import check_clips, make_trials
         from vrthinker.world.files import PAIRS_FILE
 
         pairs_file = self.pairs if self.oracle is None else self.oracle / PAIRS_FILE
         assert pairs_file is not None
+        if pairs_file.resolve() == (self.out / PAIRS).resolve():
+            raise InputError(f"--out: {self.out}: would replace {pairs_file}; choose another folder")
         pairs = load_pairs(pairs_file)
         check_clips(pairs, pairs_file)
         trials = make_trials(pairs, samples=self.samples, seed=self.seed, swap=not self.keep_order)
@@ -146,8 +148,8 @@ class TracesCommand:
             ("--price-input", self.price_input, 0),
             ("--price-output", self.price_output, 0),
         ):
-            if value is not None and not value >= least:
-                raise InputError(f"{name}: got {value}, allowed: at least {least}")
+            if value is not None and not least <= value < float("inf"):
+                raise InputError(f"{name}: got {value}, allowed: at least {least}, finite")
         for name in ("price_input", "price_output"):
             if getattr(self, name) is not None and self.endpoint is None:
                 raise InputError(f"--{name.replace('_', '-')}: goes with --endpoint")

@@ -32,9 +32,14 @@ from vrthinker.records.files import replace_file, spare_name, sync_folder, write
 from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.verdicts import VerdictRecord, parse_line, read_verdicts, unfinished, whole_lines
 
-__all__ = ["VerdictLog", "VerdictRecord", "read_verdicts"]
+__all__ = ["VerdictLog", "VerdictRecord", "read_verdicts", "run_file"]
 
 _logger = logging.getLogger(__name__)
+
+
+def run_file(path: Path) -> Path:
+    """The file beside a results file that holds the configuration that every line was made with."""
+    return path.with_name(f"{path.name}.run.json")
 
 
 class VerdictLog:
@@ -55,7 +60,7 @@ class VerdictLog:
         self, path: str | os.PathLike[str], run: Mapping[str, Any], *, ignore: Collection[str] = ()
     ) -> None:
         self.path = Path(os.path.realpath(path))
-        self.run_path = self.path.parent / f"{self.path.name}.run.json"
+        self.run_path = run_file(self.path)
         wanted = json.loads(json.dumps(dict(run), allow_nan=False))
         self._fd = -1
         self._closed = False

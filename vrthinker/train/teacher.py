@@ -31,7 +31,7 @@ from vrthinker.judge import Judge, JudgeConfiguration
 from vrthinker.judge_file import judge_file, run_configuration
 from vrthinker.records.files import replace_file
 from vrthinker.records.trajectories import check_trajectories_file
-from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
+from vrthinker.records.verdict_log import VerdictLog, VerdictRecord, run_file
 from vrthinker.train.traces import Dropped, Selection, checked_labels, why_dropped
 from vrthinker.train.trials import Trial, write_pairs_file
 
@@ -98,10 +98,12 @@ def collect(
         on_wait: A function that is called while other processes hold the remaining trials.
 
     Raises:
-        InputError: The folder holds another collection, or the judge cannot be used.
+        InputError: The folder holds another collection or files of something else, or the judge cannot be
+            used.
         VRThinkerError: Nothing works any more (a server is gone), or something could not be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
+    _refuse_files_of_others(folder)
     configuration, ignored = run_configuration(configured, pairs_file=folder / PAIRS, seed=seed)
     pairs = [trial.pair for trial in trials]
     groups = {trial.id: trial.group_id for trial in trials}
@@ -130,6 +132,17 @@ def collect(
                 on_record=recorded,
                 on_wait=on_wait,
             )
+
+
+def _refuse_files_of_others(folder: Path) -> None:
+    """Refuses a folder whose files a collection would replace, such as that of the pairs or of a world."""
+    # A results file's configuration is written before all of these.
+    found = [name for name in (PAIRS, EPISODES, TRACES, SELECTION) if (folder / name).exists()]
+    if found and not run_file(folder / VERDICTS).exists():
+        raise InputError(
+            f"{folder}: holds {found[0]}, which was not written there by such a run and would be replaced; "
+            "choose another folder"
+        )
 
 
 class _FailuresInARow:
