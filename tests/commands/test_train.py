@@ -280,6 +280,10 @@ def test_train_refuses_bad_options_before_torch_loads(
         (["--out", "RUN", "--recipe", "RECIPE", "--set", "phases.1.steps=3"], "got 1, allowed: 0 to 0"),
         (["--out", "RUN", "--recipe", "RECIPE", "--set", "phases.x.steps=3"], "got x, allowed: 0 to 0"),
         (
+            ["--out", "RUN", "--recipe", "RECIPE", "--set", "phases.0000000001.steps=3"],
+            "got 0000000001, allow",
+        ),
+        (
             ["--out", "RUN", "--recipe", "RECIPE", "--set", "note.a=3"],
             "a stands below a value that has no keys",
         ),
@@ -289,6 +293,12 @@ def test_train_refuses_bad_options_before_torch_loads(
         (["--out", "BAD", "--recipe", "RECIPE"], "cannot be used as a run folder"),
         (["--out", "RUN", "--model", "TINY", "--traces", "FILE"], "kept 0 of 0 traces"),
         (["--resume", "OTHER"], "no run to resume"),
+        (["--out", "RUN", "--recipe", "RECIPE", "--set", "lora=null", "--set", "lora.rank=0"], "lora.rank: "),
+        (
+            ["--out", "RUN", "--recipe", "RECIPE", "--set", "evaluation.pairs=~nobody-x/p.jsonl"]
+            + ["--set", "evaluation.every=0"],
+            "evaluation.every: ",
+        ),
     ],
 )
 def test_train_refuses_with_one_line_and_leaves_no_folder(

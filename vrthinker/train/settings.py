@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
@@ -49,10 +50,15 @@ class SftPhase(StageSettings):
     """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
 
 
+def _from_home(path: Path) -> Path:
+    """The absolute path; that of an unknown user's home is left for reading to refuse."""
+    return Path(os.path.expanduser(path)).absolute()
+
+
 class HeldOutSettings(StageSettings):
     """On what a policy is judged while it is trained, and how often (`held_out.HeldOut`)."""
 
-    pairs: Annotated[Path, AfterValidator(lambda path: path.expanduser().absolute())]
+    pairs: Annotated[Path, AfterValidator(_from_home)]
     """A file of labelled pairs that training does not see."""
     every: int = Field(100, ge=1)
     """Number of steps between evaluations. There is always one before the first step and after the last."""
@@ -129,7 +135,8 @@ def load_recipe(name: str) -> dict[str, Any]:
 def with_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> dict[str, Any]:
     """Settings with single values replaced, as `--set phases.0.steps=10` gives them.
 
-    A value is read as JSON; what is no JSON is text. Whether a key exists is for the settings to say.
+    A value is read as JSON; what is no JSON is text. Whether a key exists is for the settings to say. A group
+    that is null gets the key that is named in it.
 
     Raises:
         InputError: An assignment is not `key=value`, or its key leads into something that has no keys.
@@ -147,7 +154,12 @@ def with_overrides(values: Mapping[str, Any], assignments: Sequence[str]) -> dic
         *parents, last = key.split(".")
         holder: Any = changed
         for name in parents:
-            holder = holder.setdefault(name, {}) if isinstance(holder, dict) else _entry(holder, name, key)
+            if isinstance(holder, dict):
+                if holder.get(name) is None:
+                    holder[name] = {}
+                holder = holder[name]
+            else:
+                holder = _entry(holder, name, key)
         if isinstance(holder, dict):
             holder[last] = value
         else:
@@ -160,7 +172,7 @@ def _entry(holder: object, name: str, key: str) -> Any:
     """An entry of a list by its number."""
     if not isinstance(holder, list):
         raise InputError(f"--set: {one_line(key)}: {one_line(name)} stands below a value that has no keys")
-    if not (name.isdecimal() and name.isascii() and int(name[:9]) < len(holder)):
+    if not (name.isdecimal() and name.isascii() and len(name) < 9 and int(name) < len(holder)):
         raise InputError(
             f"--set: {one_line(key)}: got {one_line(name)}, allowed: 0 to {len(holder) - 1}, one entry of "
             "the list"
