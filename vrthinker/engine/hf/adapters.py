@@ -122,7 +122,7 @@ def merge_adapter(model: torch.nn.Module, adapter: Adapter) -> None:
     from safetensors import safe_open
 
     layers = {name: m for name, m in model.named_modules() if isinstance(m, torch.nn.Linear)}
-    owners = Counter(weight for _, weight in model.named_parameters(remove_duplicate=False))
+    owners = Counter(id(weight) for _, weight in model.named_parameters(remove_duplicate=False))
     with safe_open(adapter.folder / ADAPTER_WEIGHTS, framework="pt") as weights:
         names = set(weights.keys())
         targets = sorted({_target(name) for name in names})
@@ -130,7 +130,7 @@ def merge_adapter(model: torch.nn.Module, adapter: Adapter) -> None:
             raise InputError(f"{ADAPTER_WEIGHTS}: has no tensors")
         for target in targets:
             _check_target(target, layers, weights, names, adapter.rank)
-            if owners[layers[target].weight] > 1:
+            if owners[id(layers[target].weight)] > 1:
                 raise InputError(
                     f"{ADAPTER_WEIGHTS}: {one_line(target)}: the base ties this weight to another layer's, "
                     "which merging would change too; merge it with peft instead"
