@@ -295,8 +295,17 @@ def test_train_refuses_bad_options_before_torch_loads(
         (["--resume", "OTHER"], "no run to resume"),
         (["--out", "RUN", "--recipe", "RECIPE", "--set", "lora=null", "--set", "lora.rank=0"], "lora.rank: "),
         (
-            "--out RUN --recipe RECIPE --set evaluation.pairs=~nobody-x/p --set evaluation.every=0".split(),
-            "evaluation.every: ",
+            [
+                "--out",
+                "RUN",
+                "--recipe",
+                "RECIPE",
+                "--set",
+                "seed=-1",
+                "--set",
+                "evaluation.pairs=~nobody-x/p",
+            ],
+            "cold start: seed: ",
         ),
     ],
 )

@@ -8,6 +8,7 @@ import socket
 from pathlib import Path
 from typing import Any
 
+import command_worker
 import numpy as np
 import torch
 from safetensors.torch import save_file
@@ -134,6 +135,14 @@ def _environment(rank: int, size: int, port: int) -> None:
 
 def settings_of(values: dict[str, Any]) -> PolicySettings:
     return PolicySettings.model_validate(values)
+
+
+def job_command(
+    rank: int, size: int, port: int, given: list[str], moments: dict[str, list[dict[str, Any]]]
+) -> object:
+    """Runs a whole command, as torchrun would; `moments` are those of each process (`command_worker`)."""
+    _environment(rank, size, port)
+    return command_worker.job_command(given, moments.get(str(rank), []))
 
 
 def job_gradients(

@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from command_worker import at as moment
 from forks import Outcomes
 from hypothesis import given
 from hypothesis import strategies as st
@@ -22,6 +23,8 @@ from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.policy.batches import deal
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.train.loop.checkpoint import STATE_FILE, latest_checkpoint
+from vrthinker.world.files import PAIRS_FILE, make_world
+from vrthinker.world.world import PRESETS
 
 GRADIENTS = 1e-5
 """Relative; float32 additions in another order. Seen: 7e-8."""
@@ -192,6 +195,26 @@ def test_a_signal_to_one_process_saves_and_ends_all(ranked: Outcomes, nano: Path
     assert [one["resumed_from"] for one in results(train(ranked, 2, nano, run / "a", steps=4))] == [3, 3]
     results(train(ranked, 2, nano, run / "b", steps=4))
     assert saved(run / "a") == saved(run / "b")
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_ctrl_c_while_one_process_samples_ends_all_and_the_run_goes_on(
+    ranked: Outcomes, nano: Path, run: Path
+) -> None:
+    make_world(run / "world", PRESETS["easy"], pairs=4, seed=41, workers=1)
+    pairs = run / "world" / PAIRS_FILE
+    out = run / "out"
+    given = ["train", "rejection", "--model", "nano", "--pairs", pairs, "--out", out, "--samples", "2"]
+    given += ["--set", "sampling.batch_size=2", "--steps", "1", "--batch-size", "2", "--tracker", "none"]
+    moments = {"1": [moment("vrthinker.records.verdict_log:VerdictLog.append", 1, "SIGINT", after=True)]}
+    command = {"given": list(map(str, given))}
+    stopped = results(ranked(jobs("command", 2, **command, moments=moments), together=True))
+    assert stopped == [130, 130]
+    assert not (out / "model").exists()
+    command = {"given": ["train", "rejection", "--resume", str(out)]}
+    assert results(ranked(jobs("command", 2, **command, moments={}), together=True)) == [0, 0]
+    assert (out / "model").is_dir()
 
 
 @pytest.mark.slow

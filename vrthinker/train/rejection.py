@@ -18,7 +18,7 @@ from __future__ import annotations
 import functools
 import gc
 import hashlib
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -30,7 +30,7 @@ from vrthinker.errors import VRThinkerError
 from vrthinker.judge import Judge
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
-from vrthinker.train.loop.ranks import current_ranks
+from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.settings import (
     SftPhase,
     SftSettings,
@@ -171,9 +171,9 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
             trials = make_trials(pairs, samples=sampling.samples, seed=settings.seed, swap=sampling.swap)
             # All processes of a run share the trials, as they would share a results file.
             base = ranks.first_then_others(functools.partial(base_folder, settings, out))
-            ranks.together(lambda: _sample(settings, base, trials, out))
+            _together_or_interrupted(ranks, lambda: _sample(settings, base, trials, out))
             collection = ranks.together(lambda: _selected(settings, trials, out))
-        except KeyboardInterrupt:
+        except _Interrupted:
             Progress().say(f"{REJECTION.name}: interrupted while sampling; {resume_hint(REJECTION, out)}")
             return None
         source = {
@@ -183,6 +183,29 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
         }
         lessons = Lessons(settings.learn, collection.selection, source)
         return train(REJECTION, settings, load_start(settings, out), [lessons], out)
+
+
+class _Interrupted(Exception):
+    """Ctrl-C ended the sampling on some process."""
+
+
+def _together_or_interrupted(ranks: Ranks, act: Callable[[], None]) -> None:
+    """Runs `act` on every process. After Ctrl-C on one, all end alike, once the others are done.
+
+    Raises:
+        _Interrupted: Ctrl-C came, to whichever process.
+        VRThinkerError: `act` raised one.
+    """
+
+    def ended() -> str:
+        try:
+            act()
+        except KeyboardInterrupt:
+            return "interrupted"
+        return "done"
+
+    if "interrupted" in ranks.gather(ranks.together(ended)):
+        raise _Interrupted
 
 
 def _sample(settings: RejectionSettings, base: Path, trials: Sequence[Trial], out: Path) -> None:
