@@ -326,6 +326,22 @@ def test_train_refuses_with_one_line_and_leaves_no_folder(
 
 
 @pytest.mark.parametrize(
+    ("name", "words"),
+    [("asked.jsonl", "holds the pairs that are sampled"), ("gone/hard.jsonl", "its folder is not there")],
+)
+def test_pairs_for_the_next_stage_replace_nothing(name: str, words: str, world: Path, tmp_path: Path) -> None:
+    row = json.loads((world / "pairs.jsonl").read_text().splitlines()[0])
+    row |= {clip: str(world / row[clip]) for clip in ("video_1", "video_2")}
+    (pairs := tmp_path / "asked.jsonl").write_text(json.dumps(row))
+    given = ["--model", "nano", "--pairs", pairs, "--out", tmp_path / "run", "--for-grpo", tmp_path / name]
+    done = vrthinker("train", "rejection", *given)
+    assert (done.code, done.out) == (2, "")
+    assert f"for_grpo: {tmp_path / name}: {words}" in done.last_line
+    assert json.loads(pairs.read_text()) == row
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
     ("given", "words"),
     [
         (["--limit", "0"], "--limit: got 0"),

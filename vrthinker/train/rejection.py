@@ -26,7 +26,7 @@ from pydantic import Field, field_validator
 
 from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.engine.hf.checkpoint import weights_fingerprint
-from vrthinker.errors import VRThinkerError
+from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.judge import Judge
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
@@ -164,6 +164,7 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
         ranks, items, sampling = current_ranks(), settings.items, settings.sampling
         # A file is read first, because it may be missing.
         pairs = ranks.together(lambda: _pairs_of(items.path) if isinstance(items, FilePairs) else [])
+        ranks.together(lambda: _check_for_grpo(settings))
         begin_run(settings, out)
         try:
             if isinstance(items, WorldPairs):
@@ -263,6 +264,17 @@ def _selected(settings: RejectionSettings, trials: Sequence[Trial], out: Path) -
     if not collection.selection.traces:
         raise VRThinkerError(f"{folder}: {collection.selection.summary('episodes')}; nothing to learn from")
     return collection
+
+
+def _check_for_grpo(settings: RejectionSettings) -> None:
+    """Refuses a file for the next stage that would replace this one's pairs, or that has no folder."""
+    path, items = settings.for_grpo, settings.items
+    if path is None:
+        return
+    if isinstance(items, FilePairs) and path.resolve() == items.path.resolve():
+        raise InputError(f"for_grpo: {path}: holds the pairs that are sampled; choose another file")
+    if not path.parent.is_dir():
+        raise InputError(f"for_grpo: {path}: its folder is not there; make it, or choose another file")
 
 
 def _pairs_of(path: Path) -> list[Pair]:
