@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 
 from vrthinker.engine.base import FrameKey
 from vrthinker.engine.hf.tiny import make_tiny
+from vrthinker.episode.trajectory import Trajectory
+from vrthinker.errors import VideoError
 from vrthinker.policy.batches import Batch, BatchSource
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss_from_hidden
@@ -138,10 +140,27 @@ def settings_of(values: dict[str, Any]) -> PolicySettings:
 
 
 def job_command(
-    rank: int, size: int, port: int, given: list[str], moments: dict[str, list[dict[str, Any]]]
+    rank: int,
+    size: int,
+    port: int,
+    given: list[str],
+    moments: dict[str, list[dict[str, Any]]] | None = None,
+    lacks_clips: int | None = None,
 ) -> object:
-    """Runs a whole command, as torchrun would; `moments` are those of each process (`command_worker`)."""
+    """Runs a whole command, as torchrun would.
+
+    `moments` are those of each process (`command_worker`). The machine of the process `lacks_clips` has no
+    clips.
+    """
     _environment(rank, size, port)
+    moments = moments or {}
+    if rank == lacks_clips:
+        from vrthinker.train import sft
+
+        def no_clip(trajectory: Trajectory, *_: object, **__: object) -> None:
+            raise VideoError(trajectory.videos[0].path, "no such file")
+
+        sft.training_sequences = no_clip  # type: ignore[assignment]
     return command_worker.job_command(given, moments.get(str(rank), []))
 
 

@@ -213,8 +213,21 @@ def test_ctrl_c_while_one_process_samples_ends_all_and_the_run_goes_on(
     assert stopped == [130, 130]
     assert not (out / "model").exists()
     command = {"given": ["train", "rejection", "--resume", str(out)]}
-    assert results(ranked(jobs("command", 2, **command, moments={}), together=True)) == [0, 0]
+    assert results(ranked(jobs("command", 2, **command), together=True)) == [0, 0]
     assert (out / "model").is_dir()
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
+def test_clips_that_one_machine_lacks_end_all_with_the_reason(ranked: Outcomes, run: Path) -> None:
+    make_world(run / "world", PRESETS["easy"], pairs=2, seed=41, workers=1)
+    given = ["--oracle", run / "world", "--like", "nano", "--out", run / "traces"]
+    command = {"given": list(map(str, ["train", "traces", *given]))}
+    assert results(ranked(jobs("command", 1, **command), together=True)) == [0]
+    given = ["--model", "nano", "--traces", run / "traces" / "traces.jsonl", "--out", run / "out"]
+    command = {"given": list(map(str, ["train", "cold-start", *given, "--steps", 1, "--tracker", "none"]))}
+    ended = results(ranked(jobs("command", 2, **command, lacks_clips=1), together=True))
+    assert ended == [2, 2], "the first knows why, too, and does not say that it lost the other"
 
 
 @pytest.mark.slow

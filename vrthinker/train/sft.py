@@ -132,9 +132,10 @@ def load_start(settings: SftSettings, out: Path) -> Start:
     """
     ranks = current_ranks()
     folder = ranks.first_then_others(lambda: base_folder(settings, out))
-    templates = PromptTemplates.load(folder / PROMPTS_FOLDER)
+    templates = ranks.together(lambda: PromptTemplates.load(folder / PROMPTS_FOLDER))
     trained = ranks.together(lambda: load_policy(folder, settings, ranks, seed=settings.seed))
-    return Start(folder, templates, _judge_settings(folder, trained.policy), trained)
+    judge_settings = ranks.together(lambda: _judge_settings(folder, trained.policy))
+    return Start(folder, templates, judge_settings, trained)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,12 +176,18 @@ def train(
     ranks = current_ranks()
     markup = Markup(start.policy.tokenizer, start.policy.vocabulary_size)
     loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
-    phases = []
-    for number, lesson in enumerate(lessons):
-        traces = lesson.selection.traces
-        sequences = _sequences(lesson.phase, traces, markup, start.policy, start.judge_settings.resize)
-        seed = settings.seed * 1000 + number
-        phases.append(_PhaseRun(lesson.phase, sequences, loader, start.trained, seed=seed))
+    sequences = ranks.together(
+        lambda: [
+            _sequences(
+                lesson.phase, lesson.selection.traces, markup, start.policy, start.judge_settings.resize
+            )
+            for lesson in lessons
+        ]
+    )
+    phases = [
+        _PhaseRun(lesson.phase, learned, loader, start.trained, seed=settings.seed * 1000 + number)
+        for number, (lesson, learned) in enumerate(zip(lessons, sequences, strict=True))
+    ]
     curriculum = _Curriculum(phases)
     held_out = _held_out(settings, start, lessons, curriculum.steps, out)
     ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases, lessons))
@@ -233,11 +240,12 @@ def _held_out(
     """The held-out pairs of a run, if it has some."""
     if settings.evaluation is None:
         return None
-    traces = (trace for lesson in lessons for trace in lesson.selection.traces)
+    evaluation = settings.evaluation
+    traces = [trace for lesson in lessons for trace in lesson.selection.traces]
     return HeldOut(
         start.trained,
-        load_held_out(settings.evaluation, traces, seed=settings.seed),
-        settings.evaluation,
+        current_ranks().together(lambda: load_held_out(evaluation, traces, seed=settings.seed)),
+        evaluation,
         steps=steps,
         run=out,
         judge_settings=start.judge_settings,
