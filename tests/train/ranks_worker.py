@@ -160,7 +160,7 @@ def job_command(
         def no_clip(trajectory: Trajectory, *_: object, **__: object) -> None:
             raise VideoError(trajectory.videos[0].path, "no such file")
 
-        sft.training_sequences = no_clip  # type: ignore[assignment]
+        vars(sft)["training_sequences"] = no_clip
     return command_worker.job_command(given, moments.get(str(rank), []))
 
 
