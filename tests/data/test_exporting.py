@@ -95,13 +95,16 @@ def pair(**change: object) -> Pair:
 
 def test_what_a_layout_cannot_hold_is_counted() -> None:
     pairs = [pair(labels={"OA": 2, "TA": 1}), pair(id="q", labels={"TA": 1}), pair(id="r", prompt="c\n")]
+    pairs += [pair(id=" s", prompt="NaN")]
     exported = export_pairs("genai-bench", pairs, Path("/v/x.json"))
     assert exported.lost == {
         "pairs without a label for OA": 1,
         "TA labels": 1,
         "blanks or line ends around captions": 1,
+        "blanks around ids": 1,
+        "captions nan, which an import reads as none": 1,
     }
-    first, _ = json.loads(exported.content)
+    first, *_ = json.loads(exported.content)
     assert (first["video_left"], first["video_right"], first["vote_type"]) == (
         "a.mp4",
         "/w/b.mp4",

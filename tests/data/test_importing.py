@@ -161,6 +161,25 @@ def test_swapping_turns_clips_and_labels_and_depends_on_the_seed(tmp_path: Path)
 # GenAI-Bench, MJ-Bench-Video, Rapidata, VideoDPO
 
 
+def test_ties_of_two_kinds_are_not_one_row(tmp_path: Path) -> None:
+    rows = [genai_row(id=None, vote_type=word) for word in ("A=B=Good", "A=B=Bad", "A=B=Bad")]
+    pairs, done = imported("genai-bench", write_json(tmp_path / "g.json", rows))
+    assert len(pairs) == 2
+    assert done.report["tie_kinds"] == {"both equally good": 1, "both bad": 1}
+    assert done.report["dropped_rows"] == [[3, "the same row again"]]
+
+
+def test_a_path_that_is_no_text_is_refused(tmp_path: Path) -> None:
+    place = tmp_path / "caf\udce9"
+    place.mkdir()
+    source = write_json(place / "g.json", [genai_row()])
+    with pytest.raises(InputError, match="bytes that are no UTF-8") as caught:
+        import_pairs(FORMATS["genai-bench"], source, tmp_path / "out")
+    assert str(caught.value).isprintable()
+    done = import_pairs(FORMATS["genai-bench"], source, place)
+    assert json.loads(done.lines)["video_1"] == genai_row()["video_left"]
+
+
 def test_both_layouts_of_genai_bench_and_both_kinds_of_ties(tmp_path: Path) -> None:
     words = ["leftvote", "rightvote", "tievote", "bothbad_vote"]
     pairs, done = imported(
@@ -217,6 +236,17 @@ def test_rapidata_has_ties_by_margin_and_asks_about_pictures(tmp_path: Path) -> 
     assert "a picture beside the caption" in refusal("rapidata", tmp_path / "i2v.parquet")
     pairs, _ = imported("rapidata", tmp_path / "i2v.parquet", options=ImportOptions(ignore_assets=True))
     assert pairs[0].labels == {"VQ": 1, "MQ": 0}
+
+
+@pytest.mark.parametrize(("first", "second"), [(0.55, 0.45), (0.45, 0.55), (0.6, 0.5), (0.3, 0.2)])
+def test_shares_that_differ_by_the_margin_are_a_tie_whatever_is_rounded(
+    first: float, second: float, tmp_path: Path
+) -> None:
+    row = rapidata_row(weighted_results1_Preference=first, weighted_results2_Preference=second)
+    pq.write_table(pa.Table.from_pylist([row]), tmp_path / "r.parquet")
+    ((pair,), _) = imported("rapidata", tmp_path / "r.parquet")
+    assert pair.labels is not None
+    assert pair.labels["VQ"] == 0
 
 
 def test_videodpo_reads_indices(tmp_path: Path) -> None:
@@ -382,6 +412,7 @@ def test_a_missing_field_and_the_first_problems_are_named(tmp_path: Path) -> Non
     ("name", "content", "words"),
     [
         ("g.json", b"", "not JSON"),
+        ("g.json", b'{"id": 1}\n{"id": 2}\n', "a file of JSON lines has to be named .jsonl"),
         ("g.json", b"{}", "got {}, allowed: a JSON list of objects"),
         ("g.json", b"[1]", "item 1: got 1, allowed: a JSON object"),
         ("g.json", b"[" * 100_000, "more than 64 levels"),

@@ -2,7 +2,8 @@
 
 Invariant: importing an export gives the same pairs, as far as the layout can hold them: a layout with an
 overall label only loses the others, and captions lose blanks and line ends around them. What is lost is
-counted. Ids and datasets go into fields of their own, which other readers pass over.
+counted. So is a caption `nan`, which tools write for a missing one, and which an import takes for that. Ids
+and datasets go into fields of their own, which other readers pass over.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.data.datasets.genai_bench import VOTES
-from vrthinker.data.datasets.rows import DATASET
+from vrthinker.data.datasets.rows import DATASET, is_missing_caption
 from vrthinker.data.datasets.unifiedreward import MARK, SENTENCES
 from vrthinker.data.datasets.videoalign import OVERALL
 from vrthinker.data.pairs import Pair, written_path
@@ -85,6 +86,10 @@ def export_pairs(name: str, pairs: Sequence[Pair], file: Path) -> Exported:
         if code not in codes:
             lost[f"{code.value} labels"] = sum(code in (pair.labels or {}) for pair in kept)
     lost["blanks or line ends around captions"] = sum(pair.prompt != pair.prompt.strip() for pair in kept)
+    lost["blanks around ids"] = sum(pair.id != pair.id.strip() for pair in kept)
+    lost["captions nan, which an import reads as none"] = sum(
+        is_missing_caption(pair.prompt) for pair in kept
+    )
     return Exported(write(kept, folder), len(kept), {what: count for what, count in lost.items() if count})
 
 

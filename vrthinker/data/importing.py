@@ -172,8 +172,8 @@ class _Maker:
                 (draft.number, DATASET, shown(draft.dataset), f"{', '.join(sorted(DATASETS))}, or nothing")
             )
             return None
-        content = (draft.prompt.text, draft.video_1, draft.video_2, tuple(sorted(draft.labels.items())))
-        first = self._rows.setdefault((draft.id, *content), draft.number)
+        said = (draft.prompt.text, draft.video_1, draft.video_2, tuple(sorted(draft.labels.items())))
+        first = self._rows.setdefault((draft.id, *said, draft.tie, draft.dataset), draft.number)
         if first != draft.number:
             self.tally.drop(draft.number, "the same row again")
             return None

@@ -37,7 +37,7 @@ from pydantic import (
 
 from vrthinker.data.tables import TableError, read_csv, read_parquet, table_format
 from vrthinker.episode.dimensions import DATASETS, Dimension
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, one_line
 
 MAX_LINE_BYTES = 1 << 20
 """The most bytes of a line. A longer line is refused without being read to its end."""
@@ -165,9 +165,20 @@ def load_pairs(path: str | os.PathLike[str]) -> list[Pair]:
 
 
 def written_path(clip: Path, folder: Path) -> str:
-    """The path of a clip in a file of this folder: relative if the clip lies below it, otherwise absolute."""
+    """The path of a clip in a file of this folder: relative if the clip lies below it, otherwise absolute.
+
+    Raises:
+        InputError: The path has bytes that are no UTF-8, which a file of text cannot hold.
+    """
     path, base = Path(os.path.abspath(clip)), Path(os.path.abspath(folder))
-    return str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+    written = str(path.relative_to(base)) if path.is_relative_to(base) else str(path)
+    try:
+        return _is_unicode(written)
+    except UnicodeEncodeError:
+        raise InputError(
+            f"{one_line(written)}: got a path with bytes that are no UTF-8, allowed: names in UTF-8; rename "
+            "the file or its folder, or write to the folder that holds it"
+        ) from None
 
 
 def dump_pair(pair: Pair, folder: Path) -> str:

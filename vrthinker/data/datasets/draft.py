@@ -169,9 +169,13 @@ def attempt(row: Row, tally: Tally, read_row: Callable[[], Result]) -> Result | 
     return None
 
 
+_ROUNDING = 1e-9
+"""What rounding may add to a difference: in floating point, 0.55 - 0.45 is more than 0.1."""
+
+
 def by_margin(first: float, second: float, margin: float) -> int:
     """The label of two scores: a tie if they differ by no more than the margin."""
-    if abs(first - second) <= margin:
+    if abs(first - second) <= margin + _ROUNDING:
         return 0
     return 1 if first > second else 2
 

@@ -53,10 +53,9 @@ def _read_pair(row: Row, options: ImportOptions, tally: Tally) -> Draft:
         if first is not None and second is not None:
             labels[code.value] = by_margin(first, second, margin)
     if has_asset:
-        tally.notes["pairs kept without the picture that they were made from, and without TA"] += 1
         labels.pop(Dimension.TA, None)
     labels[Dimension.OA] = majority(known(labels))
-    return Draft(
+    draft = Draft(
         number=row.number,
         id=row.identity(),
         prompt=row.caption("prompt"),
@@ -64,6 +63,9 @@ def _read_pair(row: Row, options: ImportOptions, tally: Tally) -> Draft:
         video_2=Clip(row.path("file_name2")),
         labels=known(labels),
     )
+    if has_asset:
+        tally.notes["pairs kept without the picture that they were made from, and without TA"] += 1
+    return draft
 
 
 _RULE = "weighted_results1_{0} and weighted_results2_{0}: a tie if they differ by no more than {{margin}}"

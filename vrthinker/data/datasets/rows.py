@@ -110,7 +110,7 @@ class Row:
         if name not in self.values:
             raise BadField(name, "nothing", "a caption")
         value = self.values[name]
-        if _is_nothing(value) or (isinstance(value, str) and value.strip().lower() == "nan"):
+        if _is_nothing(value) or (isinstance(value, str) and is_missing_caption(value)):
             return Caption("", missing=True)
         text = _unicode(name, value, "a caption, valid Unicode text")
         stripped = text.strip()
@@ -225,6 +225,11 @@ class Row:
         return choices[word]
 
 
+def is_missing_caption(text: str) -> bool:
+    """Whether a text is what tools write in the place of a missing caption."""
+    return text.strip().lower() == "nan"
+
+
 def _is_nothing(value: object) -> bool:
     return value is None or (isinstance(value, float) and math.isnan(value))
 
@@ -294,7 +299,10 @@ def _json_lines(path: Path) -> Iterator[Row]:
 
 def _json_list(path: Path) -> Iterator[Row]:
     content = read_file(path, MAX_ANNOTATION_BYTES).removeprefix(b"\xef\xbb\xbf")
-    items = parse_json(content, str(path), allow_nan=True)
+    try:
+        items = parse_json(content, str(path), allow_nan=True)
+    except InputError as error:
+        raise InputError(f"{error}; a file of JSON lines has to be named .jsonl") from None
     if not isinstance(items, list):
         raise InputError(
             f"{path}: got {shown(items)}, allowed: a JSON list of objects (or .jsonl, .csv, .parquet)"
