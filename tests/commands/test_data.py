@@ -87,6 +87,29 @@ def test_split_writes_its_parts_and_their_balance(tmp_path: Path) -> None:
     assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir()} == files
 
 
+def test_a_split_leaves_no_part_of_an_older_one_beside_it(tmp_path: Path) -> None:
+    rows = [genai_row(id=i, prompt=f"c{i}", video_left=f"{i}.mp4", video_right=f"r{i}.mp4") for i in range(9)]
+    vrthinker("data", "import", "genai-bench", write_json(tmp_path / "g.json", rows), "--out", tmp_path)
+    split = ("data", "split", tmp_path / "pairs.jsonl", "--out", tmp_path / "s", "--parts")
+    assert vrthinker(*split, "a=0.4,b=0.3,c=0.3").code == 0
+    files = {path: path.read_bytes() for path in (tmp_path / "s").iterdir()}
+    done = vrthinker(*split, "a=0.5,b=0.5", "--seed", "1")
+    assert (done.code, done.out) == (2, "")
+    assert "holds another split with the part c" in done.last_line
+    assert {path: path.read_bytes() for path in (tmp_path / "s").iterdir()} == files
+    (tmp_path / "s" / "c.jsonl").unlink()
+    assert vrthinker(*split, "a=0.5,b=0.5", "--seed", "1").code == 0
+
+
+def test_an_import_does_not_write_over_its_source(tmp_path: Path) -> None:
+    source = write_json(tmp_path / "import.json", [genai_row()])
+    before = source.read_bytes()
+    done = vrthinker("data", "import", "genai-bench", source, "--out", tmp_path)
+    assert done.code == 2
+    assert "is the file that is read" in done.last_line
+    assert source.read_bytes() == before
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [

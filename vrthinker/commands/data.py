@@ -16,11 +16,13 @@ import tyro
 
 from vrthinker.commands.options import Flag, announce, option
 from vrthinker.commands.traces import DataExportTracesCommand, DataImportTracesCommand
-from vrthinker.errors import InputError, unwritable
+from vrthinker.errors import InputError, one_line, unwritable
 from vrthinker.progress import counted
 
 if TYPE_CHECKING:
     from vrthinker.data.importing import FrameFolder
+
+_SPLIT_FILE = "split.json"
 
 
 @dataclass(frozen=True)
@@ -78,7 +80,8 @@ class DataImportCommand:
         if self.videos is not None and not self.videos.is_dir():
             raise InputError(f"--videos: {self.videos}: no folder; give the folder of the clips")
         _check_folder("--out", self.out)
-        _check_other("--out", self.out / PAIRS_FILE, self.source)
+        for name in (PAIRS_FILE, REPORT_FILE):
+            _check_other("--out", self.out / name, self.source)
         imported = import_pairs(
             form,
             self.source,
@@ -160,8 +163,9 @@ class DataSplitCommand:
 
         parts = parse_parts(self.parts)
         _check_folder("--out", self.out)
-        for name in parts:
-            _check_other("--out", self.out / f"{name}.jsonl", self.pairs)
+        for name in (*(f"{part}.jsonl" for part in parts), _SPLIT_FILE):
+            _check_other("--out", self.out / name, self.pairs)
+        _check_older_parts(self.out, parts)
         pairs = load_pairs(self.pairs)
         announce(f"reading the clips of {counted(len(pairs), 'pair')}")
         split = split_pairs(pairs, parts, self.seed)
@@ -186,7 +190,7 @@ class DataSplitCommand:
         for name, members in split.parts.items():
             content = "".join(dump_pair(pair, self.out) for pair in members)
             replace_file(self.out / f"{name}.jsonl", content.encode())
-        replace_file(self.out / "split.json", _json(report).encode())
+        replace_file(self.out / _SPLIT_FILE, _json(report).encode("utf-8", "backslashreplace"))
         if split.by_path:
             announce(
                 f"{counted(split.by_path, 'clip')} cannot be read and known by path only: copies of one clip "
@@ -195,7 +199,7 @@ class DataSplitCommand:
         for warning in split.warnings:
             announce(warning)
         if self.json:
-            sys.stdout.write(_json(report))
+            sys.stdout.write(_json(report).encode("utf-8", "backslashreplace").decode())
         else:
             _print_split(report)
         return 0
@@ -215,6 +219,25 @@ def _check_other(name: str, out: Path, source: Path) -> None:
         raise InputError(f"{name}: {out} is the file that is read; give another place")
     if out.exists() and not out.is_file():
         raise InputError(f"{name}: {out}: not a file; give another place")
+
+
+def _check_older_parts(out: Path, parts: Mapping[str, float]) -> None:
+    """Refuses a folder in which a part of an older split would stay beside the new ones: it would leak."""
+    from vrthinker.bounded_files import read_json
+
+    path = out / _SPLIT_FILE
+    if not path.exists():
+        return
+    try:
+        older = read_json(path)["parts"]
+        left = [name for name in older if name not in parts and (out / f"{name}.jsonl").exists()]
+    except (InputError, TypeError, KeyError, OSError, ValueError):
+        return  # something else has that name, and is replaced
+    if left:
+        raise InputError(
+            f"--out: {out}: holds another split with the part {one_line(left[0])}, which would share clips "
+            "with the new parts; give another folder, or remove it"
+        )
 
 
 def _make_folder(name: str, path: Path) -> None:
