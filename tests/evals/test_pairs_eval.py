@@ -150,7 +150,14 @@ def test_a_report_is_written_read_and_printed(tmp_path: Path, capsys: pytest.Cap
     ):
         assert words in shown, words
     assert "\x1b" not in shown
-    for broken in ({}, {**written, "pairs": "many"}, {**written, "judged": {"all": {"oa/tau": 3}}}):
+    for broken in (
+        {},
+        {**written, "pairs": "many"},
+        {**written, "judged": {"all": {"oa/tau": 3}}},
+        {**written, "labels": {}},
+        {**written, "labels": {code: {} for code in written["labels"]}},
+        {**written, "accuracy_of_the_commonest_label": {}},
+    ):
         with pytest.raises(InputError, match="no report of labelled pairs"):
             PairsReport.from_json(broken)
 

@@ -36,6 +36,7 @@ from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
 EVAL_FILE, VERDICTS_FILE, TRAJECTORIES_FILE = "eval.json", "verdicts.jsonl", "trajectories.jsonl"
 ALL = "all"
 """The column of all pairs. If pairs come from several datasets, each dataset has a column too."""
+_COUNTED = (*map(str, Preference), "missing")
 _WRITTEN = frozenset(reason.value for reason in WRITTEN_STOPS)
 
 
@@ -87,18 +88,19 @@ class PairsReport:
             InputError: The value is no report.
         """
         try:
+            shares = value["accuracy_of_the_commonest_label"]
             return cls(
                 judged={
                     str(column): {str(name): _estimate(spelled) for name, spelled in measures.items()}
                     for column, measures in value["judged"].items()
                 },
                 labels={
-                    str(code): {str(label): int(count) for label, count in counts.items()}
-                    for code, counts in value["labels"].items()
+                    code.value: {name: int(value["labels"][code][name]) for name in _COUNTED}
+                    for code in Dimension
                 },
                 commonest={
-                    str(code): None if share is None else float(share)
-                    for code, share in value["accuracy_of_the_commonest_label"].items()
+                    code.value: None if (share := shares[code]) is None else float(share)
+                    for code in Dimension
                 },
                 episodes={str(name): float(mean) for name, mean in value["episodes"].items()},
                 notes={str(note): int(count) for note, count in value["notes"].items()},
