@@ -299,6 +299,7 @@ def test_every_recipe_of_the_package_can_be_planned() -> None:
         ({"phases": [{}]}, {"model": "gpt-9"}, "model: got 'gpt-9', allowed: a checkpoint's folder, or qwen"),
         ({"phases": [3]}, {"model": "nano"}, "got no phase to plan"),
         ({}, {"model": "nano"}, "got no phase to plan"),
+        ({"phases": []}, {"model": "nano"}, "got no phase to plan"),
         ({"phases": [{"batch_size": 0}]}, {"model": "nano"}, "recipe: phases.0: batch_size"),
         ({"phases": [{}], "precision": "int4"}, {"model": "nano"}, "recipe: precision"),
         ({"phases": [{}], "optimizer": {"kind": "sgd"}}, {"model": "nano"}, "recipe: optimizer"),

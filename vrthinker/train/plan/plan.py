@@ -199,6 +199,8 @@ def plan_recipe(
     sizes = _nano_sizes() if name in (NANO, "nano") else sizes_of(name)
     phases = values.get("phases", values.get("learn"))
     phases = phases if isinstance(phases, list | tuple) else [phases]
+    if not phases:
+        raise InputError("recipe: got no phase to plan, allowed: phases, or learn")
     policy = _picked(PolicySettings, values, "recipe")
     optimizer = _optimizer(values.get("optimizer", {}))
     lora = policy.lora
@@ -226,7 +228,7 @@ def _phase_plan(phase: SftPhase, sizes: ModelSizes, training: Training, assumpti
         tokens=assumptions.sequence_tokens,
         frames=assumptions.live_frames,
         frame_patches=assumptions.frame_tokens * sizes.merge_side**2,
-        learned=assumptions.rounds * assumptions.round_tokens,
+        learned=min(assumptions.rounds * assumptions.round_tokens, assumptions.sequence_tokens),
         forwards=-(-phase.batch_size // per_forward),
     )
     return Plan(
