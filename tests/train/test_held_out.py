@@ -12,7 +12,7 @@ import torch
 from quick_judge import make_quick_judge
 from safetensors.torch import load_file
 
-from vrthinker.data.pairs import load_pairs
+from vrthinker.data.pairs import dump_pair, load_pairs
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.trajectory import load_trajectories
@@ -22,8 +22,9 @@ from vrthinker.judge import Judge
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.verdicts import read_verdicts
 from vrthinker.train.cold_start import cold_start_settings, run_cold_start
-from vrthinker.train.held_out import BEST_FOLDER, EVALUATIONS_FOLDER, SCORE, best_score
+from vrthinker.train.held_out import BEST_FOLDER, EVALUATIONS_FOLDER, SCORE, best_score, load_held_out
 from vrthinker.train.loop import loop as loop_module
+from vrthinker.train.settings import HeldOutSettings
 from vrthinker.world.files import PAIRS_FILE, make_world
 from vrthinker.world.world import PRESETS
 
@@ -208,6 +209,17 @@ def test_pairs_that_are_learned_from_are_said(
     said = capsys.readouterr().err
     assert "held-out pairs: 2 of 2 pairs are learned from too" in said
     assert "held-out pairs after step 1: score " in said
+
+
+def test_a_pair_that_is_learned_from_is_known_in_either_order(
+    watched: Path, pairs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pair = load_pairs(pairs)[0]
+    turned = pair.model_copy(update={"video_1": pair.video_2, "video_2": pair.video_1})
+    (tmp_path / "turned.jsonl").write_text(dump_pair(turned, tmp_path))
+    traces = load_trajectories(watched / EVALUATIONS_FOLDER / "step-00000000" / "trajectories.jsonl")
+    load_held_out(HeldOutSettings(pairs=tmp_path / "turned.jsonl"), traces, seed=0)
+    assert "1 of 1 pair are learned from too" in capsys.readouterr().err
 
 
 def test_pairs_without_labels_are_refused_and_leave_no_folder(

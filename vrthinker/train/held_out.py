@@ -182,8 +182,9 @@ def load_held_out(settings: HeldOutSettings, traces: Iterable[Trajectory], *, se
     except InputError as error:
         where = "" if str(settings.pairs) in str(error) else f"{settings.pairs}: "
         raise InputError(f"held-out pairs: {where}{error}") from None
-    learned = {(trace.prompt, *(Path(video.path).name for video in trace.videos)) for trace in traces}
-    seen = sum((pair.prompt, pair.video_1.name, pair.video_2.name) in learned for pair in pairs)
+    # Episodes to learn from are sampled in both orders of the clips.
+    learned = {(trace.prompt, frozenset(Path(video.path).name for video in trace.videos)) for trace in traces}
+    seen = sum((pair.prompt, frozenset((pair.video_1.name, pair.video_2.name))) in learned for pair in pairs)
     if seen:
         Progress().say(
             f"held-out pairs: {seen} of {counted(len(pairs), 'pair')} are learned from too (the same caption "
