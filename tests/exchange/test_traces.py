@@ -155,6 +155,13 @@ def test_a_clip_that_was_replaced_is_refused(clips: list[Path], tmp_path: Path) 
     done = vrthinker("data", "export-traces", "trl", mine.path, "--out", tmp_path / "out", "--unfiltered")
     assert (done.code, done.out) == (2, "")
     assert "another clip than trajectory 'p0' was judged on" in done.last_line
+    both = tmp_path / "both.jsonl"  # a trace of today's clip, then one of the clip that was there before
+    (tmp_path / "again").mkdir()
+    again = Recorded(tmp_path / "again", copies, 1)
+    both.write_bytes(again.path.read_bytes() + mine.path.read_bytes())
+    done = vrthinker("data", "export-traces", "trl", both, "--out", tmp_path / "out", "--unfiltered")
+    assert done.code == 2
+    assert "another clip than trajectory 'p0' was judged on" in done.last_line
     copies[0].unlink()
     done = vrthinker("data", "export-traces", "trl", mine.path, "--out", tmp_path / "out", "--unfiltered")
     assert "put the clip back where it was" in done.last_line

@@ -57,6 +57,8 @@ class FrameFiles:
         """
         wanted = {(frame.frame_number, frame.view): frame for frame in frames}
         names = {}
+        for video in sorted({frame.video for frame in wanted.values()}):
+            self._check_clip(trajectory, video)
         for place, frame in wanted.items():
             key = self._key(trajectory, frame)
             if key not in self._names:
@@ -81,7 +83,6 @@ class FrameFiles:
 
     def _decode(self, trajectory: Trajectory, frames: list[FrameRecord]) -> None:
         first = frames[0]
-        self._check_clip(trajectory, first.video)
         pixels = self._cache.get(
             trajectory.videos[first.video - 1].path,
             [frame.frame_index for frame in frames],
