@@ -103,6 +103,7 @@ def test_long_curves_keep_their_peaks_and_gaps() -> None:
     assert len(thinned.points) < 1000
     assert max(value for _, value in thinned.points if value is not None) == 9.0
     assert len(runs_of(thinned.path)) == 2
+    assert (thinned.points[0][0], thinned.points[-1][0]) == (1, 50_000)
 
 
 @pytest.mark.parametrize(

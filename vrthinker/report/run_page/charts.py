@@ -317,19 +317,17 @@ def _band(ends: Mapping[int, tuple[float, float]], x: Any, y: Any) -> str:
 
 
 def _thinned(line: Points) -> Points:
-    """At most about `_MOST_POINTS` points: of each stretch the first, lowest, highest and a missing one."""
+    """At most about `_MOST_POINTS` points: the ends, and of each stretch the extremes and a missing one."""
     if len(line) <= _MOST_POINTS:
         return line
     size = math.ceil(len(line) / (_MOST_POINTS / 3))
-    kept: set[int] = set()
+    kept = {0, len(line) - 1}
     for start in range(0, len(line), size):
         places = range(start, min(start + size, len(line)))
         known = [place for place in places if line[place][1] is not None]
-        kept.update(place for place in places if line[place][1] is None and place == places[0])
         missing = [place for place in places if line[place][1] is None]
         kept.update(missing[:1])
         if known:
             kept.add(min(known, key=lambda place: line[place][1] or 0.0))
             kept.add(max(known, key=lambda place: line[place][1] or 0.0))
-    kept.add(len(line) - 1)
     return [line[place] for place in sorted(kept)]
