@@ -19,7 +19,11 @@ from forks import Outcomes
 from loopback import serving
 
 from vrthinker.data.pairs import load_pairs
+from vrthinker.engine.base import FinishReason
+from vrthinker.engine.endpoint.wire import Reply
 from vrthinker.episode.trajectory import load_trajectories
+from vrthinker.errors import InputError
+from vrthinker.train.replies import StoredReplies
 from vrthinker.train.traces import FileTraces, read_traces
 from vrthinker.world.files import PAIRS_FILE, make_world
 from vrthinker.world.world import PRESETS
@@ -303,3 +307,26 @@ def test_the_pairs_that_are_judged_are_never_replaced(given: list[str], world: P
     assert done.code == 2
     assert f"{own}: holds {PAIRS_FILE}, which was not written there" in done.last_line
     assert {path: path.read_bytes() for path in own.rglob("*") if path.is_file()} == before
+
+
+def test_stored_replies_that_were_damaged_are_said_and_a_cut_line_is_written_anew(tmp_path: Path) -> None:
+    path, keys = tmp_path / "replies.jsonl", [character * 64 for character in "abc"]
+    kept = StoredReplies(path)
+    for key in keys:
+        kept.keep(key, Reply("text", FinishReason.STOP, prompt_tokens=3, completion_tokens=2))
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-9])
+    again = StoredReplies(path)
+    assert [again.find(key) is not None for key in keys] == [True, True, False]
+    again.keep(keys[2], Reply("text", FinishReason.STOP, prompt_tokens=3, completion_tokens=2))
+    assert path.read_bytes() == whole
+    lines = whole.splitlines(keepends=True)
+    for number, damaged in (
+        (2, [lines[0], lines[1][:-20] + b"\n", lines[2]]),
+        (1, [lines[0].rstrip(), *lines[1:]]),
+        (3, [*lines[:2], lines[2].replace(b'"prompt_tokens":3', b'"prompt_tokens":-3')]),
+    ):
+        path.write_bytes(b"".join(damaged))
+        with pytest.raises(InputError, match=f"replies.jsonl: line {number} is no reply") as caught:
+            StoredReplies(path)
+        assert "\n" not in str(caught.value)

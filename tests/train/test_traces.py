@@ -137,6 +137,9 @@ def test_the_filters_believe_the_texts_and_not_the_record(folder: Path) -> None:
     assert why_dropped(told(f"so {last.text}"), truth) == "not well formed", "the record lists no failure"
     assert why_dropped(told(last.text.replace("=", ": ")), truth) == "not well formed", "nor a repair"
     assert why_dropped(told("nothing"), truth) == "without a verdict"
+    earlier = last.model_copy(update={"text": f"so {last.text}"})
+    spoilt = whole.model_copy(update={"rounds": (earlier, *whole.rounds)})
+    assert why_dropped(spoilt, truth) == "not well formed", "every round counts, and not only the last"
     odd = whole.rounds[0].model_copy(update={"failures": ({"reason": "no_ending"},)})
     assert why_dropped(whole.model_copy(update={"rounds": (odd, *whole.rounds[1:])}), truth) is None
 

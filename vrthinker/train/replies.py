@@ -30,9 +30,9 @@ class _Line(BaseModel):
     text: str
     finish_reason: FinishReason
     error: str | None
-    prompt_tokens: int | None
-    completion_tokens: int | None
-    cached_tokens: int | None
+    prompt_tokens: int | None = Field(ge=0)
+    completion_tokens: int | None = Field(ge=0)
+    cached_tokens: int | None = Field(ge=0)
 
     def reply(self) -> Reply:
         values = self.model_dump(exclude={"schema_version", "key"})
