@@ -214,6 +214,9 @@ def test_mj_bench_video_reads_odd_words_and_never_its_scores(tmp_path: Path) -> 
         {"VQ": 1, "MQ": 2},
         {"TA": 0, "VQ": 1, "MQ": 2, "OA": 1},
     ]
+    row = mj_row()
+    assert str(pairs[0].video_1).endswith(row["video_0_path"]), "their first video is number 0"
+    assert str(pairs[0].video_2).endswith(row["video_1_path"])
     assert pairs[0].prompt == 'a "quoted"\ncaption'
     assert done.report["dropped"] == {"its annotators discarded it": 1}
     assert done.report["notes"]["overall preferences that the total scores contradict"] == 1

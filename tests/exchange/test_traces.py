@@ -294,6 +294,7 @@ END = ("gpt", ANSWER)
         (foreign(("human", TASK), ("robot", "x"), images=4), "conversations[1].from: got 'robot'"),
         (foreign(("human", TASK), ("function_call", "look"), images=4), "the JSON of a call"),
         (foreign(("human", TASK), ("gpt", "Video 1 is better"), images=4), "gives no verdict: round 1: "),
+        (foreign(("observation", TASK), END, images=4), "got observation, allowed: human first"),
         (foreign(("human", TASK), LOOK, images=4), "its last round (1) asks for frames"),
         (
             foreign(("human", TASK), END, ("human", ""), END, images=4),

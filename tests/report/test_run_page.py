@@ -96,8 +96,17 @@ def test_a_value_between_two_gaps_is_a_dot_and_missing_steps_are_a_gap() -> None
     assert [len(part) for part in runs_of(series(sparse, "a").path)] == [6], "every tenth step is no gap"
 
 
+def test_a_phase_that_ends_outside_the_curve_has_no_border() -> None:
+    ((_, (chart,)),) = sections(
+        [{"step": n, "time_seconds": 0.0, "a": n} for n in range(10, 21)], ends=[5, 15, 20]
+    )
+    assert chart.borders == (50.0,)
+
+
 def test_long_curves_keep_their_peaks_and_gaps() -> None:
-    rows = [{"step": s, "time_seconds": 0.0, "a": math.sin(s / 900)} for s in range(1, 50_001)]
+    rows = [{"step": s, "time_seconds": 0.0, "a": math.cos(s / 900)} for s in range(1, 50_001)]
+    rows[0]["a"] = 0.0
+    rows[1]["a"] = -0.5
     rows[12_345]["a"], rows[40_000]["a"] = 9.0, None
     thinned = series(rows, "a")
     assert len(thinned.points) < 1000

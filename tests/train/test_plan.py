@@ -264,6 +264,10 @@ def test_a_recipe_is_planned_without_its_data() -> None:
     assert four.load.forwards == 8
     assert four.step_tokens == plan.step_tokens
     assert four.step_seconds == pytest.approx(plan.step_seconds * four.flops / plan.flops / 4)
+    (odd,) = plan_recipe(changed, Assumptions(gpus=3), model="qwen2.5-vl-7b")
+    assert odd.load.forwards == 11, "32 sequences over 3 processes"
+    (short,) = plan_recipe(changed, Assumptions(context=500), model="qwen2.5-vl-7b")
+    assert short.load.learned == 500, "no more than there are tokens"
     lora = {**changed, "train_vision": False, "lora": {"rank": 8, "targets": ["q_proj", "o_proj"]}}
     (small,) = plan_recipe(lora, Assumptions(), model="qwen2.5-vl-7b")
     assert small.training.adapters == 28 * 2 * 8 * (3584 + 3584)
