@@ -398,6 +398,15 @@ def test_files_that_cannot_be_used(world: Path, tmp_path: Path) -> None:
         row["prompt"] = row["prompt"][:-1]
         row["video_1"], row["video_2"] = row["video_2"], row["video_1"]
     wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    refused(FileTraces(path=record, pairs=wrong), "wrong.jsonl", "has its clips in another order")
+    older = [json.loads(line) for line in lines]
+    for video in (video for trace in older for video in trace["videos"]):
+        del video["size_bytes"], video["sha256"]
+    old = hostile("".join(json.dumps(trace) + "\n" for trace in older)).path
+    refused(FileTraces(path=old, pairs=wrong), "wrong.jsonl", "has its clips in another order")
+    for row in rows:
+        row["video_2"] = row["video_1"]
+    wrong.write_text("".join(json.dumps(row) + "\n" for row in rows))
     refused(FileTraces(path=record, pairs=wrong), "wrong.jsonl", "another clip")
 
 

@@ -242,6 +242,14 @@ def checked_labels(
         )
     if clean(pair.prompt) != trajectory.prompt:
         raise InputError(f"{pairs_file}: pair {name} has another caption than its trace in {record}")
+    clips = [os.path.realpath(clip) for clip in (pair.video_1, pair.video_2)]
+    judged = [os.path.realpath(video.path) for video in trajectory.videos]
+    if clips[0] != clips[1] and judged == clips[::-1]:
+        # Records of version 0.1.0 have nothing else by which this is noticed.
+        raise InputError(
+            f"{pairs_file}: pair {name} has its clips in another order than its trace in {record}, so that "
+            "its labels would be wrong; give the pairs file that was judged"
+        )
     for video, clip in zip(trajectory.videos, (pair.video_1, pair.video_2), strict=True):
         if video.sha256 is None or os.path.realpath(clip) == os.path.realpath(video.path):
             continue
