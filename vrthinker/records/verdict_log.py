@@ -39,7 +39,7 @@ _logger = logging.getLogger(__name__)
 
 def run_file(path: Path) -> Path:
     """The file beside a results file that holds the configuration that every line was made with."""
-    return path.with_name(f"{path.name}.run.json")
+    return path.parent / f"{path.name}.run.json"  # `with_name` refuses "/", of which more is said later
 
 
 class VerdictLog:
