@@ -9,8 +9,6 @@ from collections import Counter
 from pathlib import Path
 from typing import Any
 
-import pyarrow as pa
-import pyarrow.parquet as pq
 import pytest
 from published import (
     SHARED,
@@ -30,6 +28,9 @@ from vrthinker.data.datasets.unifiedreward import label_of
 from vrthinker.data.importing import FORMATS, Imported, import_pairs
 from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.errors import InputError
+
+pa = pytest.importorskip("pyarrow")
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def imported(name: str, source: Path, **options: Any) -> tuple[list[Pair], Imported]:

@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow.parquet as pq
 import pytest
 from cli_run import vrthinker
 from clips import read_number
@@ -21,6 +20,8 @@ from PIL import Image
 
 from vrthinker.episode.trajectory import FrameSegmentRecord, Trajectory, load_trajectories
 from vrthinker.exchange.samples import hidden, revealed, samples_of
+
+pq = pytest.importorskip("pyarrow.parquet")
 
 
 def lines(path: Path) -> list[dict[str, Any]]:
