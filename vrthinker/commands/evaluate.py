@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from vrthinker.data.pairs import Pair
     from vrthinker.evals.pairs import PairsReport
     from vrthinker.evals.world import WorldReport
+    from vrthinker.evals.world_errors import Diagnosis
     from vrthinker.records.verdict_log import VerdictLog
 
 _MAX_EVAL_BYTES = 1 << 28
@@ -56,6 +57,10 @@ class EvalWorldCommand:
     """Print JSON instead of tables."""
     row: Annotated[Path | None, option("FILE")] = None
     """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
+    errors: Flag = False
+    """Count what went wrong, per cause, and write the pages of the worst episodes into the run's folder."""
+    error_pages: Annotated[int, option("N")] = 8
+    """The most pages that --errors writes. 8 by default."""
 
     def run(self) -> int:
         """Evaluates and prints; returns 1 if an error ended an episode.
@@ -75,8 +80,9 @@ class EvalWorldCommand:
             )
         if self.batch_size < 1:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
-        if self.seed < 0:
-            raise InputError(f"--seed: got {self.seed}, allowed: 0 and above")
+        for name, value in (("--seed", self.seed), ("--error-pages", self.error_pages)):
+            if value < 0:
+                raise InputError(f"{name}: got {value}, allowed: 0 and above")
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
         check_device(self.device)
@@ -114,7 +120,8 @@ class EvalWorldCommand:
                 "memory": judge.settings.episode.memory,
             }
             append_row(self.row, {**about, **report.as_json()})
-        _print(report, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)
+        found = _diagnosed(self.out, self.error_pages) if self.errors else None
+        _print(report, found, difficulty=self.difficulty, model=judge.engine.name, as_json=self.json)
         return 1 if report.errors else 0
 
 
@@ -268,12 +275,20 @@ class EvalShowCommand:
     """The folder that `vrthinker eval world` or `eval pairs` wrote."""
     json: Flag = False
     """Print JSON instead of tables."""
+    errors: Flag = False
+    """Count what went wrong too, as `eval world --errors` does; for runs on the synthetic world."""
+    error_pages: Annotated[int, option("N")] = 8
+    """The most pages that --errors writes. 8 by default."""
 
     def run(self) -> int:
         """Prints what is there."""
         from vrthinker.evals.pairs import EVAL_FILE, VERDICTS_FILE, PairsReport
 
+        if self.error_pages < 0:
+            raise InputError(f"--error-pages: got {self.error_pages}, allowed: 0 and above")
         if (self.run_folder / VERDICTS_FILE).exists():
+            if self.errors:
+                raise InputError("--errors: goes with a run of `vrthinker eval world`, whose truth is known")
             from vrthinker.bounded_files import read_json
 
             path = self.run_folder / EVAL_FILE
@@ -291,7 +306,8 @@ class EvalShowCommand:
         from vrthinker.evals.world import load_report
 
         world_report, run = load_report(self.run_folder)
-        _print(world_report, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
+        found = _diagnosed(self.run_folder, self.error_pages) if self.errors else None
+        _print(world_report, found, difficulty=run["difficulty"], model=run["model"], as_json=self.json)
         return 0
 
 
@@ -312,15 +328,40 @@ def _print_pairs(report: PairsReport, about: Mapping[str, Any], *, as_json: bool
         )
 
 
-def _print(report: WorldReport, *, difficulty: str, model: str, as_json: bool) -> None:
+def _diagnosed(run_folder: Path, pages: int) -> Diagnosis:
+    """The errors of a run, and the pages that were written about them."""
+    from vrthinker.evals.world_errors import diagnose
+    from vrthinker.progress import Progress
+
+    with Progress() as progress:
+        return diagnose(
+            run_folder,
+            pages=pages,
+            on_page=lambda done, total: progress.show(
+                "pages", done, total, line=f"pages: {done} of {total}", every=max(1, total // 4)
+            ),
+        )
+
+
+def _print(
+    report: WorldReport, diagnosis: Diagnosis | None, *, difficulty: str, model: str, as_json: bool
+) -> None:
     if as_json:
         import json
 
-        sys.stdout.write(json.dumps(report.as_json(), indent=2) + "\n")
-    else:
-        from vrthinker.evals.world_table import print_report
+        shown = report.as_json()
+        if diagnosis is not None:
+            shown["errors_by_cause"] = diagnosis.errors.as_json()
+            shown["error_pages"] = {name: str(path) for name, path in diagnosis.pages.items()}
+        sys.stdout.write(json.dumps(shown, indent=2) + "\n")
+        return
+    from vrthinker.evals.world_table import print_report
 
-        print_report(report, difficulty=difficulty, model=model)
+    print_report(report, difficulty=difficulty, model=model)
+    if diagnosis is not None:
+        from vrthinker.evals.world_errors_table import print_errors
+
+        print_errors(diagnosis.errors, diagnosis.pages)
 
 
 EvalCommand = (

@@ -140,7 +140,21 @@ def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
     """The measures of a run's recorded episodes, and the run's settings. Nothing is judged.
 
     Raises:
-        InputError: The folder does not hold a run.
+        InputError: The folder does not hold a run, or no episode yet.
+    """
+    truths, own, run = load_episodes(out)
+    found = {Retrieval.OWN: own}
+    for way in (Retrieval.RANDOM, Retrieval.UNIFORM):
+        if (path := out / f"{way.value}.jsonl").is_file():
+            found[way] = _recorded(path)
+    return report_of(truths, found), run
+
+
+def load_episodes(out: Path) -> tuple[list[PairTruth], dict[str, Trajectory], dict[str, Any]]:
+    """The pairs of a run, pair id -> its recorded episode of `OWN`, and the run's settings.
+
+    Raises:
+        InputError: The folder does not hold a run, or no episode yet.
     """
     try:
         run = read_json(out / RUN_FILE)
@@ -148,10 +162,10 @@ def load_report(out: Path) -> tuple[WorldReport, dict[str, Any]]:
         truths = sample_world(config, int(run["limit"]), int(run["seed"]), str(run["difficulty"]))
     except (ValueError, KeyError, TypeError) as error:
         raise InputError(f"{out}: no run of `vrthinker eval world` ({one_line(str(error))})") from None
-    ways = [way for way in Retrieval if (out / f"{way.value}.jsonl").is_file()]
-    if Retrieval.OWN not in ways:
+    path = out / f"{Retrieval.OWN.value}.jsonl"
+    if not path.is_file():
         raise InputError(f"{out}: has no episode yet; `vrthinker eval world` goes on with it")
-    return report_of(truths, {way: _recorded(out / f"{way.value}.jsonl") for way in ways}), run
+    return truths, _recorded(path), run
 
 
 def load_scores(out: Path) -> list[ScoredPair]:
@@ -160,10 +174,7 @@ def load_scores(out: Path) -> list[ScoredPair]:
     Raises:
         InputError: The folder does not hold a run, or not all of its pairs are judged yet.
     """
-    _, run = load_report(out)
-    config = WorldConfig.model_validate(run["world"])
-    truths = sample_world(config, int(run["limit"]), int(run["seed"]), str(run["difficulty"]))
-    recorded = _recorded(out / f"{Retrieval.OWN.value}.jsonl")
+    truths, recorded, _ = load_episodes(out)
     if missing := len(truths) - len(recorded):
         raise InputError(f"{out}: {missing} of {len(truths)} pairs are not judged yet; run it again to go on")
     return [_score(truth, recorded.get(truth.id), first_round=False)[0] for truth in truths]
