@@ -59,7 +59,9 @@ def print_errors(errors: WorldErrors, pages: Mapping[str, Path]) -> None:
         )
     for episode in errors.wrong:
         if episode.id in pages:
-            lines = slip_lines(episode)
+            # Those that matter are shown first.
+            order = sorted(range(len(episode.slips)), key=lambda i: not episode.slips[i].matters)
+            lines = [slip_lines(episode)[i] for i in order]
             console.print(Text(plain(f"{pages[episode.id]}: {counted(len(lines), 'slip')}")))
             for line in lines[:_LISTED_SLIPS]:
                 console.print(Text("  " + plain(line).replace("\n", " ")))

@@ -15,6 +15,7 @@ from dataclasses import dataclass, field
 
 from vrthinker.episode.dimensions import Judgments
 from vrthinker.episode.trajectory import WRITTEN_STOPS, RoundRecord, Trajectory
+from vrthinker.progress import counted
 from vrthinker.world.reading import (
     ReadDecision,
     ReadFrame,
@@ -134,16 +135,17 @@ class Dialect:
 
 
 def dialect_of(trajectories: Iterable[Trajectory]) -> Dialect:
-    """The dialect of a judge, from all its episodes."""
-    places = left = False
+    """The dialect of a judge, from all its episodes: what it has had occasion to say and never said."""
+    frames: list[bool] = []
+    checks: list[bool] = []
     for trajectory in trajectories:
         for record in trajectory.rounds:
             words = read_round(record.text)
-            places = places or any(frame.place is not None for frame in words.frames)
-            left = left or (words.decision is not None and words.decision.left is not None)
-        if places and left:
-            break
-    return Dialect(places, left)
+            if record.round_number == 1:
+                frames += [frame.place is not None for frame in words.frames]
+            if words.decision is not None and words.decision.checked:
+                checks.append(words.decision.left is not None)
+    return Dialect(places=any(frames) or not frames, left=any(checks) or not checks)
 
 
 def new_frames(record: RoundRecord) -> list[int]:
@@ -337,7 +339,6 @@ class _Walk:
                         f"{_listed(list(wanted.values()))}",
                     )
                 self.counted.update(self._gap_of(number) for number, _ in events)
-            self.counted.update(wanted)
             earlier = self.tallies[video - 1]
             if findings.before is not None and earlier not in (None, findings.before):
                 self._add(
@@ -407,7 +408,8 @@ class _Walk:
                 if not self._resolved(gap):
                     self._add(
                         SlipKind.GAP_LEFT,
-                        f"read a hint to the gap behind {gap} and answers, with {calls_left} calls left",
+                        f"read a hint to the gap behind {gap} and answers, with "
+                        f"{counted(calls_left, 'call')} left",
                     )
 
     def _resolved(self, gap: int) -> bool:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from typing import TypeVar
 
 from vrthinker.episode.grammar import Element, parse_round
-from vrthinker.world.words import DEFECT_WORDS, HINT_WORDS, PLACES, Found
+from vrthinker.world.words import DEFECT_WORDS, HINT_WORDS, Found
 from vrthinker.world.world import COLORS, Defect, Hint
 
 Tally = tuple[int, int, int]
@@ -106,7 +106,7 @@ _CHECK = re.compile(f"check ({_LIST})(?: left (nothing|{_LIST}))?")
 _DEFECTS = {word: defect for defect, word in DEFECT_WORDS.items()}
 _HINTS = {word: hint for hint, word in HINT_WORDS.items()}
 _WORDS = re.compile(
-    "(?:" + "|".join([*_DEFECTS, *_HINTS, *(f" {color}" for color in COLORS), f" at [{PLACES}]"]) + ")(?= |$)"
+    "(?:" + "|".join([*_DEFECTS, *_HINTS, *(f" {color}" for color in COLORS), " at [A-Za-z]"]) + ")(?= |$)"
 )
 _OTHER_WORD = re.compile(" ?[^ ]*")
 
