@@ -294,7 +294,14 @@ class Episode:
 
     def _prompt_frames(self, numbers: tuple[int, ...]) -> list[PromptFrame]:
         frames = [self.workspace.frame(number) for number in numbers]
-        return [PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds) for f in frames]
+        ends = (self.workspace.n_frames_1 + 1, self.workspace.n_frames + 1)
+        starts = sorted(numbers)
+        following = zip(starts, [*starts[1:], ends[1]], strict=True)
+        gaps = {a: min(b, ends[a >= ends[0]]) - a - 1 for a, b in following}
+        return [
+            PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, gaps[f.frame_number])
+            for f in frames
+        ]
 
     def _segments(self, shown: tuple[ShownFrame, ...]) -> dict[int, FrameSegment]:
         return {showing.frame_number: self._segment(showing) for showing in shown}

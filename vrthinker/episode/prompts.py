@@ -37,6 +37,21 @@ class PromptFrame:
     video: int
     frame_index: int
     pts_seconds: float
+    gap: int = 0
+    """The number of frames between it and the next one of its video that is shown with it, or the end."""
+
+    @property
+    def between_4(self) -> str:
+        """Up to 4 evenly spread frame numbers of the gap, such as `10, 12, 14, 16`, or nothing."""
+        return self._between(4)
+
+    @property
+    def between_8(self) -> str:
+        """Up to 8 evenly spread frame numbers of the gap."""
+        return self._between(8)
+
+    def _between(self, number: int) -> str:
+        return ", ".join(map(str, spread(self.frame_number, self.frame_number + self.gap + 1, number)))
 
     @property
     def image(self) -> str:
@@ -176,12 +191,22 @@ class PromptTemplates:
             **extra,
         }
         if "frames" in extra:
-            values["frames"] = [{**vars(frame), "image": frame.image} for frame in extra["frames"]]
+            values["frames"] = [
+                {**vars(f), "image": f.image, "between_4": f.between_4, "between_8": f.between_8}
+                for f in extra["frames"]
+            ]
         rendered = self._templates[name].render(values)
         return Message(role, _split(rendered.strip(), segments))
 
 
 DEFAULT_TEMPLATES = Path(__file__).parent / "templates"
+
+
+def spread(start: int, end: int, number: int) -> tuple[int, ...]:
+    """Up to `number` evenly spread whole numbers strictly between two others, ascending."""
+    inside = max(0, end - start - 1)
+    number = min(number, inside)
+    return tuple(start + 1 + int((j + 0.5) * inside / number) for j in range(number))
 
 
 def clean(text: str) -> str:

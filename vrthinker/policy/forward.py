@@ -14,8 +14,15 @@ from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
 from vrthinker.policy.batches import Batch
 
 
-def learned_hidden(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
+def learned_hidden(
+    policy: VisionLanguageModel, batch: Batch, *, freeze_vision: bool = False
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Runs one forward over a batch.
+
+    Args:
+        policy: The model.
+        batch: The batch.
+        freeze_vision: Whether no gradient reaches the vision tower.
 
     Returns:
         The hidden states of the token before each learned token, `[learned, hidden]`, and the learned tokens,
@@ -26,7 +33,8 @@ def learned_hidden(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Ten
     is_image, encoded, shown = None, list[FrameFeatures](), list[FrameFeatures]()
     if batch.frames:
         is_image = ids == policy.model.config.image_token_id if batch.frame_order else None
-        encoded = policy.encode(batch.frames)
+        with torch.set_grad_enabled(torch.is_grad_enabled() and not freeze_vision):
+            encoded = policy.encode(batch.frames)
         shown = [encoded[place] for place in batch.frame_order]
     inputs = policy.embed(ids, is_image, shown)
     if encoded and not shown:

@@ -16,21 +16,25 @@ from __future__ import annotations
 import functools
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
-from pydantic import Field
+from pydantic import Discriminator, Field, Tag
 
 from vrthinker.progress import Progress
+from vrthinker.train.frame_phase import FramePhase, make_frame_lessons
 from vrthinker.train.loop.ranks import current_ranks
+from vrthinker.train.phases import Lessons, TraceLessons
 from vrthinker.train.settings import SftPhase, SftSettings, Stage, stage_settings, stored_settings
-from vrthinker.train.sft import Lessons, Start, begin_run, load_start, stage_folder, train
+from vrthinker.train.sft import Start, begin_run, load_start, stage_folder, train
 from vrthinker.train.traces import (
     FileTraces,
+    MixedTraces,
     Selection,
     TraceSource,
     WorldTraces,
     make_traces,
     read_traces,
+    sources_of,
 )
 
 COLD_START = Stage("cold start", "cold-start")
@@ -39,13 +43,31 @@ COLD_START = Stage("cold start", "cold-start")
 class Phase(SftPhase):
     """One phase of the curriculum: the traces to train on, and for how long."""
 
+    kind: Literal["traces"] = "traces"
     traces: Annotated[TraceSource, Field(discriminator="kind")]
+
+
+def _kind(values: Any) -> str | None:
+    """The kind of a phase, `traces` if it names none."""
+    kind = values.get("kind", "traces") if isinstance(values, Mapping) else getattr(values, "kind", None)
+    return kind if isinstance(kind, str) and kind in ("frames", "traces") else None
+
+
+AnyPhase = Annotated[
+    Annotated[FramePhase, Tag("frames")] | Annotated[Phase, Tag("traces")],
+    Discriminator(
+        _kind,
+        custom_error_type="phase_kind",
+        custom_error_message="kind: allowed: traces or frames, in a mapping of settings",
+    ),
+]
+"""A phase of either kind."""
 
 
 class ColdStartSettings(SftSettings):
     """All settings of a cold start."""
 
-    phases: tuple[Phase, ...] = Field(min_length=1)
+    phases: tuple[AnyPhase, ...] = Field(min_length=1)
 
 
 def cold_start_settings(values: Mapping[str, Any]) -> ColdStartSettings:
@@ -85,38 +107,54 @@ def run_cold_start(settings: ColdStartSettings, out: Path) -> Path | None:
         # Files are read first, because they may be missing.
         ranks = current_ranks()
         read = ranks.together(
-            lambda: [
-                read_traces(p.traces) if isinstance(p.traces, FileTraces) else None for p in settings.phases
-            ]
+            lambda: [_read_files(phase) if isinstance(phase, Phase) else {} for phase in settings.phases]
         )
         begin_run(settings, out)
-        for phase, selection in zip(settings.phases, read, strict=True):
-            if selection is not None:
-                _say_what_was_kept(phase, selection)
         start = load_start(settings, out)
-        lessons = []
-        for phase, selection in zip(settings.phases, read, strict=True):
-            if selection is None:
-                selection = ranks.first_then_others(
-                    functools.partial(_made_traces, phase, out / "data", start, settings.seed)
-                )
-                _say_what_was_kept(phase, selection)
-            source = phase.traces.model_dump(mode="json", include={"kind", "path", "pairs"})
-            lessons.append(Lessons(phase, selection, source))
+        data, seed = out / "data", settings.seed
+        lessons: list[Lessons] = []
+        for phase, files in zip(settings.phases, read, strict=True):
+            if isinstance(phase, FramePhase):
+                make = functools.partial(make_frame_lessons, phase, data, seed=seed)
+                lessons.append(ranks.first_then_others(make))
+                continue
+            selections = []
+            for number, source in enumerate(sources_of(phase.traces)):
+                selection = files.get(number)
+                if isinstance(source, WorldTraces):
+                    make_some = functools.partial(_made_traces, source, data, start, seed)
+                    selection = ranks.first_then_others(make_some)
+                assert selection is not None
+                selections.append(selection)
+            selection = Selection.joined(selections)
+            _say_what_was_kept(phase, selection)
+            lessons.append(TraceLessons(phase, selection, _described(phase.traces)))
         return train(COLD_START, settings, start, lessons, out)
 
 
-def _made_traces(phase: Phase, folder: Path, start: Start, seed: int) -> Selection:
-    assert isinstance(phase.traces, WorldTraces)
+def _read_files(phase: Phase) -> dict[int, Selection]:
+    """The traces of a phase's sources that are files, by the sources' numbers."""
+    sources = enumerate(sources_of(phase.traces))
+    return {number: read_traces(s) for number, s in sources if isinstance(s, FileTraces)}
+
+
+def _made_traces(source: WorldTraces, folder: Path, start: Start, seed: int) -> Selection:
     folder.mkdir(parents=True, exist_ok=True)
-    return make_traces(phase.traces, folder, start.judge_settings, start.templates, seed=seed)
+    return make_traces(source, folder, start.judge_settings, start.templates, seed=seed)
+
+
+def _described(source: TraceSource) -> dict[str, Any]:
+    """A source for the record in `traces.json`."""
+    if isinstance(source, MixedTraces):
+        return {"kind": source.kind, "of": [_described(one) for one in source.of]}
+    return source.model_dump(mode="json", include={"kind", "path", "pairs"})
 
 
 def _say_what_was_kept(phase: Phase, selection: Selection) -> None:
     """Says on stderr how many traces a phase learns from, and what was not checked."""
     progress, place = Progress(), f"cold start: phase {phase.name}"
     progress.say(f"{place}: {selection.summary()}")
-    if isinstance(phase.traces, FileTraces) and phase.traces.pairs is None:
+    if any(isinstance(s, FileTraces) and s.pairs is None for s in sources_of(phase.traces)):
         progress.say(f"{place}: without pairs, nobody checks whether these traces are right")
     if count := selection.without_content:
         progress.say(

@@ -31,6 +31,7 @@ from vrthinker.judge import Judge
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.train.loop.ranks import Ranks, current_ranks
+from vrthinker.train.phases import TraceLessons
 from vrthinker.train.settings import (
     SftPhase,
     SftSettings,
@@ -40,7 +41,6 @@ from vrthinker.train.settings import (
     stored_settings,
 )
 from vrthinker.train.sft import (
-    Lessons,
     base_folder,
     begin_run,
     load_start,
@@ -182,7 +182,7 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
             "path": str(out / SAMPLES / TRACES),
             "unchecked_judgments": collection.unchecked,
         }
-        lessons = Lessons(settings.learn, collection.selection, source)
+        lessons = TraceLessons(settings.learn, collection.selection, source)
         return train(REJECTION, settings, load_start(settings, out), [lessons], out)
 
 

@@ -25,7 +25,7 @@ RECIPES = Path(__file__).parent / "recipes"
 CONFIG_FILE = "config.json"
 NANO = "nano-from-nothing"
 """The value of `model` that starts from the nano judge's random weights."""
-_MAX_SEED, _MAX_STEPS = 1 << 40, 1 << 40
+MAX_SEED, MAX_STEPS = 1 << 40, 1 << 40
 """Above these, numbers that are computed from them would not fit into 64 bits."""
 
 
@@ -39,7 +39,7 @@ class SftPhase(StageSettings):
     """How long and how fast one phase learns. Defaults are the paper's."""
 
     name: str = Field("cold-start", pattern=r"^[a-z0-9][a-z0-9-]*$")
-    steps: int | None = Field(None, ge=1, le=_MAX_STEPS)
+    steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     """Number of optimizer steps; one pass over the traces by default."""
     batch_size: int = Field(32, ge=1)
     """Number of sequences per step. The paper uses 32 (accumulated one by one)."""
@@ -48,6 +48,8 @@ class SftPhase(StageSettings):
     learning_rate: LearningRate = LearningRate(peak=1.5e-6)
     only_snapshots: bool = False
     """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
+    freeze_vision: bool = False
+    """Leave the vision tower as it is in this phase."""
 
 
 def _from_home(path: Path) -> Path:
@@ -85,7 +87,7 @@ class SftSettings(PolicySettings, StageSettings):
             # A name that no file can have, or the home of an unknown user: loading the model says so.
             return model
 
-    seed: int = Field(0, ge=0, le=_MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of generated traces, of the order of batches, and of random initial weights."""
     optimizer: OptimizerSettings = AdamWSettings()
     frame_cache_bytes: int = Field(4 << 30, ge=0)

@@ -13,26 +13,18 @@ import json
 import os
 import shlex
 import shutil
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any
 
-import numpy as np
-import torch
 from pydantic import ValidationError
 
 from vrthinker.bounded_files import read_json
 from vrthinker.engine.hf.checkpoint import resolve_checkpoint
-from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
-from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
-from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
-from vrthinker.policy.forward import learned_hidden
-from vrthinker.policy.losses import sft_loss_from_hidden
-from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.policy.batches import FrameLoader
 from vrthinker.records.files import replace_file
 from vrthinker.records.metrics_file import METRICS_FILE
 from vrthinker.records.provenance import provenance
@@ -40,11 +32,11 @@ from vrthinker.records.run_folder import adopt_run
 from vrthinker.records.trackers import open_tracker
 from vrthinker.train.held_out import HeldOut, load_held_out
 from vrthinker.train.loop.checkpoint import latest_checkpoint
-from vrthinker.train.loop.loop import LoopSettings, MicroLoss, hold_run, run_loop
-from vrthinker.train.loop.ranks import Ranks, current_ranks, joined_ranks
+from vrthinker.train.loop.loop import LoopSettings, hold_run, run_loop
+from vrthinker.train.loop.ranks import current_ranks, joined_ranks
 from vrthinker.train.model import TrainedPolicy, export, load_policy
-from vrthinker.train.settings import CONFIG_FILE, NANO, SftPhase, SftSettings, Stage
-from vrthinker.train.traces import Selection
+from vrthinker.train.phases import Curriculum, Lessons, PhaseRun
+from vrthinker.train.settings import CONFIG_FILE, NANO, SftSettings, Stage
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
@@ -138,21 +130,6 @@ def load_start(settings: SftSettings, out: Path) -> Start:
     return Start(folder, templates, judge_settings, trained)
 
 
-@dataclasses.dataclass(frozen=True)
-class Lessons:
-    """What one phase learns from.
-
-    Attributes:
-        phase: How long and how fast.
-        selection: The traces.
-        source: Where they come from, for the record in `traces.json`.
-    """
-
-    phase: SftPhase
-    selection: Selection
-    source: Mapping[str, Any]
-
-
 def train(
     stage: Stage, settings: SftSettings, start: Start, lessons: Sequence[Lessons], out: Path
 ) -> Path | None:
@@ -174,23 +151,14 @@ def train(
         VRThinkerError: Training failed; the last checkpoint is kept.
     """
     ranks = current_ranks()
-    markup = Markup(start.policy.tokenizer, start.policy.vocabulary_size)
     loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
-    sequences = ranks.together(
-        lambda: [
-            _sequences(
-                lesson.phase, lesson.selection.traces, markup, start.policy, start.judge_settings.resize
-            )
-            for lesson in lessons
-        ]
-    )
     phases = [
-        _PhaseRun(lesson.phase, learned, loader, start.trained, seed=settings.seed * 1000 + number)
-        for number, (lesson, learned) in enumerate(zip(lessons, sequences, strict=True))
+        lesson.begin(start.trained, loader, start.judge_settings.resize, seed=settings.seed * 1000 + number)
+        for number, lesson in enumerate(lessons)
     ]
-    curriculum = _Curriculum(phases)
+    curriculum = Curriculum(phases)
     held_out = _held_out(settings, start, lessons, curriculum.steps, out)
-    ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases, lessons))
+    ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases))
     begun = latest_checkpoint(out, ranks)
     tracker = open_tracker(
         settings.tracker if ranks.is_first else "none",
@@ -241,7 +209,7 @@ def _held_out(
     if settings.evaluation is None:
         return None
     evaluation = settings.evaluation
-    traces = [trace for lesson in lessons for trace in lesson.selection.traces]
+    traces = [trace for lesson in lessons for trace in lesson.traces]
     return HeldOut(
         start.trained,
         current_ranks().together(lambda: load_held_out(evaluation, traces, seed=settings.seed)),
@@ -264,26 +232,13 @@ def resume_hint(stage: Stage, out: Path) -> str:
 # Data
 
 
-def _record_what_was_kept(path: Path, runs: Sequence[_PhaseRun], lessons: Sequence[Lessons]) -> None:
-    """Writes which traces were dropped and why. For a resumed run, checks that the same ones are kept.
+def _record_what_was_kept(path: Path, phases: Sequence[PhaseRun]) -> None:
+    """Writes what each phase learns. For a resumed run, checks that it is the same.
 
     Raises:
         InputError: A resumed run would learn from other traces than it began with.
     """
-    described = [
-        {
-            "phase": run.phase.name,
-            "steps": run.steps,
-            "traces": dict(lesson.source),
-            "checked": lesson.selection.checked,
-            "read": lesson.selection.n_read,
-            "kept": len(lesson.selection.traces),
-            "kept_sha256": lesson.selection.digest(),
-            "dropped": lesson.selection.reasons,
-            "dropped_traces": [dataclasses.asdict(dropped) for dropped in lesson.selection.dropped],
-        }
-        for run, lesson in zip(runs, lessons, strict=True)
-    ]
+    described = [phase.record() for phase in phases]
     if os.path.lexists(path):
         before = read_json(path, _MAX_TRACES_FILE_BYTES)
         kept = [phase.get("kept_sha256") if isinstance(phase, dict) else None for phase in _phases_in(before)]
@@ -301,109 +256,6 @@ def _record_what_was_kept(path: Path, runs: Sequence[_PhaseRun], lessons: Sequen
 def _phases_in(record: object) -> list[object]:
     phases = record.get("phases") if isinstance(record, dict) else None
     return phases if isinstance(phases, list) else []
-
-
-def _sequences(
-    phase: SftPhase,
-    traces: list[Trajectory],
-    markup: Markup,
-    policy: VisionLanguageModel,
-    resize: ResizeSettings,
-) -> list[TrainingSequence]:
-    factor = policy.patch_size * policy.merge_size
-    sequences = [
-        sequence
-        for trace in traces
-        for sequence in training_sequences(
-            trace, markup, (factor, factor), only_snapshots=phase.only_snapshots, resize=resize
-        )
-    ]
-    longest = max(map(len, sequences), default=0)
-    if longest > policy.max_positions:
-        raise InputError(
-            f"phase {phase.name}: a trace has {longest} tokens, the model allows {policy.max_positions}"
-        )
-    if not sequences:
-        raise InputError(f"phase {phase.name}: no trace passes the filters; nothing to learn from")
-    return sequences
-
-
-class _PhaseRun:
-    """A phase together with its batches."""
-
-    def __init__(
-        self,
-        phase: SftPhase,
-        sequences: list[TrainingSequence],
-        loader: FrameLoader,
-        trained: TrainedPolicy,
-        *,
-        seed: int,
-    ) -> None:
-        self.phase = phase
-        self.ranks: Ranks = trained.ranks
-        side = trained.policy.patch_size * trained.policy.merge_size
-        self.steps = phase.steps or max(1, len(sequences) // phase.batch_size)
-        self.source = BatchSource(
-            sequences,
-            loader,
-            batch_size=phase.batch_size,
-            micro_batch_size=phase.micro_batch_size,
-            seed=seed,
-            rank=self.ranks.rank,
-            processes=self.ranks.size,
-            blank=np.zeros((side, side, 3), np.uint8),
-        )
-
-
-class _Curriculum:
-    """The phases in order. A step's phase, rate and batches follow from its number."""
-
-    def __init__(self, phases: list[_PhaseRun]) -> None:
-        self._phases = phases
-        self.steps = sum(phase.steps for phase in phases)
-
-    def learning_rate(self, step: int) -> float:
-        """The learning rate of a 0-based step."""
-        run, local = self._locate(step)
-        return run.phase.learning_rate.at(local, run.steps)
-
-    def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
-        """The losses of this process's micro-batches, divided by the learned tokens of the whole step."""
-        run, local = self._locate(step)
-        total = run.source.n_learned(local)
-        for batch in run.ranks.together(lambda: run.source.batches(local)):
-            yield _micro_loss(trained, batch, total)
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        for phase in self._phases:
-            phase.source.close()
-
-    def _locate(self, step: int) -> tuple[_PhaseRun, int]:
-        for phase in self._phases:
-            if step < phase.steps:
-                return phase, step
-            step -= phase.steps
-        raise ValueError(f"step {step} lies behind the last phase")
-
-
-# Loss
-
-
-def _micro_loss(trained: TrainedPolicy, batch: Batch, learned_in_step: int) -> MicroLoss:
-    summed, correct = trained.forward(_summed_loss, trained.policy, batch)
-    loss = summed / learned_in_step
-    sums: dict[str, float | torch.Tensor] = {
-        "sft/token_accuracy": correct / learned_in_step,
-        "sft/tokens": float(batch.n_learned),
-    }
-    return MicroLoss(loss, batch.n_tokens, sums)
-
-
-def _summed_loss(policy: VisionLanguageModel, batch: Batch) -> tuple[torch.Tensor, torch.Tensor]:
-    hidden, labels = learned_hidden(policy, batch)
-    return sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
 
 
 # Model

@@ -15,11 +15,11 @@ import os
 import signal
 import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context, parent_process
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Literal, Self
 
 import numpy as np
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -47,7 +47,7 @@ _SHARD_PAIRS = 250
 _CACHE_BYTES = 64 << 20
 _REASONS = 4
 """The most reasons that a line names. The run's `traces.json` has them all."""
-_MAX_PAIRS, _MAX_SEED = 10_000_000, 1 << 40
+MAX_TRACE_PAIRS, MAX_SEED = 10_000_000, 1 << 40
 
 
 class _Settings(BaseModel):
@@ -59,9 +59,9 @@ class WorldTraces(_Settings):
 
     kind: Literal["world"] = "world"
     world: WorldConfig = WorldConfig()
-    pairs: int = Field(ge=1, le=_MAX_PAIRS)
+    pairs: int = Field(ge=1, le=MAX_TRACE_PAIRS)
     """Number of pairs, each of which gives one trace, before filtering."""
-    seed: int = Field(0, ge=0, le=_MAX_SEED)
+    seed: int = Field(0, ge=0, le=MAX_SEED)
     """Seed of the pairs, added to the run's seed. The sum should differ from seeds that are evaluated on."""
     mix: BehaviorMix = BehaviorMix()
     """The oracle's behaviours and their weights."""
@@ -104,7 +104,23 @@ class FileTraces(_Settings):
         return None if path is None else path.absolute()
 
 
-TraceSource = WorldTraces | FileTraces
+OneSource = WorldTraces | FileTraces
+
+
+class MixedTraces(_Settings):
+    """Traces from several sources, which are shuffled together."""
+
+    kind: Literal["mixed"] = "mixed"
+    of: tuple[Annotated[OneSource, Field(discriminator="kind")], ...] = Field(min_length=1)
+    """The sources."""
+
+
+TraceSource = OneSource | MixedTraces
+
+
+def sources_of(source: TraceSource) -> tuple[OneSource, ...]:
+    """The sources that a phase's traces come from."""
+    return source.of if isinstance(source, MixedTraces) else (source,)
 
 
 def why_dropped(trajectory: Trajectory, labels: Mapping[str, int] | None) -> str | None:
@@ -153,6 +169,16 @@ class Selection:
     n_read: int
     checked: Literal["form and labels", "form"]
     dropped: tuple[Dropped, ...] = ()
+
+    @classmethod
+    def joined(cls, selections: Sequence[Selection]) -> Selection:
+        """What several sources give together."""
+        return cls(
+            [trace for selection in selections for trace in selection.traces],
+            sum(selection.n_read for selection in selections),
+            min((s.checked for s in selections), key=("form", "form and labels").index),
+            tuple(dropped for selection in selections for dropped in selection.dropped),
+        )
 
     @property
     def reasons(self) -> dict[str, int]:
@@ -298,11 +324,7 @@ def make_traces(
             "truth numbers every frame"
         )
     workers = workers or len(os.sched_getaffinity(0))
-    world_seed = source.seed + 1_000_003 * seed
-    # Sources share a world if they differ only in how the oracle judges it.
-    run = f"{source.world.model_dump_json()}:{source.pairs}:{world_seed}"
-    folder = folder / hashlib.sha256(run.encode()).hexdigest()[:12]
-    make_world(folder, source.world, pairs=source.pairs, seed=world_seed, workers=workers)
+    folder = world_folder(folder, source.world, source.pairs, source.seed, seed=seed, workers=workers)
     parts = folder / "traces"
     parts.mkdir(exist_ok=True)
     shards = [
@@ -321,6 +343,33 @@ def make_traces(
                 pass
     traces = [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
     return Selection(traces, source.pairs, "form and labels" if source.filter else "form")
+
+
+def world_folder(
+    folder: Path, world: WorldConfig, pairs: int, offset: int, *, seed: int, workers: int | None = None
+) -> Path:
+    """Makes a world for a run, in a folder of its own inside `folder`; returns that folder.
+
+    Sources share a world if they differ only in what is learned from it.
+
+    Args:
+        folder: The folder for worlds.
+        world: The difficulty.
+        pairs: The number of pairs.
+        offset: The source's seed, which is added to the run's.
+        seed: The run's seed.
+        workers: The number of processes; by default the number of cores.
+
+    Raises:
+        InputError: The folder holds another world.
+        VRThinkerError: A clip could not be written.
+    """
+    world_seed = offset + 1_000_003 * seed
+    run = f"{world.model_dump_json()}:{pairs}:{world_seed}"
+    made = folder / hashlib.sha256(run.encode()).hexdigest()[:12]
+    folder.mkdir(parents=True, exist_ok=True)
+    make_world(made, world, pairs=pairs, seed=world_seed, workers=workers)
+    return made
 
 
 @dataclasses.dataclass(frozen=True)

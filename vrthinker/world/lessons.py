@@ -36,7 +36,7 @@ def lesson_frames(pair: PairTruth, frames_per_clip: int, rng: np.random.Generato
 
 
 def _pick(clip: ClipTruth, start: int, end: int, rng: np.random.Generator) -> int:
-    interesting = [i for i in range(start, end) if clip.defects_at(i) or clip.hint_at(i) is not None]
+    interesting = [i for i in range(start, end) if clip.defects_at(i) or clip.hints_at(i)]
     if interesting and rng.random() < _INTERESTING:
         return int(rng.choice(interesting))
     return int(rng.integers(start, end))

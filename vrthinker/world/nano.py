@@ -23,13 +23,21 @@ NANO_NOTE = "nano judges the synthetic world only"
 SIDE = 56
 """The judge sees frames at 56 x 56 pixels, which are 4 tokens."""
 _CONTEXT_TOKENS = 8192
+_NUMBERS = 513
+"""Whole numbers below this are single tokens."""
+_DEVIATION = 0.06
+"""Standard deviation of initial weights."""
+_OWN_SHARE = 0.2
+"""The share of a number's initial embedding that no other number has a part in."""
+_COPYING = 0.9
+"""How close the initial output projections are to the transposed value projections."""
 
 
 def nano_settings() -> JudgeSettings:
     """The settings of the nano judge's episodes."""
     return JudgeSettings(
         resize=ResizeSettings(patch_size=14, merge_size=2, min_pixels=SIDE * SIDE, max_pixels=SIDE * SIDE),
-        episode=EpisodeSettings(max_rounds=3, max_round_tokens=256),
+        episode=EpisodeSettings(max_rounds=8, max_round_tokens=256),
     )
 
 
@@ -108,7 +116,9 @@ def _tokenizer() -> Any:
     known = set(alphabet)
     core.add_tokens([AddedToken(p, special=False, normalized=False) for p in PHRASES if p not in known])
     # Only whole numbers are tokens: the 27 in 278 stays two digits.
-    numbers = [AddedToken(str(n), special=False, normalized=False, single_word=True) for n in range(10, 100)]
+    numbers = [
+        AddedToken(str(n), special=False, normalized=False, single_word=True) for n in range(10, _NUMBERS)
+    ]
     core.add_tokens(numbers)
     wrapper: Any = transformers.PreTrainedTokenizerFast
     return wrapper(
@@ -135,11 +145,11 @@ def _model(tokenizer: Any) -> Any:
         "num_key_value_heads": 2,
         "max_position_embeddings": _CONTEXT_TOKENS,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
-        "initializer_range": 0.06,
+        "initializer_range": _DEVIATION,
         "eos_token_id": known["<|im_end|>"],
         "pad_token_id": known["<|endoftext|>"],
         "bos_token_id": None,
-        "tie_word_embeddings": False,
+        "tie_word_embeddings": True,
     }
     vision = {
         "depth": 2,
@@ -152,7 +162,7 @@ def _model(tokenizer: Any) -> Any:
         "window_size": SIDE,
         "fullatt_block_indexes": [1],
         "out_hidden_size": 128,
-        "initializer_range": 0.06,
+        "initializer_range": _DEVIATION,
     }
     config: Any = Qwen2_5_VLConfig(
         text_config=text,
@@ -161,12 +171,48 @@ def _model(tokenizer: Any) -> Any:
         video_token_id=known["<|video_pad|>"],
         vision_start_token_id=known["<|vision_start|>"],
         vision_end_token_id=known["<|vision_end|>"],
-        tie_word_embeddings=False,
+        tie_word_embeddings=True,
     )
-    config.initializer_range = 0.06
+    config.initializer_range = _DEVIATION
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     model = model.to(torch.float32).eval()
+    with torch.no_grad():
+        _spell_numbers(model, tokenizer)
+        _begin_by_copying(model)
     model.generation_config = GenerationConfig(
         eos_token_id=known["<|im_end|>"], pad_token_id=known["<|endoftext|>"], do_sample=False
     )
     return model
+
+
+def _spell_numbers(model: Any, tokenizer: Any) -> None:
+    """Starts the embedding of every number as the sum of its digits' embeddings.
+
+    Numbers are copied all the time, from a frame's label into the snapshot and from there into the thinking.
+    What is learned about one number then helps with all others that share a digit.
+    """
+    import torch
+
+    table = model.get_input_embeddings().weight
+    digits = torch.randn(3, 10, table.shape[1]) * _DEVIATION / 3**0.5
+    for number in range(_NUMBERS):
+        row = table[tokenizer.convert_tokens_to_ids(str(number))]
+        row.mul_(_OWN_SHARE).add_(digits[0, number // 100] + digits[1, number // 10 % 10])
+        row.add_(digits[2, number % 10])
+
+
+def _begin_by_copying(model: Any) -> None:
+    """Starts every attention layer so that it adds what it attends to, as seen through its values.
+
+    The output projection is nearly the transpose of the value projection. Attention to a token then makes the
+    same token likelier from the first step on, and what to attend to can be learned before anything else.
+    (Mimetic initialization, Trockman and Kolter 2023, has the same product in other proportions.)
+    """
+    import torch
+
+    config = model.config.text_config
+    groups = config.num_attention_heads // config.num_key_value_heads
+    for layer in model.model.language_model.layers:
+        values = layer.self_attn.v_proj.weight.unflatten(0, (config.num_key_value_heads, -1))
+        copied = values.repeat_interleave(groups, dim=0).flatten(0, 1).T
+        torch.lerp(layer.self_attn.o_proj.weight, copied, _COPYING, out=layer.self_attn.o_proj.weight)

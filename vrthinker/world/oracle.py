@@ -79,6 +79,7 @@ class _State:
     context: LiveContext
     new_frames: list[int]
     calls_left: int
+    rounds: int = 0
     found: list[list[words.Found]] = field(default_factory=lambda: [[], []])
     pending: list[list[tuple[int, int]]] = field(default_factory=lambda: [[], []])
     shown: set[int] = field(default_factory=set)
@@ -232,7 +233,9 @@ class OracleEngine(Engine):
         before = [list(events) for events in state.found]
         self._read(state)
         new = [events[len(known) :] for events, known in zip(state.found, before, strict=True)]
-        text = words.snapshot(state.pair, state.new_frames) + "<think>" + words.findings(before, new)
+        text = words.snapshot(state.pair, state.new_frames, first=state.rounds == 0)
+        text += "<think>" + words.findings(before, new)
+        state.rounds += 1
         judgments = judgments_from_counts(*map(words.defect_counts, state.found))
         unresolved = sum(map(len, state.pending))
         decision, asked = self._decide(state)
@@ -270,7 +273,7 @@ class OracleEngine(Engine):
         """The end of the thinking, and the frame numbers to request. Without any, the session answers."""
         looks: list[tuple[int, tuple[int, int]]] = []
         if not state.calls_left:
-            return "done", []
+            return words.decision([], []), []
         if state.behavior is Behavior.ORACLE:
             looks = hinted_call(state.pending, self._span)
         elif state.calls_left == self._calls and state.behavior is Behavior.RANDOM_SEGMENT:
@@ -281,12 +284,16 @@ class OracleEngine(Engine):
             state.calls_left -= 1
             return "look around", self._random_frames(state)
         if not looks:
-            return "done", []
+            return words.decision([], []), []
         state.calls_left -= 1
         offsets = [1, 1 + state.pair.clips[0].n_frames]
-        names = " and ".join(str(offsets[clip] + gap[0]) for clip, gap in looks)
+        left = [(clip, gap) for clip, gaps in enumerate(state.pending) for gap in gaps]
+        names = [
+            [offsets[clip] + gap[0] for clip, gap in gaps]
+            for gaps in (looks, [gap for gap in left if gap not in looks])
+        ]
         asked = [offsets[clip] + index for clip, gap in looks for index in probes(gap, self._span)]
-        return f"check {names}", sorted(asked)
+        return words.decision(*names), sorted(asked)
 
     def _goes_on(self, state: _State) -> bool:
         if len(state.shown) == sum(clip.n_frames for clip in state.pair.clips):

@@ -13,19 +13,12 @@ from pathlib import Path
 
 import numpy as np
 
-from vrthinker.world.world import WORLD_COMMENT, ClipTruth, Defect, Hint, PairTruth
-
-UNITS = 56
-"""The number of units per side of the picture."""
+from vrthinker.world.world import UNITS, WORLD_COMMENT, ClipTruth, Defect, Hint, PairTruth
 
 _BACKGROUND = 0.25
 _TEXTURE = 0.02
 _FADE = 0.07
 _BAR_UNITS = 3
-_TRAVEL = 32.0
-"""The distance from the first frame to the last in units, including the leaps of speed hints."""
-_LEAP = 5.0
-_LANES = {1: (28.0,), 2: (17.0, 39.0)}
 _RADIUS = {1: 8.0, 2: 6.0}
 _RGB = np.array(
     [
@@ -48,17 +41,17 @@ def draw_clip(pair: PairTruth, clip: ClipTruth) -> Iterator[np.ndarray]:
     units = np.arange(pair.size) * UNITS // pair.size
     texture = rng.normal(_BACKGROUND, _TEXTURE, (UNITS, UNITS, 3)).astype(np.float32)
     plain = _to_bytes(_enlarge(texture, units))
-    radius, lanes = _RADIUS[len(pair.objects)], _LANES[len(pair.objects)]
+    radius = _RADIUS[len(pair.objects)]
     for index in range(clip.n_frames):
-        defects, hint = clip.defects_at(index), clip.hint_at(index)
-        noise = pair.noise if Defect.NOISE in defects else _FADE if hint is Hint.FADE else 0.0
+        defects, hints = clip.defects_at(index), clip.hints_at(index)
+        noise = pair.noise if Defect.NOISE in defects else _FADE if Hint.FADE in hints else 0.0
         field: np.ndarray | None = None
         if noise:
             # The noise only brightens. A small vision tower hardly learns to see noise around zero.
             grain = np.abs(rng.normal(0.0, noise, (UNITS, UNITS, 3))).astype(np.float32)
             field = _enlarge(grain, units)
         picture: np.ndarray | None = None
-        if hint is Hint.BARS:
+        if Hint.BARS in hints:
             barred = texture.copy()
             barred[:_BAR_UNITS] += pair.bars
             barred[-_BAR_UNITS:] += pair.bars
@@ -69,11 +62,9 @@ def draw_clip(pair: PairTruth, clip: ClipTruth) -> Iterator[np.ndarray]:
             picture = picture + field
         image = plain.copy() if picture is None else _to_bytes(picture)
         for number, (color, shape) in enumerate(pair.objects):
-            first = number == 0
-            rgb = _RGB[clip.wrong_color if first and Defect.COLOR in defects else color]
-            off = clip.jump if first and Defect.JUMP in defects else 0.0
-            centre = _centre(pair, clip, index, lanes[number] + clip.lane + off)
-            _draw_shape(image, rgb, shape, centre, radius, field)
+            wrong = number == 0 and Defect.COLOR in defects
+            rgb = _RGB[clip.wrong_color if wrong else color]
+            _draw_shape(image, rgb, shape, pair.centres(clip, index)[number], radius, field)
         yield image
 
 
@@ -92,16 +83,6 @@ def write_clip(path: Path, pair: PairTruth, clip: ClipTruth) -> None:
         for image in draw_clip(pair, clip):
             container.mux(stream.encode(av.VideoFrame.from_ndarray(image, format="rgb24")))
         container.mux(stream.encode())
-
-
-def _centre(pair: PairTruth, clip: ClipTruth, index: int, lane: float) -> tuple[float, float]:
-    """The (x, y) of an object's centre in units."""
-    leaps = [event.first_index for event in clip.events if event.hint is Hint.SPEED]
-    speed = (_TRAVEL - _LEAP * len(leaps)) / clip.n_frames
-    along = 12 + clip.start + speed * index + _LEAP * sum(index >= first for first in leaps)
-    if pair.direction in (1, 3):
-        along = UNITS - 1 - along
-    return (along, lane) if pair.direction < 2 else (lane, along)
 
 
 def _draw_shape(

@@ -14,6 +14,7 @@ from itertools import pairwise, product
 import numpy as np
 
 from vrthinker.episode.dimensions import Judgments, Preference
+from vrthinker.episode.prompts import spread
 from vrthinker.errors import InputError
 from vrthinker.world.world import (
     DEFECT_SHARE,
@@ -148,11 +149,9 @@ def _likeliest(first: np.ndarray, second: np.ndarray) -> Preference:
 def probes(gap: tuple[int, int], config_span: float) -> tuple[int, ...]:
     """Frame indices inside a gap: 4 if those hit every event that may be there, else 8 (or all)."""
     start, end = gap
-    inside = end - start - 1
     shortest = max(2, int(np.ceil(config_span * (end - start))))
     for number in (4, 8):
-        number = min(number, inside)
-        indices = tuple(start + 1 + int((j + 0.5) * inside / number) for j in range(number))
+        indices = spread(start, end, number)
         edges = (start, *indices, end)
         if all(b - a - 1 < shortest for a, b in pairwise(edges)):
             break
@@ -167,25 +166,20 @@ def hinted_gaps(clip: ClipTruth) -> list[tuple[int, int]]:
 def hinted_call(
     pending: Sequence[Sequence[tuple[int, int]]], span: float
 ) -> list[tuple[int, tuple[int, int]]]:
-    """The gaps that one call looks into: one or two (clip, gap), as many as 8 frames suffice for.
+    """The gaps that one call looks into: the first ones (clip, gap), as many as 8 frames suffice for.
 
     Args:
         pending: The marked gaps of each clip that were not looked into yet, in order.
         span: The value of `WorldConfig.span[0]`.
     """
-    order = sorted(
-        (position, clip, gap) for clip, gaps in enumerate(pending) for position, gap in enumerate(gaps)
-    )
     chosen: list[tuple[int, tuple[int, int]]] = []
     left = CALL_FRAMES
-    for _, clip, gap in order:
-        needed = len(probes(gap, span))
-        if needed <= left:
-            chosen.append((clip, gap))
-            left -= needed
-        if len(chosen) == 2:
+    for clip, gap in ((clip, gap) for clip, gaps in enumerate(pending) for gap in gaps):
+        left -= len(probes(gap, span))
+        if left < 0:
             break
-    return sorted(chosen)
+        chosen.append((clip, gap))
+    return chosen
 
 
 def look_at_hints(pair: PairTruth, config: WorldConfig, calls: int) -> Seen:

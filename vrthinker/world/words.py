@@ -1,18 +1,31 @@
 """The words in which snapshots and thinking describe the synthetic world.
 
 The oracle writes these words, the nano judge learns them, and its tokenizer has the phrases as single tokens
-(`PHRASES`). Numbers are spelled in digits.
+(`PHRASES`). Numbers are spelled in digits. Places along the way are letters, so that no number means two
+things.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from vrthinker.episode.dimensions import Judgments
-from vrthinker.world.world import COLORS, DEFECTS, DIRECTIONS, SHAPES, Defect, Hint, PairTruth
+from vrthinker.world.world import (
+    COLORS,
+    DEFECTS,
+    DIRECTIONS,
+    SHAPES,
+    Defect,
+    Hint,
+    PairTruth,
+)
 
 DEFECT_WORDS = {Defect.COLOR: " wrong color", Defect.NOISE: " noise", Defect.JUMP: " off lane"}
 HINT_WORDS = {Hint.BARS: " pale bars", Hint.FADE: " faint noise", Hint.SPEED: " too far"}
+
+PLACES = ("abcdefghijklmnopqrs", "ABCDEFGHIJKLMNOPQRS")
+"""The places along the way, each `_PLACE_UNITS` long: from left to right, and from top to bottom."""
+_FIRST_PLACE, _PLACE_UNITS = 9.0, 2.0
 
 Found = tuple[int, tuple[Defect, ...]]
 """An event that was seen: the first frame number that showed it, and its defects."""
@@ -23,25 +36,67 @@ def defect_words(defects: Sequence[Defect]) -> str:
     return "".join(DEFECT_WORDS[defect] for defect in defects)
 
 
+def place(pair: PairTruth, frame_number: int) -> str:
+    """The letter of the place along the way where the objects are in a frame."""
+    clip, index = pair.locate(frame_number)
+    vertical = pair.direction >= 2
+    return place_letter(pair.centres(pair.clips[clip], index)[-1][vertical], vertical=vertical)
+
+
+def place_letter(along: float, *, vertical: bool) -> str:
+    """The letter of a distance from the left edge, or from the top edge, in units."""
+    letters = PLACES[vertical]
+    return letters[min(max(int((along - _FIRST_PLACE) / _PLACE_UNITS), 0), len(letters) - 1)]
+
+
 def frame_words(pair: PairTruth, frame_number: int) -> str:
-    """The words for one frame of a snapshot, such as `41 red noise pale bars`."""
+    """The words for a frame that a call showed, such as `41 red noise`."""
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
-    defects, hint = clip.defects_at(index), clip.hint_at(index)
+    defects = clip.defects_at(index)
     colors = [COLORS[color] for color, _ in pair.objects]
     if Defect.COLOR in defects:
         colors[0] = COLORS[clip.wrong_color]
-    marks = defect_words(defects) + (HINT_WORDS[hint] if hint is not None else "")
-    return f"{frame_number} {' '.join(colors)}{marks}"
+    return f"{frame_number} {' '.join(colors)}{defect_words(defects)}"
 
 
-def snapshot(pair: PairTruth, frame_numbers: Sequence[int]) -> str:
-    """The snapshot of newly shown frames, with a line per video."""
+def first_frame_words(pair: PairTruth, frame_number: int, shown: Collection[int]) -> str:
+    """The words for a frame of the first input, such as `41 red noise at k pale bars`.
+
+    They also say where the objects are, and which hints there are.
+
+    Args:
+        pair: The pair.
+        frame_number: The frame.
+        shown: All frames of the first input. That an object has come too far can only be seen beside the
+            frame in front of the gap.
+    """
+    clip_number, index = pair.locate(frame_number)
+    clip = pair.clips[clip_number]
+    hints = [event for event in clip.events if event.hidden and event.hint_index == index]
+    marks = [
+        HINT_WORDS[event.hint]
+        for event in sorted(hints, key=lambda event: -event.gap[0])
+        if event.hint is not None and (index == event.gap[0] or frame_number - index + event.gap[0] in shown)
+    ]
+    return f"{frame_words(pair, frame_number)} at {place(pair, frame_number)}{''.join(marks)}"
+
+
+def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool) -> str:
+    """The snapshot of newly shown frames, with a line per video.
+
+    Args:
+        pair: The pair.
+        frame_numbers: The frames.
+        first: Whether they are the first input.
+    """
+    shown = set(frame_numbers)
     lines = []
     for video in (1, 2):
-        video_frames = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
-        if video_frames:
-            lines.append(f"video {video}: " + "; ".join(frame_words(pair, number) for number in video_frames))
+        frames = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
+        if frames:
+            texts = (first_frame_words(pair, n, shown) if first else frame_words(pair, n) for n in frames)
+            lines.append(f"video {video}: " + "; ".join(texts))
     return "<snapshot>" + ("\n".join(lines) or "nothing new") + "</snapshot>"
 
 
@@ -68,6 +123,21 @@ def findings(before: Sequence[Sequence[Found]], new: Sequence[Sequence[Found]]) 
 
 def _tally(counts: Sequence[int]) -> str:
     return " ".join(f"{code} {n}" for code, n in zip(("TA", "VQ", "MQ"), counts, strict=True))
+
+
+def decision(checked: Sequence[int], left: Sequence[int]) -> str:
+    """The end of the thinking: the marked gaps that are looked into now, and those that are left for later.
+
+    The list is carried from round to round, so that a round needs to look at the one before it only. An
+    example is `check 9 and 33 left 41 and 49`.
+
+    Args:
+        checked: The gaps to look into, each by the number of the frame in front of it; none to answer.
+        left: The marked gaps that remain.
+    """
+    if not checked:
+        return "done"
+    return f"check {' and '.join(map(str, checked))} left {' and '.join(map(str, left)) or 'nothing'}"
 
 
 def answer(judgments: Judgments, confidence: int) -> str:
@@ -116,6 +186,8 @@ PHRASES = (
     " sum ",
     "\nsums ",
     "\ncheck ",
+    " left ",
+    " at ",
     "\nlook around",
     "\ndone",
     " and ",

@@ -37,6 +37,16 @@ MIN_FRAMES, MAX_FRAMES = FIRST_FRAMES * 4, 4096
 """The fewest and most frames of a clip."""
 ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """The pattern of a pair's id, which is part of file names."""
+UNITS = 56
+"""The number of units per side of the picture."""
+TRAVEL = 32.0
+"""The distance from a clip's first frame to its end in units, including the leaps of speed hints."""
+LEAP = 5.0
+"""The distance in units that an object leaps inside a gap that a speed hint marks."""
+FIRST_ALONG = 12.0
+"""The distance in units from the picture's edge at which an object starts, before its clip's `start`."""
+LANES = {1: (28.0,), 2: (17.0, 39.0)}
+"""The distance of each object's lane from the top edge (of a vertical lane, from the left one), in units."""
 _STREAM = 20261121  # separates the world's random numbers from other uses of the same seed
 
 COLORS = ("red", "green", "blue", "yellow", "purple", "orange", "white", "cyan")
@@ -231,10 +241,17 @@ class ClipTruth(_Model):
         event = self.event_at(frame_index)
         return event.defects if event is not None else ()
 
-    def hint_at(self, frame_index: int) -> Hint | None:
-        """The hint that is seen on a frame. If there are two, the one about the next gap is seen."""
-        hints = [event.hint for event in self.events if event.hint_index == frame_index]
-        return min(hints, key=lambda hint: hint is Hint.SPEED, default=None)
+    def hints_at(self, frame_index: int) -> tuple[Hint, ...]:
+        """The hints that are seen on a frame: about the gap behind it, and about the gap before it."""
+        hints = [e.hint for e in self.events if e.hint is not None and e.hint_index == frame_index]
+        return tuple(sorted(hints, key=lambda hint: hint is Hint.SPEED))
+
+    def travelled(self, frame_index: int) -> float:
+        """How far the objects have come in a frame: units from the edge at which they started."""
+        leaps = [event.first_index for event in self.events if event.hint is Hint.SPEED]
+        speed = (TRAVEL - LEAP * len(leaps)) / self.n_frames
+        leapt = LEAP * sum(frame_index >= first for first in leaps)
+        return FIRST_ALONG + self.start + speed * frame_index + leapt
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -292,6 +309,16 @@ class PairTruth(_Model):
     def swapped(self) -> PairTruth:
         """The same pair with its second clip as video 1."""
         return self.model_copy(update={"clips": self.clips[::-1]})
+
+    def centres(self, clip: ClipTruth, frame_index: int) -> list[tuple[float, float]]:
+        """The (x, y) of each object's centre in a frame of one of the clips, in units from the top left."""
+        along = clip.travelled(frame_index)
+        if self.direction in (1, 3):
+            along = UNITS - 1 - along
+        jump = clip.jump if Defect.JUMP in clip.defects_at(frame_index) else 0.0
+        lanes = [lane + clip.lane for lane in LANES[len(self.objects)]]
+        lanes[0] += jump
+        return [(along, lane) if self.direction < 2 else (lane, along) for lane in lanes]
 
     def locate(self, frame_number: int) -> tuple[int, int]:
         """The (clip 0 or 1, frame_index) of a frame number, if every frame is numbered."""

@@ -1,0 +1,220 @@
+"""The phases of a supervised run: what each learns from, and the losses of its steps.
+
+A phase learns traces here. `frame_phase.py` has another kind, which learns what single frames show. Either
+kind begins as a `PhaseRun`. A curriculum is the list of them, one after the other.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any, Protocol
+
+import numpy as np
+import torch
+
+from vrthinker.engine.hf.markup import Markup
+from vrthinker.engine.hf.model import VisionLanguageModel
+from vrthinker.episode.trajectory import Trajectory
+from vrthinker.errors import InputError
+from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
+from vrthinker.policy.forward import learned_hidden
+from vrthinker.policy.losses import sft_loss_from_hidden
+from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.train.loop.loop import MicroLoss
+from vrthinker.train.loop.ranks import Ranks
+from vrthinker.train.loop.schedule import LearningRate
+from vrthinker.train.model import TrainedPolicy
+from vrthinker.train.settings import SftPhase
+from vrthinker.train.traces import Selection
+from vrthinker.video.resize import ResizeSettings
+
+
+class PhaseRun(Protocol):
+    """A phase that has what it learns from."""
+
+    name: str
+    steps: int
+    rate: LearningRate
+
+    def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
+        """The losses of this process's micro-batches in a 0-based step of the phase."""
+
+    def record(self) -> dict[str, Any]:
+        """What the phase learns from, for `traces.json`; `kept_sha256` tells two contents apart."""
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+
+
+class Lessons(Protocol):
+    """What one phase learns from, before the run begins."""
+
+    @property
+    def traces(self) -> Sequence[Trajectory]:
+        """The traces that are learned."""
+
+    def begin(
+        self, trained: TrainedPolicy, loader: FrameLoader, resize: ResizeSettings, seed: int
+    ) -> PhaseRun:
+        """Makes what the steps need.
+
+        Raises:
+            InputError: Nothing is left to learn from, or a trace is not what it says.
+        """
+
+
+@dataclasses.dataclass(frozen=True)
+class TraceLessons:
+    """Traces to learn.
+
+    Attributes:
+        phase: How long and how fast.
+        selection: The traces.
+        source: Where they come from, for the record in `traces.json`.
+    """
+
+    phase: SftPhase
+    selection: Selection
+    source: Mapping[str, Any]
+
+    @property
+    def traces(self) -> Sequence[Trajectory]:
+        """The traces that are learned."""
+        return self.selection.traces
+
+    def begin(
+        self, trained: TrainedPolicy, loader: FrameLoader, resize: ResizeSettings, seed: int
+    ) -> PhaseRun:
+        """Makes training sequences of the traces.
+
+        Raises:
+            InputError: A trace is too long for the model, or no trace is left.
+        """
+        markup = Markup(trained.policy.tokenizer, trained.policy.vocabulary_size)
+        sequences = trained.ranks.together(
+            lambda: _sequences(self.phase, self.selection.traces, markup, trained.policy, resize)
+        )
+        return _TracePhase(self, sequences, loader, trained, seed=seed)
+
+
+def _sequences(
+    phase: SftPhase,
+    traces: list[Trajectory],
+    markup: Markup,
+    policy: VisionLanguageModel,
+    resize: ResizeSettings,
+) -> list[TrainingSequence]:
+    factor = policy.patch_size * policy.merge_size
+    sequences = [
+        sequence
+        for trace in traces
+        for sequence in training_sequences(
+            trace, markup, (factor, factor), only_snapshots=phase.only_snapshots, resize=resize
+        )
+    ]
+    longest = max(map(len, sequences), default=0)
+    if longest > policy.max_positions:
+        raise InputError(
+            f"phase {phase.name}: a trace has {longest} tokens, the model allows {policy.max_positions}"
+        )
+    if not sequences:
+        raise InputError(f"phase {phase.name}: no trace passes the filters; nothing to learn from")
+    return sequences
+
+
+class _TracePhase:
+    """A phase of traces together with its batches."""
+
+    def __init__(
+        self,
+        lessons: TraceLessons,
+        sequences: list[TrainingSequence],
+        loader: FrameLoader,
+        trained: TrainedPolicy,
+        *,
+        seed: int,
+    ) -> None:
+        self._lessons, self._phase = lessons, lessons.phase
+        self.name, self.rate = self._phase.name, self._phase.learning_rate
+        self._ranks: Ranks = trained.ranks
+        side = trained.policy.patch_size * trained.policy.merge_size
+        self.steps = self._phase.steps or max(1, len(sequences) // self._phase.batch_size)
+        self._source = BatchSource(
+            sequences,
+            loader,
+            batch_size=self._phase.batch_size,
+            micro_batch_size=self._phase.micro_batch_size,
+            seed=seed,
+            rank=self._ranks.rank,
+            processes=self._ranks.size,
+            blank=np.zeros((side, side, 3), np.uint8),
+        )
+
+    def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
+        """The losses of this process's micro-batches, divided by the learned tokens of the whole step."""
+        total = self._source.n_learned(step)
+        for batch in self._ranks.together(lambda: self._source.batches(step)):
+            frozen = self._phase.freeze_vision
+            summed, correct = trained.forward(_summed_loss, trained.policy, batch, frozen)
+            sums: dict[str, float | torch.Tensor] = {
+                "sft/token_accuracy": correct / total,
+                "sft/tokens": float(batch.n_learned),
+            }
+            yield MicroLoss(summed / total, batch.n_tokens, sums)
+
+    def record(self) -> dict[str, Any]:
+        """Which traces were kept, and which were dropped and why."""
+        selection = self._lessons.selection
+        return {
+            "phase": self.name,
+            "steps": self.steps,
+            "traces": dict(self._lessons.source),
+            "checked": selection.checked,
+            "read": selection.n_read,
+            "kept": len(selection.traces),
+            "kept_sha256": selection.digest(),
+            "dropped": selection.reasons,
+            "dropped_traces": [dataclasses.asdict(dropped) for dropped in selection.dropped],
+        }
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._source.close()
+
+
+def _summed_loss(
+    policy: VisionLanguageModel, batch: Batch, freeze_vision: bool
+) -> tuple[torch.Tensor, torch.Tensor]:
+    hidden, labels = learned_hidden(policy, batch, freeze_vision=freeze_vision)
+    return sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
+
+
+class Curriculum:
+    """The phases in order. A step's phase, rate and batches follow from its number."""
+
+    def __init__(self, phases: Sequence[PhaseRun]) -> None:
+        self._phases = phases
+        self.steps = sum(phase.steps for phase in phases)
+
+    def learning_rate(self, step: int) -> float:
+        """The learning rate of a 0-based step."""
+        phase, local = self._locate(step)
+        return phase.rate.at(local, phase.steps)
+
+    def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
+        """The losses of this process's micro-batches."""
+        phase, local = self._locate(step)
+        yield from phase.micro_losses(trained, local)
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        for phase in self._phases:
+            phase.close()
+
+    def _locate(self, step: int) -> tuple[PhaseRun, int]:
+        for phase in self._phases:
+            if step < phase.steps:
+                return phase, step
+            step -= phase.steps
+        raise ValueError(f"step {step} lies behind the last phase")
