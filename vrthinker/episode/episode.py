@@ -295,9 +295,9 @@ class Episode:
     def _prompt_frames(self, numbers: tuple[int, ...]) -> list[PromptFrame]:
         frames = [self.workspace.frame(number) for number in numbers]
         ends = (self.workspace.n_frames_1 + 1, self.workspace.n_frames + 1)
-        starts = sorted(numbers)
-        following = zip(starts, [*starts[1:], ends[1]], strict=True)
-        gaps = {a: min(b, ends[a >= ends[0]]) - a - 1 for a, b in following}
+        starts = sorted(set(numbers))
+        following = [*starts, ends[1]][1:]
+        gaps = {a: min(b, ends[a >= ends[0]]) - a - 1 for a, b in zip(starts, following, strict=True)}
         return [
             PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, gaps[f.frame_number])
             for f in frames
