@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from vrthinker.engine.base import FrameSegment, Message, TextSegment
 from vrthinker.episode.dimensions import DATASETS, dimension_texts
-from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates
+from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates, spread
 from vrthinker.episode.settings import JudgeSettings, load_judge_settings
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.errors import InputError
@@ -88,6 +89,65 @@ def test_a_checkpoints_own_wording_is_used(tmp_path: Path) -> None:
     assert templates.digest != PromptTemplates.load().digest
     templates.save(tmp_path / "copy")
     assert PromptTemplates.load(tmp_path / "copy").sources == templates.sources
+
+
+# The gap behind a frame
+
+
+@given(st.integers(-50, 5000), st.integers(-3, 300), st.integers(0, 20))
+def test_spread_numbers_lie_inside_and_are_as_even_as_whole_numbers_can_be(
+    start: int, size: int, number: int
+) -> None:
+    found = spread(start, start + size, number)
+    inside = range(start + 1, start + size)
+    assert len(found) == min(number, len(inside))
+    assert all(n in inside for n in found)
+    assert all(type(n) is int for n in found)
+    steps = [b - a for a, b in pairwise(found)]
+    if steps:
+        assert min(steps) >= 1
+        assert max(steps) - min(steps) <= 1
+        ends = (found[0] - inside[0], inside[-1] - found[-1])
+        assert all(0 <= end <= max(steps) for end in ends)
+    if number >= len(inside):
+        assert list(found) == list(inside), "all there are"
+    moved = spread(start + 1000, start + 1000 + size, number)
+    assert moved == tuple(n + 1000 for n in found), "numbers of a file and of the workspace agree"
+
+
+@pytest.mark.parametrize(
+    ("gap", "between_4", "between_8"),
+    [
+        (0, "", ""),
+        (1, "10", "10"),
+        (3, "10, 11, 12", "10, 11, 12"),
+        (7, "10, 12, 14, 16", "10, 11, 12, 13, 14, 15, 16"),
+        (31, "13, 21, 29, 37", "11, 15, 19, 23, 27, 31, 35, 39"),
+    ],
+)
+def test_a_template_may_name_frames_of_the_gap_behind_a_frame(
+    gap: int, between_4: str, between_8: str, tmp_path: Path
+) -> None:
+    frame = PromptFrame(9, 1, 8, 1.0, gap)
+    assert (frame.between_4, frame.between_8) == (between_4, between_8)
+    (tmp_path / "first_input.jinja").write_text(
+        "{% for f in frames %}{{ f.frame_number }}+{{ f.gap }}: {{ f.between_4 }} | {{ f.between_8 }}."
+        "{% if f.gap > 16 %} wide{% endif %}{% endfor %}"
+    )
+    _, task = PromptTemplates.load(tmp_path).first_input(context(), "x", [frame], {}, last_round=False)
+    assert flat(task) == [f"9+{gap}: {between_4} | {between_8}." + (" wide" if gap > 16 else "")]
+
+
+def test_the_default_prompts_say_nothing_of_gaps() -> None:
+    """They are those of judges that were trained before there were any."""
+    told = []
+    for gap in (0, 20):
+        frames = [PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, gap) for f in FRAMES]
+        templates = PromptTemplates.load()
+        messages = templates.first_input(context(), "x", frames, SEGMENTS, last_round=False)
+        outcome = templates.outcome(context(), frames, SEGMENTS, error=None, last_round=False)
+        told.append([flat(message) for message in (*messages, outcome)])
+    assert told[0] == told[1]
 
 
 UNPICKLE = "{{ dimensions[0].parse_raw('x', proto='pickle', allow_pickle=True) }}"

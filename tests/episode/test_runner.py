@@ -88,6 +88,48 @@ def test_the_frames_shown_are_the_frames_asked_for(make_item: MakeItem) -> None:
     assert by_number[40].pts_seconds == pytest.approx(7 / 25, abs=2e-3)
 
 
+GAPS = "{% for f in frames %}{{ f.frame_number }}+{{ f.gap }} {{ f.image }}{% endfor %}"
+
+
+def gaps_told(item: EpisodeItem, texts: Sequence[str], folder: Path) -> list[str]:
+    """Frames with the gaps behind them, as templates of a judge may tell them."""
+    for name in ("first_input", "outcome"):
+        (folder / f"{name}.jinja").write_text(GAPS)
+    engine = ScriptedEngine([texts])
+    runner = EpisodeRunner(engine, EpisodeSettings(), templates=PromptTemplates.load(folder))
+    assert runner.run_one(item).outcome.judgments is not None
+    messages = engine.seen[-1].context.messages
+    told = [text_of(message) for message in messages if message.role == "user"]
+    return [text.replace("[frame]", "").strip() for text in told]
+
+
+def test_a_gap_reaches_to_the_next_frame_shown_of_the_same_video_or_its_end(
+    make_item: MakeItem, tmp_path: Path
+) -> None:
+    assert gaps_told(make_item(), [asks(30, 16, 40, 31), asks(999), asks(52), DONE], tmp_path) == [
+        "1+7 9+7 17+7 25+7 33+4 38+4 43+4 48+4",  # 32 frames, then 20
+        "16+13 30+0 31+1 40+12",
+        "",
+        "52+0",
+    ]
+
+
+@given(st.lists(st.integers(1, N_1 + N_2), min_size=1, max_size=8, unique=True))
+def test_frames_and_their_gaps_are_all_frames_from_the_first_one_of_each_video(
+    make_item: MakeItem, tmp_path_factory: pytest.TempPathFactory, numbers: list[int]
+) -> None:
+    item = make_item(first_frames=tuple(numbers))
+    (told,) = gaps_told(item, [DONE], tmp_path_factory.mktemp("prompts"))
+    gaps = [tuple(map(int, part.split("+"))) for part in told.split()]
+    assert [number for number, _ in gaps] == numbers
+    told_of = [n for number, gap in gaps for n in range(number, number + gap + 1)]
+    wanted = list[int]()
+    for video in (range(1, N_1 + 1), range(N_1 + 1, N_1 + N_2 + 1)):
+        shown = [number for number in numbers if number in video]
+        wanted += range(min(shown, default=video.stop), video.stop)
+    assert sorted(told_of) == wanted
+
+
 @pytest.mark.parametrize("window", [0, 1, 2, None])
 def test_the_engine_sees_exactly_what_the_record_says(make_item: MakeItem, window: int | None) -> None:
     texts = [asks(3), asks(4), asks(5), asks(3), DONE]

@@ -177,12 +177,13 @@ def test_its_words() -> None:
     session = engine.open([shows(pair, FIRST)])
     (first,) = write_rounds(engine, [RoundRequest(session)])
     assert first.text == (
-        "<snapshot>video 1: 1 red; 9 red pale bars; 17 red; 25 blue wrong color off lane\n"
-        "video 2: 33 red faint noise; 41 red; 49 red too far; 57 red</snapshot>"
+        "<snapshot>video 1: 1 red at b; 9 red at f pale bars; 17 red at j; "
+        "25 blue wrong color off lane at n\n"
+        "video 2: 33 red at b faint noise; 41 red at e; 49 red at k too far; 57 red at o</snapshot>"
         "<think>video 1: TA 0 VQ 0 MQ 0 + 25 wrong color off lane = TA 1 VQ 0 MQ 1 sum 2\n"
         "video 2: TA 0 VQ 0 MQ 0 + nothing = TA 0 VQ 0 MQ 0 sum 0\n"
         "sums 2 to 0\n"
-        "check 9 and 33</think>"
+        "check 9 and 33 left 41</think>"
         "<recommend answer>TA=2, VQ=0, MQ=2, OA=2, CF=3</recommend answer>"
         '<tool_call>{"name": "select_frames", "arguments": '
         '{"target_frames": [10, 12, 14, 16, 34, 36, 38, 40]}}</tool_call>'
@@ -195,7 +196,7 @@ def test_its_words() -> None:
         "<think>video 1: TA 1 VQ 0 MQ 1 + 12 noise = TA 1 VQ 1 MQ 1 sum 3\n"
         "video 2: TA 0 VQ 0 MQ 0 + nothing = TA 0 VQ 0 MQ 0 sum 0\n"
         "sums 3 to 0\n"
-        "check 41</think>"
+        "check 41 left nothing</think>"
         "<recommend answer>TA=2, VQ=2, MQ=2, OA=2, CF=2</recommend answer>"
         '<tool_call>{"name": "select_frames", "arguments": {"target_frames": [42, 44, 46, 48]}}</tool_call>'
     )
@@ -333,7 +334,8 @@ def test_behaviours_are_drawn_as_often_as_the_mix_says() -> None:
         (result,) = write_rounds(engine, [RoundRequest(session)])
         engine.close(session)
         ending = result.text.split("\n")[-1].split("</think>")[0]
-        names = ending.removeprefix("check ").split(" and ") if ending.startswith("check") else []
+        checked = ending.removeprefix("check ").split(" left ")[0]
+        names = checked.split(" and ") if ending.startswith("check") else []
         # A blind look is into one gap of each clip; only now and then these are the marked ones.
         blind = len(names) == 2 and names != ["9", "33"]
         look = "around" if ending == "look around" else "blind" if blind else "marked"
@@ -657,7 +659,7 @@ def test_frames_shown_with_the_first_round_are_read_too(engine: OracleEngine, pa
     session = engine.open([shows(pair, FIRST)])
     (result,) = write_rounds(engine, [RoundRequest(session, (shows(pair, [12], outcome=1),))])
     assert "12 red noise" in result.text
-    assert "9 red pale bars" in result.text
+    assert "9 red at f pale bars" in result.text
 
 
 def test_a_gap_is_resolved_by_what_is_found_in_it_or_by_looking_everywhere_in_it(pair: PairTruth) -> None:
