@@ -299,8 +299,8 @@ class Episode:
         following = [*starts, ends[1]][1:]
         gaps = {a: min(b, ends[a >= ends[0]]) - a - 1 for a, b in zip(starts, following, strict=True)}
         return [
-            PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, gaps[f.frame_number])
-            for f in frames
+            PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, place, gaps[f.frame_number])
+            for place, f in enumerate(frames, start=1)
         ]
 
     def _segments(self, shown: tuple[ShownFrame, ...]) -> dict[int, FrameSegment]:

@@ -37,6 +37,8 @@ class PromptFrame:
     video: int
     frame_index: int
     pts_seconds: float
+    position: int = 1
+    """Its 1-based place among the frames that are shown with it."""
     gap: int = 0
     """The number of frames between it and the next one of its video that is shown with it, or the end."""
 

@@ -27,7 +27,7 @@ _NUMBERS = 513
 """Whole numbers below this are single tokens."""
 _DEVIATION = 0.06
 """Standard deviation of initial weights."""
-_OWN_SHARE = 0.2
+_OWN_SHARE = 0.5
 """The share of a number's initial embedding that no other number has a part in."""
 _COPYING = 0.9
 """How close the initial output projections are to the transposed value projections."""
@@ -142,7 +142,7 @@ def _model(tokenizer: Any) -> Any:
         "intermediate_size": 384,
         "num_hidden_layers": 4,
         "num_attention_heads": 4,
-        "num_key_value_heads": 2,
+        "num_key_value_heads": 4,
         "max_position_embeddings": _CONTEXT_TOKENS,
         "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
         "initializer_range": _DEVIATION,

@@ -80,6 +80,7 @@ class _State:
     new_frames: list[int]
     calls_left: int
     rounds: int = 0
+    first_names: dict[int, int] = field(default_factory=dict)
     found: list[list[words.Found]] = field(default_factory=lambda: [[], []])
     pending: list[list[tuple[int, int]]] = field(default_factory=lambda: [[], []])
     shown: set[int] = field(default_factory=set)
@@ -234,7 +235,11 @@ class OracleEngine(Engine):
         self._read(state)
         new = [events[len(known) :] for events, known in zip(state.found, before, strict=True)]
         text = words.snapshot(state.pair, state.new_frames, first=state.rounds == 0)
-        text += "<think>" + words.findings(before, new)
+        names = {number: name for name, number in enumerate(state.new_frames, start=1)}
+        if state.rounds == 0:
+            state.first_names = names
+        named = [[(names[number], defects) for number, defects in events] for events in new]
+        text += "<think>" + words.findings(before, named)
         state.rounds += 1
         judgments = judgments_from_counts(*map(words.defect_counts, state.found))
         unresolved = sum(map(len, state.pending))
@@ -289,7 +294,7 @@ class OracleEngine(Engine):
         offsets = [1, 1 + state.pair.clips[0].n_frames]
         left = [(clip, gap) for clip, gaps in enumerate(state.pending) for gap in gaps]
         names = [
-            [offsets[clip] + gap[0] for clip, gap in gaps]
+            [state.first_names.get(offsets[clip] + gap[0], 0) for clip, gap in gaps]
             for gaps in (looks, [gap for gap in left if gap not in looks])
         ]
         asked = [offsets[clip] + index for clip, gap in looks for index in probes(gap, self._span)]

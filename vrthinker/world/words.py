@@ -49,25 +49,32 @@ def place_letter(along: float, *, vertical: bool) -> str:
     return letters[min(max(int((along - _FIRST_PLACE) / _PLACE_UNITS), 0), len(letters) - 1)]
 
 
-def frame_words(pair: PairTruth, frame_number: int) -> str:
-    """The words for a frame that a call showed, such as `41 red noise`."""
+def frame_words(pair: PairTruth, frame_number: int, name: int) -> str:
+    """The words for a frame that a call showed, such as `3 red noise`.
+
+    Args:
+        pair: The pair.
+        frame_number: The frame.
+        name: Its 1-based place among the frames that were shown with it, by which the words name it.
+    """
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
     defects = clip.defects_at(index)
     colors = [COLORS[color] for color, _ in pair.objects]
     if Defect.COLOR in defects:
         colors[0] = COLORS[clip.wrong_color]
-    return f"{frame_number} {' '.join(colors)}{defect_words(defects)}"
+    return f"{name} {' '.join(colors)}{defect_words(defects)}"
 
 
-def first_frame_words(pair: PairTruth, frame_number: int, shown: Collection[int]) -> str:
-    """The words for a frame of the first input, such as `41 red noise at k pale bars`.
+def first_frame_words(pair: PairTruth, frame_number: int, name: int, shown: Collection[int]) -> str:
+    """The words for a frame of the first input, such as `3 red noise at k pale bars`.
 
     They also say where the objects are, and which hints there are.
 
     Args:
         pair: The pair.
         frame_number: The frame.
+        name: Its 1-based place in the first input.
         shown: All frames of the first input. That an object has come too far can only be seen beside the
             frame in front of the gap.
     """
@@ -79,7 +86,7 @@ def first_frame_words(pair: PairTruth, frame_number: int, shown: Collection[int]
         for event in sorted(hints, key=lambda event: -event.gap[0])
         if event.hint is not None and (index == event.gap[0] or frame_number - index + event.gap[0] in shown)
     ]
-    return f"{frame_words(pair, frame_number)} at {place(pair, frame_number)}{''.join(marks)}"
+    return f"{frame_words(pair, frame_number, name)} at {place(pair, frame_number)}{''.join(marks)}"
 
 
 def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool) -> str:
@@ -87,15 +94,18 @@ def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool) -> s
 
     Args:
         pair: The pair.
-        frame_numbers: The frames.
+        frame_numbers: The frames, in the order in which they are shown.
         first: Whether they are the first input.
     """
     shown = set(frame_numbers)
     lines = []
     for video in (1, 2):
-        frames = [number for number in frame_numbers if pair.locate(number)[0] == video - 1]
-        if frames:
-            texts = (first_frame_words(pair, n, shown) if first else frame_words(pair, n) for n in frames)
+        texts = [
+            first_frame_words(pair, number, name, shown) if first else frame_words(pair, number, name)
+            for name, number in enumerate(frame_numbers, start=1)
+            if pair.locate(number)[0] == video - 1
+        ]
+        if texts:
             lines.append(f"video {video}: " + "; ".join(texts))
     return "<snapshot>" + ("\n".join(lines) or "nothing new") + "</snapshot>"
 
@@ -108,7 +118,8 @@ def defect_counts(events: Sequence[Found]) -> list[int]:
 def findings(before: Sequence[Sequence[Found]], new: Sequence[Sequence[Found]]) -> str:
     """For each video the previous counts, what the new frames add, and the new counts; then both sums.
 
-    An example is `video 1: TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`. The end is `sums 2 to 0`,
+    New events have the names of their frames in the snapshot.
+    An example is `video 1: TA 0 VQ 1 MQ 0 + 3 off lane = TA 0 VQ 1 MQ 1 sum 2`. The end is `sums 2 to 0`,
     because a small model compares two numbers more reliably if they are next to each other.
     """
     lines, sums = [], []
