@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 import re
 from collections.abc import Callable, Iterator, Sequence
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 import heavy  # noqa: F401
+import numpy as np
 import pytest
 import torch
 from hypothesis import HealthCheck, example, given, settings
@@ -16,19 +18,22 @@ from hypothesis import strategies as st
 from sampled import Stage
 from transformers import AutoModelForImageTextToText, AutoTokenizer
 
-from vrthinker.engine.base import Message, TextSegment
+from vrthinker.engine.base import FrameSegment, Message, TextSegment
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.tiny import SPECIAL_TOKENS
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.episode import EpisodeItem
+from vrthinker.episode.prompts import PromptContext, PromptFrame
 from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import EpisodeSettings, load_judge_settings
 from vrthinker.episode.trajectory import StopReason
 from vrthinker.judge import Judge
+from vrthinker.visibility import ShownFrame
 from vrthinker.world.files import sample_world
 from vrthinker.world.nano import SIDE, nano_settings, nano_templates, write_nano
+from vrthinker.world.truth_reader import hinted_call, probes
 from vrthinker.world.words import PHRASES, tool_call
-from vrthinker.world.world import PRESETS
+from vrthinker.world.world import PRESETS, Difficulty, first_indices
 
 MakeCheckpoint = Callable[[str], Path]
 MakeStage = Callable[[str], Stage]
@@ -66,6 +71,7 @@ def test_it_is_the_real_class_at_a_million_parameters(folder: Path) -> None:
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
     assert 1_100_000 < sum(p.numel() for p in model.parameters()) < 1_200_000
     assert {p.dtype for p in model.parameters()} == {torch.float32}
+    assert model.lm_head.weight is model.get_input_embeddings().weight, "what is read can be written"
     # Both kinds of the tower's attention run: a block over windows, and the last one over the frame.
     assert (model.config.vision_config.depth, model.config.vision_config.fullatt_block_indexes) == (2, [1])
 
@@ -97,11 +103,68 @@ def test_untrained_it_is_judged_to_write_no_verdict(folder: Path, clip_pair: tup
     assert verdict.reason
 
 
+# Weights
+
+
+def test_numbers_begin_as_the_sum_of_their_digits(folder: Path, tokenizer: Any) -> None:
+    """So that numbers which share digits are alike, each at its place."""
+    table = AutoModelForImageTextToText.from_pretrained(folder).get_input_embeddings().weight.detach()
+    rows = table[[tokenizer.convert_tokens_to_ids(str(n)) for n in range(513)]]
+    alike = torch.nn.functional.cosine_similarity(rows[:, None], rows[None], dim=-1)
+    digits = torch.tensor([[n // 100, n // 10 % 10, n % 10] for n in range(513)])
+    shared = (digits[:, None] == digits[None]).sum(-1)
+    means = [float(alike[shared == count].mean()) for count in range(4)]
+    assert means == pytest.approx([0.0, 0.32, 0.64, 1.0], abs=0.08), "a third for each, and a bit of its own"
+    assert float(rows.std()) == pytest.approx(0.06, rel=0.1)
+    others = table[[tokenizer.convert_tokens_to_ids(phrase) for phrase in PHRASES if len(phrase) > 1]]
+    assert float(others.std()) == pytest.approx(0.06, rel=0.1)
+    assert float(torch.nn.functional.cosine_similarity(others[:1], others[1:]).abs().mean()) < 0.2
+
+
+@torch.no_grad()
+def test_attention_begins_by_adding_what_it_attends_to(folder: Path, tokenizer: Any) -> None:
+    model = AutoModelForImageTextToText.from_pretrained(folder)
+    layers = [layer.self_attn for layer in model.model.language_model.layers]
+    seen = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
+    for layer in layers:
+        heads = (seen @ layer.v_proj.weight.T).unflatten(1, (2, 32)).repeat_interleave(2, dim=1).flatten(1)
+        added = heads @ layer.o_proj.weight.T
+        # Two heads of values keep 64 of the 128 dimensions of what they are shown.
+        assert float(torch.nn.functional.cosine_similarity(added, seen).min()) > 0.3
+        assert float(layer.v_proj.weight.std()) == pytest.approx(0.06, rel=0.1)
+    assert not torch.equal(layers[0].v_proj.weight, layers[1].v_proj.weight)
+
+    ids = torch.tensor([tokenizer.convert_tokens_to_ids(p) for p in PHRASES if len(p) > 1])
+    likelier = 0
+    for seed in range(20):
+        order = torch.randperm(len(ids), generator=torch.Generator().manual_seed(seed))
+        shown, others = ids[order[:8]], ids[order[8:]]
+        logits = model(input_ids=shown[None], use_cache=False).logits[0, -1]
+        likelier += bool(logits[shown[:-1]].mean() > logits[others].mean())
+    assert likelier > 16, "before it has learned anything, it tends to say what it was told"
+
+
 # Tokenizer
 
 
 PIECES = st.sampled_from(
-    [*PHRASES, *SPECIAL_TOKENS, "278", "27", "99", "10", "9", "100", "Ġ", "Ċ", "\r\n", "é", "😀"]
+    [
+        *PHRASES,
+        *SPECIAL_TOKENS,
+        "278",
+        "27",
+        "99",
+        "10",
+        "9",
+        "100",
+        "512",
+        "513",
+        "Ġ",
+        "Ċ",
+        "\r\n",
+        "é",
+        "😀",
+    ]
 )
 ANYTHING = st.text(st.characters(exclude_categories=["Cs"]))
 
@@ -126,13 +189,12 @@ def test_every_id_is_a_token_that_can_be_written(markup: Markup, tokenizer: Any)
 
 
 def test_numbers(markup: Markup) -> None:
-    assert tokens(markup, "278") == ["2", "7", "8"]
-    assert tokens(markup, "7") == ["7"]
-    assert all(tokens(markup, str(n)) == [str(n)] for n in range(10, 100))
-    assert all(tokens(markup, str(n)) == list(str(n)) for n in (100, 101, 110, 256, 999, 1234, 99999))
-    assert tokens(markup, "12, 278; 99") == ["12", ", ", "2", "7", "8", "; ", "99"]
-    assert tokens(markup, "278, 27]") == ["2", "7", "8", ", ", "27", "]"]
-    assert tokens(markup, "v1 27:") == ["v1 ", "27", ":"]
+    most = 2 * max(config.frames[1] for config in PRESETS.values())
+    assert all(tokens(markup, str(n)) == [str(n)] for n in range(most + 1)), "every frame number of a preset"
+    assert all(tokens(markup, str(n)) == list(str(n)) for n in (most + 1, 600, 999, 1234, 99999))
+    assert tokens(markup, "12, 278; 99") == ["12", ", ", "278", "; ", "99"]
+    assert tokens(markup, "2780, 27]") == ["2", "7", "8", "0", ", ", "27", "]"]
+    assert tokens(markup, "v1 512:") == ["v1 ", "512", ":"]
     assert tokens(markup, "x27 a27b 2.75") == ["x", "2", "7", " ", "a", "2", "7", "b", " ", "2", ".", "75"]
 
 
@@ -196,7 +258,9 @@ def prompts(
 
 
 ANSWER = "<snapshot>a</snapshot><think>b</think><answer>TA=1, VQ=0, MQ=2, OA=1</answer>"
-FIRST = ["system: video 1: 1 to 12; video 2: 13 to 22", "user: A {{ red }} circle.\n\nv1 1:<1>\nv2 13:<13>"]
+FIRST = ["system: video 1: 1 to 12; video 2: 13 to 22"]
+FIRST += ["user: A {{ red }} circle.\n\nv1 1:<1>3, 6, 8, 11\nv2 13:<13>15, 17, 19, 21"]
+FIRST_AND_LAST = [FIRST[0], "user: A {{ red }} circle.\n\nv1 1:<1>\nv2 13:<13>\nanswer now"]
 
 
 def test_prompts_of_frames_errors_and_the_last_round(stage_of: MakeStage) -> None:
@@ -215,8 +279,57 @@ def test_prompts_of_frames_errors_and_the_last_round(stage_of: MakeStage) -> Non
     assert last[2] == "user: <tool_response>\nv1 2:\nv2 14:\n</tool_response>", "expired: labels stay"
 
 
+def no_pixels() -> np.ndarray[Any, Any]:
+    raise AssertionError("a prompt is made without pixels")
+
+
+MENU = re.compile(r"v[12] (\d+):<\d+>([\d, ]*)")
+
+
+@pytest.mark.parametrize("name", ["easy", "medium", "hard"])
+def test_the_prompt_offers_behind_each_frame_what_looks_into_its_gap(name: Difficulty) -> None:
+    """In every gap that a clip of a preset can have, the very frames that the oracle asks for."""
+    config, templates = PRESETS[name], nano_templates()
+    for n_frames in range(config.frames[0], config.frames[1] + 1):
+        frames, wanted = [], []
+        for video, offset in ((1, 1), (2, 301)):  # frame numbers of the second video begin anywhere
+            for start, end in pairwise((*first_indices(n_frames), n_frames)):
+                frames.append(PromptFrame(offset + start, video, start, start / 8, end - start - 1))
+                wanted.append([offset + i for i in probes((start, end), config.span[0])])
+        segments = {
+            f.frame_number: FrameSegment(
+                ShownFrame(0, f.frame_number), ("x", f.frame_index), (56, 56), no_pixels
+            )
+            for f in frames
+        }
+        context = PromptContext(600, 300, 8, 8, 1, (), ())
+        _, task = templates.first_input(context, "A dog.", frames, segments, last_round=False)
+        (told,) = texts_of([task])
+        menu = {int(number): [int(n) for n in offered.split(",")] for number, offered in MENU.findall(told)}
+        assert list(menu) == [frame.frame_number for frame in frames]
+        assert list(menu.values()) == wanted, n_frames
+
+
+@pytest.mark.parametrize("name", ["easy", "medium", "hard"])
+def test_it_has_rounds_enough_for_every_gap_that_a_preset_can_mark(name: Difficulty) -> None:
+    config = PRESETS[name]
+    most = len(config.hidden_events) - 1
+    calls = 0
+    for n_frames in range(config.frames[0], config.frames[1] + 1):
+        gaps = list(pairwise((*first_indices(n_frames), n_frames)))
+        pending = [sorted(gaps, key=lambda gap: gap[0] - gap[1])[:most]] * 2  # the longest ones
+        pending = [sorted(marked) for marked in pending]
+        needed = 0
+        while any(pending):
+            for clip, gap in hinted_call(pending, config.span[0]):
+                pending[clip] = [other for other in pending[clip] if other != gap]
+            needed += 1
+        calls = max(calls, needed)
+    assert calls <= nano_settings().episode.max_rounds - 1
+
+
 def test_prompts_of_a_single_round_and_of_no_memory(stage_of: MakeStage) -> None:
     new, _ = prompts(stage_of("nano"), [ANSWER], max_rounds=1)
-    assert new == [[FIRST[0], FIRST[1] + "\nanswer now"]]
+    assert new == [FIRST_AND_LAST], "nothing can be asked for, and nothing is offered"
     new, _ = prompts(stage_of("nano"), [look(2, 14), ANSWER], max_rounds=3, window=0)
     assert new[1] == ["user: <tool_response>\nv1 2:\nv2 14:\n</tool_response>"], "p = 0: labels only"

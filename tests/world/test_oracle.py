@@ -31,7 +31,7 @@ from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolErrorKind, ToolOutcome
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.tools.select_frames import SelectFrames
-from vrthinker.episode.trajectory import StopReason, Trajectory
+from vrthinker.episode.trajectory import StopReason, TextRecord, Trajectory
 from vrthinker.errors import EngineError, InputError
 from vrthinker.evals.retrieval import Retrieval, tools_for
 from vrthinker.video.frame_cache import FrameCache
@@ -40,8 +40,11 @@ from vrthinker.video.resize import ResizeSettings
 from vrthinker.video.workspace import Workspace
 from vrthinker.visibility import ShownFrame
 from vrthinker.world.files import clip_paths, make_world, write_pairs
+from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import Behavior, BehaviorMix, OracleEngine, truths_by_clip
+from vrthinker.world.reading import read_round
 from vrthinker.world.truth_reader import count, first_seen, hinted_gaps, look_at_hints, probes, seen_indices
+from vrthinker.world.words import tool_call
 from vrthinker.world.world import DEFECTS, PRESETS, Difficulty, Hint, PairTruth, WorldConfig, sample_pair
 
 PAIRS: dict[Difficulty, int] = {"easy": 24, "medium": 12, "hard": 3}
@@ -92,7 +95,8 @@ def run(engine: OracleEngine, items: Sequence[EpisodeItem], **options: Any) -> d
     settings = EpisodeSettings(**{"max_rounds": 9, **options.pop("settings", {})})
     found = {}
     # The oracle looks at no pixel, so none is decoded; prompts are compiled once.
-    runner = EpisodeRunner(engine, settings, templates=TEMPLATES, decode_ahead=False, **options)
+    options = {"templates": TEMPLATES, "decode_ahead": False, **options}
+    runner = EpisodeRunner(engine, settings, **options)
     for finished in runner.run(items):
         assert finished.trajectory is not None, finished.error
         found[finished.item.id] = finished.trajectory
@@ -453,6 +457,39 @@ def test_the_oracle_asks_into_marked_gaps_only(worlds: Mapping[Difficulty, World
             asked = [n for record in trajectory.rounds if record.tool for n in record.tool.frame_numbers]
             assert len(asked) == len(set(asked)), "it never asks twice"
             assert set(asked) <= marked
+
+
+@pytest.mark.parametrize("name", list(PRESETS))
+def test_it_asks_for_the_frames_that_nanos_prompt_offers(
+    name: Difficulty, worlds: Mapping[Difficulty, World]
+) -> None:
+    """Behind each gap's frame, in the prompt of a real episode: to look into a gap is to copy its frames."""
+    world, calls = worlds[name], 0
+    items = [world.item(pair) for pair in world.truths]
+    for trajectory in run(world.engine(calls=8), items, templates=nano_templates()).values():
+        told = "".join(
+            s.text if isinstance(s, TextRecord) else "<>" for s in trajectory.first_input[-1].segments
+        )
+        menu = {int(number): offered for number, offered in re.findall(r"v[12] (\d+):<>([\d, ]+)", told)}
+        assert len(menu) == 8
+        left: list[int] | None = None
+        for record in trajectory.rounds:
+            decision = read_round(record.text).decision
+            assert decision is not None
+            if record.tool is None:
+                assert not left
+                continue
+            calls += 1
+            assert tool_call(list(record.tool.frame_numbers)) in record.text
+            assert ", ".join(menu[gap] for gap in decision.checked) == ", ".join(
+                map(str, record.tool.frame_numbers)
+            )
+            assert decision.left is not None
+            todo = [*decision.checked, *decision.left]
+            assert left is None or todo == left, "the list of the round before, from its beginning"
+            assert todo == sorted(todo)
+            left = list(decision.left)
+    assert calls > len(world.truths) / 2
 
 
 # Whose clips

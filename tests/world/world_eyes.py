@@ -40,6 +40,11 @@ class Sight:
     """The object is much further than its speed takes it from the frame before."""
     color: str | None
     """The first object's, by name; None under noise."""
+    along: float
+    """How far the last object is from the left or the top edge, along the way, in units; a triangle's mass
+    lies up to 2 units below its middle."""
+    lane: float
+    """How far the first object is from the top or the left edge, across the way."""
 
 
 @dataclass(frozen=True)
@@ -81,7 +86,9 @@ def see_clip(frames: Sequence[Array], caption: str) -> list[Sight]:
                 defects=frozenset(name for name, found in defects.items() if found),
                 hint="bars" if m.bars > 0.08 else "fade" if faint else None,
                 leap=bool(step > usual_step + 2.5),
-                color=None if noisy or faint else _name(m.rgb),
+                color=None if noisy or faint else color_name(m.rgb),
+                along=m.along,
+                lane=m.lane,
             )
         )
     return sights
@@ -141,6 +148,7 @@ def _brightened(rgb: Array, level: float) -> Array:
     return lifted
 
 
-def _name(rgb: Array) -> str:
+def color_name(rgb: Array) -> str:
+    """The name of a colour that is one of the world's, more or less; its parts are 0 to 1."""
     hue, saturation, _ = colorsys.rgb_to_hsv(*(float(v) for v in rgb))
     return "white" if saturation < 0.25 else _HUES[min(_HUES, key=lambda h: abs(h - hue * 360))]

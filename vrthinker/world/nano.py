@@ -1,9 +1,10 @@
 """The nano judge before training: a Qwen2.5-VL model of about 1 M parameters, and its tokenizer.
 
 The nano judge is made for the synthetic world and small enough to train on two CPU cores. Its tokenizer has
-the world's phrases and the whole numbers 10 to 99 as single tokens. It spells everything else byte by byte,
-and longer numbers digit by digit, so that any text encodes and decodes to itself. With single digits only, a
-model of this size took several times as long to learn which frame a remark is about. With weights of the
+the world's phrases and the whole numbers up to 512 as single tokens, which are all frame numbers of the
+presets. It spells everything else byte by byte, and longer numbers digit by digit, so that any text encodes
+and decodes to itself. With single digits only, a model of this size took several times as long to learn which
+frame a remark is about. With weights of the
 class's default standard deviation, 0.02 instead of 0.06, it did not learn this at all (docs/log.md).
 """
 
