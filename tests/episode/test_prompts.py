@@ -18,7 +18,7 @@ from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.errors import InputError
 from vrthinker.visibility import ShownFrame
 
-FRAMES = [PromptFrame(1, 1, 0, 0.0), PromptFrame(40, 2, 7, 0.28)]
+FRAMES = [PromptFrame(1, 1, 0, 0.0), PromptFrame(40, 2, 7, 0.28, 2)]
 SEGMENTS = {
     number: FrameSegment(
         ShownFrame(0, number), ("a", number, 28, 28), (28, 28), lambda: np.zeros((28, 28, 3))
@@ -128,7 +128,7 @@ def test_spread_numbers_lie_inside_and_are_as_even_as_whole_numbers_can_be(
 def test_a_template_may_name_frames_of_the_gap_behind_a_frame(
     gap: int, between_4: str, between_8: str, tmp_path: Path
 ) -> None:
-    frame = PromptFrame(9, 1, 8, 1.0, gap)
+    frame = PromptFrame(9, 1, 8, 1.0, gap=gap)
     assert (frame.between_4, frame.between_8) == (between_4, between_8)
     (tmp_path / "first_input.jinja").write_text(
         "{% for f in frames %}{{ f.frame_number }}+{{ f.gap }}: {{ f.between_4 }} | {{ f.between_8 }}."
@@ -138,11 +138,24 @@ def test_a_template_may_name_frames_of_the_gap_behind_a_frame(
     assert flat(task) == [f"9+{gap}: {between_4} | {between_8}." + (" wide" if gap > 16 else "")]
 
 
-def test_the_default_prompts_say_nothing_of_gaps() -> None:
+def test_a_template_may_name_frames_by_their_place(tmp_path: Path) -> None:
+    for name in ("first_input", "outcome"):
+        (tmp_path / f"{name}.jinja").write_text(
+            "{% for f in frames %}{{ f.position }}{{ f.image }}{% endfor %}"
+        )
+    templates = PromptTemplates.load(tmp_path)
+    _, task = templates.first_input(context(), "x", FRAMES, SEGMENTS, last_round=False)
+    outcome = templates.outcome(context(), FRAMES, SEGMENTS, error=None, last_round=False)
+    assert flat(task) == flat(outcome) == ["1", 1, "2", 40]
+
+
+def test_the_default_prompts_say_nothing_of_gaps_and_places() -> None:
     """They are those of judges that were trained before there were any."""
     told = []
     for gap in (0, 20):
-        frames = [PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, gap) for f in FRAMES]
+        frames = [
+            PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, 1 + gap, gap) for f in FRAMES
+        ]
         templates = PromptTemplates.load()
         messages = templates.first_input(context(), "x", frames, SEGMENTS, last_round=False)
         outcome = templates.outcome(context(), frames, SEGMENTS, error=None, last_round=False)

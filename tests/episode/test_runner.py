@@ -91,16 +91,16 @@ def test_the_frames_shown_are_the_frames_asked_for(make_item: MakeItem) -> None:
 GAPS = "{% for f in frames %}{{ f.frame_number }}+{{ f.gap }} {{ f.image }}{% endfor %}"
 
 
-def gaps_told(item: EpisodeItem, texts: Sequence[str], folder: Path) -> list[str]:
+def gaps_told(item: EpisodeItem, texts: Sequence[str], folder: Path, template: str = GAPS) -> list[str]:
     """Frames with the gaps behind them, as templates of a judge may tell them."""
     for name in ("first_input", "outcome"):
-        (folder / f"{name}.jinja").write_text(GAPS)
+        (folder / f"{name}.jinja").write_text(template)
     engine = ScriptedEngine([texts])
     runner = EpisodeRunner(engine, EpisodeSettings(), templates=PromptTemplates.load(folder))
     assert runner.run_one(item).outcome.judgments is not None
     messages = engine.seen[-1].context.messages
     told = [text_of(message) for message in messages if message.role == "user"]
-    return [text.replace("[frame]", "").strip() for text in told]
+    return [" ".join(text.replace("[frame]", "").split()) for text in told]
 
 
 def test_a_gap_reaches_to_the_next_frame_shown_of_the_same_video_or_its_end(
@@ -111,6 +111,17 @@ def test_a_gap_reaches_to_the_next_frame_shown_of_the_same_video_or_its_end(
         "16+13 30+0 31+1 40+12",
         "",
         "52+0",
+    ]
+
+
+def test_a_place_is_that_among_all_frames_of_a_message(make_item: MakeItem, tmp_path: Path) -> None:
+    """Also of a message that answers several calls, so that no two frames of it have one place."""
+    calls = select_frames(12, 40) + "<tool_call>frame 3 please</tool_call>" + select_frames(5, 7)
+    places = GAPS.replace("f.gap", "f.position")
+    assert gaps_told(make_item(), [HEAD + RECOMMEND + calls, asks(2), DONE], tmp_path, places) == [
+        "1+1 9+2 17+3 25+4 33+5 38+6 43+7 48+8",
+        "12+1 40+2 5+3 7+4",
+        "2+1",
     ]
 
 

@@ -72,7 +72,7 @@ def test_answers_agree_with_what_is_written_about_the_frame(pair: PairTruth, dat
     number = data.draw(st.integers(1, sum(clip.n_frames for clip in pair.clips)))
     clip_number, index = pair.locate(number)
     clip = pair.clips[clip_number]
-    found, said = answered(pair, clip, index), frame_words(pair, number)
+    found, said = answered(pair, clip, index), frame_words(pair, number, 1)
     assert said.split()[1] == COLORS[found["first_color"]]
     named = said.split()[2] if len(pair.objects) > 1 else None
     colors = {number: color for number, color in enumerate(COLORS)} | {len(COLORS): None}

@@ -108,8 +108,8 @@ def test_an_episode_shows_the_lessons_frames_and_is_answered_from_them(tmp_path:
         assert [shown.frame_number for shown in trajectory.rounds[0].live] == list(numbers)
         segments = [segment for message in trajectory.first_input for segment in message.segments]
         assert [s.frame_number for s in segments if isinstance(s, FrameSegmentRecord)] == list(numbers)
-        for frame in numbers:
-            assert first_frame_words(pair, frame, numbers) in trajectory.rounds[0].text
+        for name, frame in enumerate(numbers, start=1):
+            assert first_frame_words(pair, frame, name, numbers) in trajectory.rounds[0].text
         assert trajectory.outcome.judgments == count(pair, seen_indices(pair, numbers))
 
     plain = runner.run_one(item(0, None))

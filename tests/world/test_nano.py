@@ -69,7 +69,7 @@ def tokens(markup: Markup, text: str) -> list[str]:
 def test_it_is_the_real_class_at_a_million_parameters(folder: Path) -> None:
     model = AutoModelForImageTextToText.from_pretrained(folder)
     assert type(model).__name__ == "Qwen2_5_VLForConditionalGeneration"
-    assert 1_100_000 < sum(p.numel() for p in model.parameters()) < 1_200_000
+    assert 1_200_000 < sum(p.numel() for p in model.parameters()) < 1_250_000
     assert {p.dtype for p in model.parameters()} == {torch.float32}
     assert model.lm_head.weight is model.get_input_embeddings().weight, "what is read can be written"
     # Both kinds of the tower's attention run: a block over windows, and the last one over the frame.
@@ -114,8 +114,8 @@ def test_numbers_begin_as_the_sum_of_their_digits(folder: Path, tokenizer: Any) 
     digits = torch.tensor([[n // 100, n // 10 % 10, n % 10] for n in range(513)])
     shared = (digits[:, None] == digits[None]).sum(-1)
     means = [float(alike[shared == count].mean()) for count in range(4)]
-    assert means == pytest.approx([0.0, 0.32, 0.64, 1.0], abs=0.08), "a third for each, and a bit of its own"
-    assert float(rows.std()) == pytest.approx(0.06, rel=0.1)
+    assert means == pytest.approx([0.0, 0.27, 0.53, 1.0], abs=0.08), "digits, and a part of its own"
+    assert float(rows.std()) == pytest.approx(0.067, rel=0.1)
     others = table[[tokenizer.convert_tokens_to_ids(phrase) for phrase in PHRASES if len(phrase) > 1]]
     assert float(others.std()) == pytest.approx(0.06, rel=0.1)
     assert float(torch.nn.functional.cosine_similarity(others[:1], others[1:]).abs().mean()) < 0.2
@@ -127,10 +127,9 @@ def test_attention_begins_by_adding_what_it_attends_to(folder: Path, tokenizer: 
     layers = [layer.self_attn for layer in model.model.language_model.layers]
     seen = torch.randn(200, 128, generator=torch.Generator().manual_seed(0))
     for layer in layers:
-        heads = (seen @ layer.v_proj.weight.T).unflatten(1, (2, 32)).repeat_interleave(2, dim=1).flatten(1)
-        added = heads @ layer.o_proj.weight.T
-        # Two heads of values keep 64 of the 128 dimensions of what they are shown.
-        assert float(torch.nn.functional.cosine_similarity(added, seen).min()) > 0.3
+        assert layer.v_proj.weight.shape == (128, 128), "the values lose no dimension of what they are shown"
+        added = seen @ layer.v_proj.weight.T @ layer.o_proj.weight.T
+        assert float(torch.nn.functional.cosine_similarity(added, seen).min()) > 0.5
         assert float(layer.v_proj.weight.std()) == pytest.approx(0.06, rel=0.1)
     assert not torch.equal(layers[0].v_proj.weight, layers[1].v_proj.weight)
 
@@ -259,15 +258,15 @@ def prompts(
 
 ANSWER = "<snapshot>a</snapshot><think>b</think><answer>TA=1, VQ=0, MQ=2, OA=1</answer>"
 FIRST = ["system: video 1: 1 to 12; video 2: 13 to 22"]
-FIRST += ["user: A {{ red }} circle.\n\nv1 1:<1>3, 6, 8, 11\nv2 13:<13>15, 17, 19, 21"]
-FIRST_AND_LAST = [FIRST[0], "user: A {{ red }} circle.\n\nv1 1:<1>\nv2 13:<13>\nanswer now"]
+FIRST += ["user: A {{ red }} circle.\n\nv1 1:<1>3, 6, 8, 11\nv2 2:<13>15, 17, 19, 21"]
+FIRST_AND_LAST = [FIRST[0], "user: A {{ red }} circle.\n\nv1 1:<1>\nv2 2:<13>\nanswer now"]
 
 
 def test_prompts_of_frames_errors_and_the_last_round(stage_of: MakeStage) -> None:
     script = [look(2, 14), look(99), "<tool_call>x</tool_call>", ANSWER]
     new, last = prompts(stage_of("nano"), script, max_rounds=4)
     assert new[0] == FIRST
-    assert new[1] == ["user: <tool_response>\nv1 2:<2>\nv2 14:<14>\n</tool_response>"]
+    assert new[1] == ["user: <tool_response>\nv1 1:<2>\nv2 2:<14>\n</tool_response>"]
     (error,) = new[2]
     assert re.fullmatch(
         r"user: <tool_response>\nnothing new: unknown frame 99: .* 1 to 22\.\n</tool_response>", error
@@ -276,7 +275,7 @@ def test_prompts_of_frames_errors_and_the_last_round(stage_of: MakeStage) -> Non
     assert re.fullmatch(
         r"user: <tool_response>\nnothing new: .*not JSON.*\n</tool_response>\nanswer now", told
     )
-    assert last[2] == "user: <tool_response>\nv1 2:\nv2 14:\n</tool_response>", "expired: labels stay"
+    assert last[2] == "user: <tool_response>\nv1 1:\nv2 2:\n</tool_response>", "expired: labels stay"
 
 
 def no_pixels() -> np.ndarray[Any, Any]:
@@ -294,7 +293,8 @@ def test_the_prompt_offers_behind_each_frame_what_looks_into_its_gap(name: Diffi
         frames, wanted = [], []
         for video, offset in ((1, 1), (2, 301)):  # frame numbers of the second video begin anywhere
             for start, end in pairwise((*first_indices(n_frames), n_frames)):
-                frames.append(PromptFrame(offset + start, video, start, start / 8, end - start - 1))
+                place, gap = len(frames) + 1, end - start - 1
+                frames.append(PromptFrame(offset + start, video, start, start / 8, place, gap))
                 wanted.append([offset + i for i in probes((start, end), config.span[0])])
         segments = {
             f.frame_number: FrameSegment(
@@ -306,7 +306,7 @@ def test_the_prompt_offers_behind_each_frame_what_looks_into_its_gap(name: Diffi
         _, task = templates.first_input(context, "A dog.", frames, segments, last_round=False)
         (told,) = texts_of([task])
         menu = {int(number): [int(n) for n in offered.split(",")] for number, offered in MENU.findall(told)}
-        assert list(menu) == [frame.frame_number for frame in frames]
+        assert list(menu) == [frame.position for frame in frames] == list(range(1, 9))
         assert list(menu.values()) == wanted, n_frames
 
 
@@ -332,4 +332,4 @@ def test_prompts_of_a_single_round_and_of_no_memory(stage_of: MakeStage) -> None
     new, _ = prompts(stage_of("nano"), [ANSWER], max_rounds=1)
     assert new == [FIRST_AND_LAST], "nothing can be asked for, and nothing is offered"
     new, _ = prompts(stage_of("nano"), [look(2, 14), ANSWER], max_rounds=3, window=0)
-    assert new[1] == ["user: <tool_response>\nv1 2:\nv2 14:\n</tool_response>"], "p = 0: labels only"
+    assert new[1] == ["user: <tool_response>\nv1 1:\nv2 2:\n</tool_response>"], "p = 0: labels only"

@@ -34,10 +34,10 @@ PRESET_NAMES: tuple[Difficulty, ...] = ("easy", "medium", "hard")
 
 @st.composite
 def event_lists(draw: st.DrawFn) -> list[words.Found]:
-    numbers = draw(st.lists(st.integers(1, 512), unique=True, max_size=4))
+    names = draw(st.lists(st.integers(1, 512), unique=True, max_size=4))
     return [
         (n, tuple(draw(st.lists(st.sampled_from(DEFECTS), min_size=1, max_size=3, unique=True))))
-        for n in numbers
+        for n in names
     ]
 
 
@@ -46,7 +46,7 @@ def spelled(frames: Sequence[ReadFrame]) -> str:
     lines = []
     for video in (1, 2):
         entries = [
-            " ".join([str(frame.number), *frame.colors])
+            " ".join([str(frame.name), *frame.colors])
             + words.defect_words(frame.defects)
             + ("" if frame.place is None else f" at {frame.place}")
             + "".join(words.HINT_WORDS[hint] for hint in frame.hints)
@@ -82,10 +82,10 @@ def test_what_the_oracle_writes_is_read_as_it_was_meant(
 
     read = read_round(text)
     assert read.unread == ()
-    assert [frame.number for frame in read.frames] == shown
+    assert [frame.name for frame in read.frames] == list(range(1, len(shown) + 1))
     assert spelled(read.frames) == snapshot
     for frame in read.frames:
-        clip, index = pair.locate(frame.number)
+        clip, index = pair.locate(shown[frame.name - 1])
         assert frame.video == clip + 1
         assert set(frame.defects) == set(pair.clips[clip].defects_at(index))
         expected = [COLORS[color] for color, _ in pair.objects]
@@ -177,7 +177,7 @@ def test_no_text_breaks_it(parts: list[str]) -> None:
     text = "".join(parts)
     for candidate in (text, f"<snapshot>{text}</snapshot><think>{text}</think>"):
         read = read_round(candidate)
-        assert all(str(frame.number) in text for frame in read.frames)
+        assert all(str(frame.name) in text for frame in read.frames)
         assert all(set(frame.colors) <= set(COLORS) for frame in read.frames)
         assert len(read.frames) <= text.count("; ") + text.count("\n") + 1
         assert all(isinstance(part, str) for part in read.unread)

@@ -95,19 +95,19 @@ def test_places_go_on_in_the_direction_of_the_caption(pair: PairTruth) -> None:
 def test_a_leap_is_said_only_beside_the_frame_in_front_of_its_gap(pair: PairTruth) -> None:
     numbers = first_numbers(pair)
     shown = set(numbers)
-    for number in numbers:
+    for name, number in enumerate(numbers, start=1):
         clip_number, index = pair.locate(number)
         clip = pair.clips[clip_number]
         leaps = [e for e in clip.events if e.hint is Hint.SPEED and e.gap[1] == index]
-        said = first_frame_words(pair, number, shown)
+        said = first_frame_words(pair, number, name, shown)
         assert (" too far" in said) == bool(leaps)
         for event in leaps:
             before = number - (event.gap[1] - event.gap[0])
             assert pair.locate(before) == (clip_number, event.gap[0])
-            assert " too far" not in first_frame_words(pair, number, shown - {before})
-            assert " too far" in first_frame_words(pair, number, {before, number})
+            assert " too far" not in first_frame_words(pair, number, name, shown - {before})
+            assert " too far" in first_frame_words(pair, number, name, {before, number})
         # What is seen on the frame itself does not depend on other frames.
-        alone = first_frame_words(pair, number, {number})
+        alone = first_frame_words(pair, number, name, {number})
         assert alone == said.replace(" too far", "")
 
 
@@ -123,7 +123,7 @@ def test_a_frame_with_two_hints_names_both_the_next_gap_first() -> None:
                 if len(hints) == 2:
                     assert hints[1] is Hint.SPEED
                     end = f" {words.HINT_WORDS[hints[0]].strip()} too far"
-                    assert first_frame_words(pair, number, numbers).endswith(end)
+                    assert first_frame_words(pair, number, 1, numbers).endswith(end)
                     both += 1
     assert both > 10
 
@@ -133,13 +133,33 @@ def test_a_frame_of_a_call_says_neither_places_nor_hints(pair: PairTruth, data: 
     """It may be a frame of the first input again, and hints lead to gaps that were looked into by then."""
     total = sum(clip.n_frames for clip in pair.clips)
     number = data.draw(st.integers(1, total) | st.sampled_from(first_numbers(pair)))
-    said = frame_words(pair, number)
+    said = frame_words(pair, number, 1)
+    assert said.startswith("1 ")
     assert not any(hint in said for hint in words.HINT_WORDS.values())
     assert " at " not in said
-    assert first_frame_words(pair, number, {number}).startswith(f"{said} at ")
+    assert first_frame_words(pair, number, 1, {number}).startswith(f"{said} at ")
     assert words.snapshot(pair, [number], first=False) == (
         f"<snapshot>video {1 + pair.locate(number)[0]}: {said}</snapshot>"
     )
+
+
+@given(pairs, st.data(), st.booleans())
+def test_a_snapshot_names_frames_by_their_place_in_what_was_shown(
+    pair: PairTruth, data: st.DataObject, first: bool
+) -> None:
+    """Whatever their numbers are, and in whatever order they were shown; places go on over both videos."""
+    total = sum(clip.n_frames for clip in pair.clips)
+    numbers = data.draw(st.lists(st.integers(1, total), unique=True, min_size=1, max_size=12))
+    content = words.snapshot(pair, numbers, first=first).removeprefix("<snapshot>").split("</snapshot>")[0]
+    said = {}
+    for line in content.split("\n"):
+        video, _, entries = line.partition(": ")
+        for entry in entries.split("; "):
+            said[int(entry.split()[0])] = (video, entry)
+    assert sorted(said) == list(range(1, len(numbers) + 1))
+    for name, number in enumerate(numbers, start=1):
+        entry = first_frame_words(pair, number, name, numbers) if first else frame_words(pair, number, name)
+        assert said[name] == (f"video {pair.locate(number)[0] + 1}", entry)
 
 
 def test_a_snapshot_of_nothing() -> None:
@@ -154,10 +174,10 @@ def test_a_snapshot_of_nothing() -> None:
     ("checked", "left", "said"),
     [
         ([], [], "done"),
-        ([], [9], "done"),
-        ([9], [], "check 9 left nothing"),
-        ([9, 33], [41], "check 9 and 33 left 41"),
-        ([9], [33, 41, 512], "check 9 left 33 and 41 and 512"),
+        ([], [2], "done"),
+        ([2], [], "check 2 left nothing"),
+        ([2, 5], [7], "check 2 and 5 left 7"),
+        ([2], [5, 7, 8], "check 2 left 5 and 7 and 8"),
     ],
 )
 def test_decisions_carry_the_list_of_what_is_left(checked: list[int], left: list[int], said: str) -> None:
@@ -171,7 +191,7 @@ def test_everything_that_is_written_is_made_of_phrases_numbers_and_places() -> N
         for seed in range(20):
             pair = sample_pair(PRESETS[name], seed, 2)
             text = words.snapshot(pair, first_numbers(pair), first=True)
-            text += "\n" + words.decision([9, 33], [41])
+            text += "\n" + words.decision([2, 5], [7])
             position = 0
             while position < len(text):
                 if text[position].isdigit():

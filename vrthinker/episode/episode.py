@@ -223,13 +223,14 @@ class Episode:
         round_number = len(self._visibility.rounds)
         outcomes = self._received.tool_outcomes
         messages = []
+        place = 1
         for position, outcome in enumerate(outcomes, start=1):
             numbers = outcome.frame_numbers if isinstance(outcome, FramesShown) else ()
             view = outcome.view if isinstance(outcome, FramesShown) else None
             visible = self._visibility.show(round_number, numbers, view)
             message = self.templates.outcome(
                 self._context,
-                self._prompt_frames(numbers),
+                self._prompt_frames(numbers, place),
                 self._segments(visible),
                 error=outcome.message if isinstance(outcome, ToolError) else None,
                 note=outcome.note if isinstance(outcome, FramesShown) else None,
@@ -237,6 +238,7 @@ class Episode:
                 last_round=position == len(outcomes) and round_number + 1 >= self.settings.max_rounds,
             )
             messages.append(message)
+            place += len(numbers)
         self._pending = (_joined(messages),)
         self._record(self._pending)
 
@@ -292,7 +294,7 @@ class Episode:
                 return record.recommendation.confidence
         return None
 
-    def _prompt_frames(self, numbers: tuple[int, ...]) -> list[PromptFrame]:
+    def _prompt_frames(self, numbers: tuple[int, ...], first_place: int = 1) -> list[PromptFrame]:
         frames = [self.workspace.frame(number) for number in numbers]
         ends = (self.workspace.n_frames_1 + 1, self.workspace.n_frames + 1)
         starts = sorted(set(numbers))
@@ -300,7 +302,7 @@ class Episode:
         gaps = {a: min(b, ends[a >= ends[0]]) - a - 1 for a, b in zip(starts, following, strict=True)}
         return [
             PromptFrame(f.frame_number, f.video, f.frame_index, f.pts_seconds, place, gaps[f.frame_number])
-            for place, f in enumerate(frames, start=1)
+            for place, f in enumerate(frames, start=first_place)
         ]
 
     def _segments(self, shown: tuple[ShownFrame, ...]) -> dict[int, FrameSegment]:

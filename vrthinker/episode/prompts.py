@@ -38,7 +38,7 @@ class PromptFrame:
     frame_index: int
     pts_seconds: float
     position: int = 1
-    """Its 1-based place among the frames that are shown with it."""
+    """Its 1-based place among the frames of its message."""
     gap: int = 0
     """The number of frames between it and the next one of its video that is shown with it, or the end."""
 

@@ -4,13 +4,16 @@ A *slip* is a place where a round departs from what it should say. What a frame 
 truth. Everything else is compared with what the judge itself had written before, so that one mistake is
 counted once and not again in all that follows from it. The *first slip that matters* of an episode with a
 wrong overall verdict is taken for its cause.
+
+A judge names a frame by its place among those that its message showed, and a gap by the place of the frame in
+front of it in the first input. Slips are told with frame numbers, since people look frames up by them.
 """
 
 from __future__ import annotations
 
 import enum
 from bisect import bisect_right
-from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vrthinker.episode.dimensions import Judgments
@@ -42,8 +45,8 @@ class SlipKind(enum.StrEnum):
     FORM = "form_broken"
     """A round is not well formed, parts of it are not in the world's words, or it ends without a verdict."""
     FRAMES_LISTED = "frames_listed_wrong"
-    """The snapshot leaves out a frame, lists one that is not new, or lists it under the other video. Frames
-    about which there is nothing to say, or nothing is said, do no harm by this."""
+    """The snapshot leaves out a frame, lists one that there is not, one twice, or one under the other video.
+    Frames about which there is nothing to say, or nothing is said, do no harm by this."""
     COLOR_MISSED = "wrong_color_missed"
     COLOR_INVENTED = "wrong_color_invented"
     NOISE_MISSED = "noise_missed"
@@ -186,14 +189,19 @@ class _Walk:
     dialect: Dialect
     slips: list[Slip] = field(default_factory=list)
     number: int = 0
+    new: list[int] = field(default_factory=list)
+    """The frames that the round was the first to see, in the order in which they were shown."""
+    first: list[int] = field(default_factory=list)
+    """The frames of the first input, in the order in which they were shown."""
     starts: list[int] = field(default_factory=list)
     """The frames of the first input, ascending."""
     shown: set[int] = field(default_factory=set)
     marks: set[int] = field(default_factory=set)
-    """The gaps that the judge itself has read as marked, each by the frame in front of it."""
+    """The gaps that the judge itself has read as marked, each by the number of the frame in front of it."""
     asked: set[int] = field(default_factory=set)
     """The gaps that it has named in a round with a call."""
     to_do: list[int] = field(default_factory=list)
+    """The gaps that are left, each by the name that the judge has for it."""
     counted: set[int] = field(default_factory=set)
     """The gaps with an event that it has counted."""
     tallies: list[Tally | None] = field(default_factory=lambda: [(0, 0, 0), (0, 0, 0)])
@@ -202,13 +210,13 @@ class _Walk:
         """Adds the slips of the next round."""
         words = read_round(record.text)
         self.number = record.round_number
-        new = new_frames(record)
-        self.shown.update(new)
+        self.new = new_frames(record)
+        self.shown.update(self.new)
         if self.number == 1:
-            self.starts = sorted(new)
+            self.first, self.starts = self.new, sorted(self.new)
         self._form(record, words)
         if words.frames or not words.unread:
-            self._snapshot(words.frames, new)
+            self._snapshot(words.frames)
         self._findings(words)
         self._decision(record, words.decision)
         self._answer(record, words)
@@ -234,95 +242,122 @@ class _Walk:
             more = f" and {len(reasons) - 3} more" if len(reasons) > 3 else ""
             self._add(SlipKind.FORM, "; ".join(dict.fromkeys(reasons[:3])) + more)
 
-    def _snapshot(self, frames: Sequence[ReadFrame], new: Sequence[int]) -> None:
-        truths = {number: self._true_frame(number, new) for number in new}
+    def _snapshot(self, frames: Sequence[ReadFrame]) -> None:
+        truths = {name: self._true_frame(name, number) for name, number in enumerate(self.new, start=1)}
         true_marks, own_marks = self._marks(truths.values()), self._marks(frames)
-        left_out = sorted(truths.keys() - {frame.number for frame in frames})
+        left_out = sorted(truths.keys() - {frame.name for frame in frames})
         read: set[int] = set()
         for frame in frames:
-            true = truths.get(frame.number)
-            if true is None or frame.number in read:
-                why = "which was not shown" if true is None else "a second time"
+            true = truths.get(frame.name)
+            if true is None or frame.name in read:
+                again = "" if true is None else " a second time"
                 says_something = bool(frame.defects or frame.hints)
                 self._add(
-                    SlipKind.FRAMES_LISTED, f"lists frame {frame.number}, {why}", matters=says_something
+                    SlipKind.FRAMES_LISTED, f"lists {self._told(frame.name)}{again}", matters=says_something
                 )
                 continue
-            while left_out and left_out[0] < frame.number:
+            while left_out and left_out[0] < frame.name:
                 self._leave_out(truths[left_out.pop(0)])
             if frame.video != true.video:
-                self._add(SlipKind.FRAMES_LISTED, f"lists frame {frame.number} under video {frame.video}")
-            read.add(frame.number)
+                told = self._told(frame.name)
+                self._add(SlipKind.FRAMES_LISTED, f"lists {told} under video {frame.video}")
+            read.add(frame.name)
             self._frame(frame, true)
-            self._hints(frame.number, own_marks, true_marks)
-        for number in left_out:
-            self._leave_out(truths[number])
+            self._hints(frame.name, own_marks, true_marks)
+        for name in left_out:
+            self._leave_out(truths[name])
         if self.number == 1:
             self.marks = set(own_marks)
-            self.to_do = sorted(own_marks)
+            # A hint on a frame that there is not marks no gap, but stays on the judge's own list.
+            strange = {frame.name for frame in frames if frame.hints and frame.name not in truths}
+            self.to_do = sorted(strange | {self.first.index(gap) + 1 for gap in own_marks})
 
     def _leave_out(self, true: ReadFrame) -> None:
         shown = " and ".join(filter(None, [defect_words(true.defects).strip(), *map(_named, true.hints)]))
         self._add(
             SlipKind.FRAMES_LISTED,
-            f"leaves out frame {true.number}, which shows {shown or 'nothing'}",
+            f"leaves out {self._told(true.name)}, which shows {shown or 'nothing'}",
             matters=bool(shown),
         )
 
+    def _number(self, name: int) -> int | None:
+        """The frame that has this name in the round; None if none has it."""
+        return self.new[name - 1] if 0 < name <= len(self.new) else None
+
+    def _start(self, name: int) -> int | None:
+        """The frame that has this name in the first input; None if none has it."""
+        return self.first[name - 1] if 0 < name <= len(self.first) else None
+
+    def _told(self, name: int) -> str:
+        """A frame of the round for people."""
+        shown_by = "first input" if self.number == 1 else "call"
+        number = self._number(name)
+        if number is None:
+            return f"a frame no. {name} of the {shown_by}, which has {len(self.new)}"
+        return f"frame {number} ({_ordinal(name)} of the {shown_by})"
+
+    def _told_gap(self, gap: int) -> str:
+        """A frame in front of a gap for people."""
+        return f"{gap} ({_ordinal(self.first.index(gap) + 1)})"
+
+    def _told_gaps(self, names: Iterable[int]) -> str:
+        starts = [(name, self._start(name)) for name in names]
+        told = [f"no. {name}" if start is None else self._told_gap(start) for name, start in starts]
+        return ", ".join(told) or "nothing"
+
     def _marks(self, frames: Iterable[ReadFrame]) -> dict[int, tuple[int, Hint]]:
-        """The gaps that hints mark: the frame in front of each -> the frame with the hint, and the hint."""
+        """The gaps that hints mark: the frame in front of each -> the hint, behind its frame's name."""
         marks: dict[int, tuple[int, Hint]] = {}
         for frame in frames:
-            before = [
-                n for n in self.starts if n < frame.number and self._video(n) == self._video(frame.number)
-            ]
+            number = self._number(frame.name)
+            if number is None:
+                continue
+            before = [n for n in self.starts if n < number and self._video(n) == self._video(number)]
             for hint in frame.hints:
-                gap = before[-1] if hint is Hint.SPEED and before else frame.number
-                marks.setdefault(gap, (frame.number, hint))
+                gap = before[-1] if hint is Hint.SPEED and before else number
+                marks.setdefault(gap, (frame.name, hint))
         return marks
 
     def _video(self, number: int) -> int:
         return 1 if number <= self.trajectory.n_frames_1 else 2
 
-    def _true_frame(self, number: int, new: Sequence[int]) -> ReadFrame:
+    def _true_frame(self, name: int, number: int) -> ReadFrame:
         if self.number == 1:
-            words = first_frame_words(self.truth, number, set(new))
+            words = first_frame_words(self.truth, number, name, set(self.new))
         else:
-            words = frame_words(self.truth, number)
+            words = frame_words(self.truth, number, name)
         return read_snapshot(f"video {self._video(number)}: {words}")[0]
 
     def _frame(self, read: ReadFrame, true: ReadFrame) -> None:
+        told = self._told(true.name)
         for defect in DEFECTS:
             if (defect in read.defects) != (defect in true.defects):
                 kind = (MISSED if defect in true.defects else INVENTED)[defect]
-                self._add(kind, f"frame {true.number} shows {_said(true)}, read as {_said(read)}")
+                self._add(kind, f"{told} shows {_said(true)}, read as {_said(read)}")
         flag_is_right = (Defect.COLOR in read.defects) == (Defect.COLOR in true.defects)
         if flag_is_right and read.colors != true.colors:
             said = " ".join(read.colors) or "no color"
-            self._add(SlipKind.COLOR_WORD, f"frame {true.number} is {' '.join(true.colors)}, read as {said}")
+            self._add(SlipKind.COLOR_WORD, f"{told} is {' '.join(true.colors)}, read as {said}")
         if self.dialect.places and true.place is not None and read.place != true.place:
-            self._add(
-                SlipKind.PLACE, f"frame {true.number} is at {true.place}, read as {read.place or 'none'}"
-            )
+            self._add(SlipKind.PLACE, f"{told} is at {true.place}, read as {read.place or 'none'}")
 
     def _hints(
-        self, number: int, own: Mapping[int, tuple[int, Hint]], true: Mapping[int, tuple[int, Hint]]
+        self, name: int, own: Mapping[int, tuple[int, Hint]], true: Mapping[int, tuple[int, Hint]]
     ) -> None:
         """Compares the gaps that a frame of the first input marks."""
+        told = self._told(name)
         for gap, (frame, hint) in sorted(true.items()):
-            if frame != number:
+            if frame != name:
                 continue
-            name = _named(hint)
             if gap not in own:
-                self._add(
-                    SlipKind.HINT_MISSED, f"frame {number} shows {name}, which marks the gap behind {gap}"
-                )
+                marked = f"which marks the gap behind {self._told_gap(gap)}"
+                self._add(SlipKind.HINT_MISSED, f"{told} shows {_named(hint)}, {marked}")
             elif own[gap] != (frame, hint):
-                other = f"{_named(own[gap][1])} on frame {own[gap][0]}"
-                self._add(SlipKind.HINT_WORD, f"frame {number} shows {name}, read as {other}")
+                other = f"{_named(own[gap][1])} on {self._told(own[gap][0])}"
+                self._add(SlipKind.HINT_WORD, f"{told} shows {_named(hint)}, read as {other}")
         for gap, (frame, hint) in sorted(own.items()):
-            if frame == number and gap not in true:
-                self._add(SlipKind.HINT_INVENTED, f"frame {number} does not show {_named(hint)}")
+            if frame == name and gap not in true:
+                self._add(SlipKind.HINT_INVENTED, f"{told} does not show {_named(hint)}")
 
     # Thinking
 
@@ -335,10 +370,11 @@ class _Walk:
                 if {(n, frozenset(d)) for n, d in events} != {(n, frozenset(d)) for n, d in wanted.values()}:
                     self._add(
                         SlipKind.EVENTS,
-                        f"video {video}: lists {_listed(events)}, its snapshot says "
-                        f"{_listed(list(wanted.values()))}",
+                        f"video {video}: lists {self._listed(events)}, its snapshot says "
+                        f"{self._listed(wanted.values())}",
                     )
-                self.counted.update(self._gap_of(number) for number, _ in events)
+                numbers = (self._number(name) for name, _ in events)
+                self.counted.update(self._gap_of(number) for number in numbers if number is not None)
             earlier = self.tallies[video - 1]
             if findings.before is not None and earlier not in (None, findings.before):
                 self._add(
@@ -352,7 +388,7 @@ class _Walk:
                 if findings.after != (a, b, c):
                     self._add(
                         SlipKind.SUM,
-                        f"video {video}: {_spelled(findings.before)} + {_listed(events)} is "
+                        f"video {video}: {_spelled(findings.before)} + {self._listed(events)} is "
                         f"{_spelled((a, b, c))}, written as {_spelled(findings.after)}",
                     )
             if findings.after is not None and findings.total != sum(findings.after):
@@ -368,13 +404,26 @@ class _Walk:
             self._add(SlipKind.SUM, f"the sums are {totals[0]} to {totals[1]}, written as {written}")
 
     def _own_events(self, frames: Sequence[ReadFrame]) -> dict[int, dict[int, Found]]:
-        """Video -> gap -> the event that the snapshot says is there and that was not counted before."""
+        """Video -> gap -> the event that the snapshot says is there and that was not counted before.
+
+        A frame that there is not is taken for a gap of its own.
+        """
         events: dict[int, dict[int, Found]] = {1: {}, 2: {}}
-        for frame in sorted(frames, key=lambda frame: frame.number):
-            gap = self._gap_of(frame.number)
+        for frame in sorted(frames, key=lambda frame: frame.name):
+            number = self._number(frame.name)
+            video = frame.video if number is None else self._video(number)
+            gap = -frame.name if number is None else self._gap_of(number)
             if frame.defects and gap not in self.counted:
-                events[self._video(frame.number)].setdefault(gap, (frame.number, frame.defects))
+                events[video].setdefault(gap, (frame.name, frame.defects))
         return events
+
+    def _listed(self, events: Iterable[Found]) -> str:
+        told = []
+        for name, defects in events:
+            number = self._number(name)
+            frame = f"no. {name}" if number is None else f"{number} ({_ordinal(name)})"
+            told.append(frame + defect_words(defects))
+        return "; ".join(told) or "nothing"
 
     def _gap_of(self, number: int) -> int:
         """The first-input frame at or before a frame; events of one gap are one event."""
@@ -383,24 +432,24 @@ class _Walk:
 
     def _decision(self, record: RoundRecord, decision: ReadDecision | None) -> None:
         if decision is not None and decision.checked:
-            for gap in decision.checked:
-                if gap not in self.starts:
-                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {gap}, which is no first frame")
+            for gap, told in ((self._start(name), self._told_gaps([name])) for name in decision.checked):
+                if gap is None:
+                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, which is no first frame")
                 elif gap in self.asked:
-                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {gap} a second time")
+                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told} a second time")
                 elif gap not in self.marks:
-                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {gap}, where it read no hint")
-            left = [gap for gap in self.to_do if gap not in decision.checked]
+                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, where it read no hint")
+            left = [name for name in self.to_do if name not in decision.checked]
             if decision.left is None and self.dialect.left:
-                self._add(SlipKind.TO_DO, f"does not say that {_numbers(left)} is left")
+                self._add(SlipKind.TO_DO, f"does not say that {self._told_gaps(left)} is left")
             elif decision.left is not None and list(decision.left) != left:
+                said = self._told_gaps(decision.left)
                 self._add(
-                    SlipKind.TO_DO,
-                    f"says that {_numbers(decision.left)} is left, its own list has {_numbers(left)}",
+                    SlipKind.TO_DO, f"says that {said} is left, its own list has {self._told_gaps(left)}"
                 )
             self.to_do = left if decision.left is None else list(decision.left)
             if record.tools:
-                self.asked.update(decision.checked)
+                self.asked.update(self._starts_of(decision.checked))
         is_last = record is self.trajectory.rounds[-1]
         calls_left = self.trajectory.settings.max_rounds - self.number
         if is_last and self.trajectory.outcome.judgments is not None and calls_left > 0:
@@ -408,9 +457,12 @@ class _Walk:
                 if not self._resolved(gap):
                     self._add(
                         SlipKind.GAP_LEFT,
-                        f"read a hint to the gap behind {gap} and answers, with "
+                        f"read a hint to the gap behind {self._told_gap(gap)} and answers, with "
                         f"{counted(calls_left, 'call')} left",
                     )
+
+    def _starts_of(self, names: Iterable[int]) -> list[int]:
+        return [start for start in map(self._start, names) if start is not None]
 
     def _resolved(self, gap: int) -> bool:
         """Whether other frames than those that looked into the gap have shown all that is in it."""
@@ -462,7 +514,7 @@ class _Walk:
                 self._add(SlipKind.FRAMES_ASKED, f"its call fails: {errors[0]}")
             return
         asked = sorted({number for tool in record.tools for number in tool.frame_numbers})
-        gaps = [gap for gap in decision.checked if gap in self.starts]
+        gaps = self._starts_of(decision.checked)
         wanted = sorted(number for gap in set(gaps) for number in self._probes(gap))
         notes = [tool.note for tool in record.tools if tool.note is not None]
         if not decision.checked:
@@ -470,10 +522,16 @@ class _Walk:
         elif notes:
             self._add(SlipKind.FRAMES_ASKED, f"its call is cut: {notes[0]}")
         elif gaps and asked != wanted:
+            looks = self._told_gaps(decision.checked)
             self._add(
                 SlipKind.FRAMES_ASKED,
-                f"looks behind {_numbers(gaps)} and asks for {_numbers(asked)}, wanted {_numbers(wanted)}",
+                f"looks behind {looks} and asks for {_numbers(asked)}, wanted {_numbers(wanted)}",
             )
+
+
+def _ordinal(name: int) -> str:
+    ending = "th" if 10 < name % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(name % 10, "th")
+    return f"{name}{ending}"
 
 
 def _named(hint: Hint) -> str:
@@ -482,10 +540,6 @@ def _named(hint: Hint) -> str:
 
 def _said(frame: ReadFrame) -> str:
     return defect_words(frame.defects).strip() or "nothing"
-
-
-def _listed(events: Collection[Found]) -> str:
-    return "; ".join(f"{number}{defect_words(defects)}" for number, defects in events) or "nothing"
 
 
 def _spelled(tally: Tally | None) -> str:

@@ -26,7 +26,8 @@ class ReadFrame:
 
     Attributes:
         video: The number of the video that it is listed under.
-        number: Its frame number.
+        name: The number that it is named by: its 1-based place among the frames that were shown with it, if
+            it is named rightly.
         colors: The colours of its objects, as words.
         defects: The defects that are named, each once.
         place: The letter of the place where the objects are; None if none is named.
@@ -34,7 +35,7 @@ class ReadFrame:
     """
 
     video: int
-    number: int
+    name: int
     colors: tuple[str, ...] = ()
     defects: tuple[Defect, ...] = ()
     place: str | None = None
@@ -47,7 +48,7 @@ class ReadFindings:
 
     Attributes:
         before: The tally that it begins with.
-        events: The events that are added to it.
+        events: The events that are added to it, by the names of their frames in the snapshot.
         after: The tally that it ends with.
         total: The sum of that tally.
     """
@@ -63,7 +64,7 @@ class ReadDecision:
     """The end of the thinking.
 
     Attributes:
-        checked: The gaps to look into now, each by the number of the frame in front of it.
+        checked: The gaps to look into now, each by the name of the frame in front of it in the first input.
         left: The gaps that are left for later; None if it does not say.
         looks_around: Whether it is to look at other frames than those of gaps.
     """
@@ -94,7 +95,7 @@ class ReadRound:
 
 
 _T = TypeVar("_T")
-# Nine digits are more than any frame number has, and Python does not convert numbers of any length.
+# Nine digits are more than any name or tally has, and Python does not convert numbers of any length.
 _NUMBER = "[0-9]{1,9}"
 _VIDEO = re.compile(r"video ([12]): ")
 _ENTRY = re.compile(f"({_NUMBER})(?= |$)")
@@ -150,17 +151,17 @@ def read_snapshot(content: str, unread: list[str] | None = None) -> tuple[ReadFr
                 left_out.append(line)
             continue
         for entry in line[match.end() :].split("; "):
-            number = _ENTRY.match(entry)
-            if number is None:
+            name = _ENTRY.match(entry)
+            if name is None:
                 left_out.append(entry)
                 continue
-            words, others = _split(entry[number.end() :])
+            words, others = _split(entry[name.end() :])
             left_out += others
             places = [word[-1] for word in words if word.startswith(" at ")]
             frames.append(
                 ReadFrame(
                     video=int(match[1]),
-                    number=int(number[1]),
+                    name=int(name[1]),
                     colors=tuple(word[1:] for word in words if word[1:] in COLORS),
                     defects=_distinct(words, _DEFECTS.get),
                     place=places[0] if places else None,
@@ -193,7 +194,7 @@ def _content(text: str, element: Element | None, name: str, unread: list[str]) -
 
 
 def _findings(text: str) -> ReadFindings:
-    """Reads a line such as `TA 0 VQ 1 MQ 0 + 32 off lane = TA 0 VQ 1 MQ 1 sum 2`."""
+    """Reads a line such as `TA 0 VQ 1 MQ 0 + 3 off lane = TA 0 VQ 1 MQ 1 sum 2`."""
     start, _, end = text.partition(" = ")
     earlier, _, listed = start.partition(" + ")
     before, after = _TALLY.fullmatch(earlier), _AFTER.fullmatch(end)
@@ -215,14 +216,14 @@ def _events(listed: str) -> tuple[Found, ...] | None:
         return ()
     events: list[Found] = []
     for entry in listed.split("; "):
-        number = _ENTRY.match(entry)
-        if number is None:
+        name = _ENTRY.match(entry)
+        if name is None:
             return None
-        words, others = _split(entry[number.end() :])
+        words, others = _split(entry[name.end() :])
         defects = _distinct(words, _DEFECTS.get)
         if others or len(defects) < len(words):
             return None
-        events.append((int(number[1]), defects))
+        events.append((int(name[1]), defects))
     return tuple(events)
 
 
