@@ -31,13 +31,16 @@ demo: install
 	@echo "==> vrthinker demo"
 	@$(VENV)/bin/vrthinker demo
 
-# Retrains the judge that ships with the package, from random weights, and measures it. Stopped or killed, the
-# same command goes on. The result is in $(NANO_RUN)/model; copying it over vrthinker/checkpoints/nano ships it.
+# Trains a nano judge from random weights by today's recipe, and measures it. Stopped or killed, the same command
+# goes on. The result is in $(NANO_RUN)/model; copying it over vrthinker/checkpoints/nano ships it.
 nano: install
-	@echo "==> training the nano judge from nothing (about 25 minutes on 2 idle cores)"
+	@echo "==> training the nano judge from nothing (25 to 60 minutes on 2 idle cores)"
 	@$(VENV)/bin/vrthinker train cold-start --recipe nano --seed $(NANO_SEED) --out $(NANO_RUN)
-	@echo "==> judging 512 held-out pairs"
-	@$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --seed 77 --out $(NANO_RUN)/eval
+	@for difficulty in easy medium hard; do \
+		echo "==> judging 256 held-out pairs, $$difficulty"; \
+		$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --difficulty $$difficulty --limit 256 \
+			--seed 77 --errors --out $(NANO_RUN)/eval-$$difficulty || exit 1; \
+	done
 
 test: install-dev
 	@echo "==> pytest, a process per core (the slow tests: make test PYTEST_ARGS='-m slow')"

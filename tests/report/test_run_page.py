@@ -128,6 +128,22 @@ def test_any_values_can_be_drawn(values: list[float | None]) -> None:
     assert "inf" not in chart.series[0].path
 
 
+def test_a_phase_that_learns_frames_is_a_phase_without_traces(run: Path) -> None:
+    phases = json.loads((run / "traces.json").read_text())["phases"]
+    phases[0] |= {"phase": "towers", "traces": {"kind": "frames"}, "read": 4321, "kept": 4321, "dropped": {}}
+    phases[1]["traces"] = {"kind": "mixed", "of": [{"kind": "world", "pairs": 5}]}
+    (run / "traces.json").write_text(json.dumps({"phases": phases}))
+    found = read_run(run)
+    assert found.phases == [("towers", 80), ("two", 120)]
+    assert [traces.phase for traces in found.traces] == ["two"]
+    page = render_run_page(found)
+    assert "towers" in page
+    assert "4321" not in page, "clips are no traces"
+    rows = [{"step": 1, "time_seconds": 0.0, "frames/accuracy": 0.5, "loss/sft": 1.0}]
+    ((name, charts),) = sections(rows)
+    assert (name, len(charts)) == ("Learning", 2)
+
+
 def test_what_the_run_is_stands_on_the_page(run: Path) -> None:
     page = render_run_page(read_run(run))
     for words in (

@@ -274,6 +274,37 @@ def test_a_recipe_is_planned_without_its_data() -> None:
     assert small.fits
 
 
+def test_a_phase_of_frames_costs_the_tower_alone_and_a_phase_may_freeze_it() -> None:
+    world = {"pairs": 3}
+    phases = [
+        {"steps": 5, "batch_size": 4, "micro_batch_size": 4},
+        {"steps": 5, "batch_size": 4, "micro_batch_size": 4, "freeze_vision": True},
+        {"kind": "frames", "steps": 7, "clips_per_step": 6, "frames_per_clip": 5, "worlds": [world],
+         "learning_rate": {"peak": 0.1}},
+    ]  # fmt: skip
+    assumptions = Assumptions(frame_tokens=4)
+    both, text, vision = plan_recipe({"phases": phases}, assumptions, model="nano")
+    sizes = both.model
+    gradients = [plan.memory["gradients, float32"] // 4 for plan in (both, text, vision)]
+    assert gradients == [
+        sizes.parameters, sizes.parameters - sizes.vision_parameters, sizes.vision_parameters
+    ]  # fmt: skip
+    state = {plan.memory["optimizer state, float32"] for plan in (both, text, vision)}
+    assert len(state) == 1, "it stays from phase to phase"
+    forward = vision_forward_flops(sizes, 1, 16)
+    assert both.flops - text.flops == 2 * 4 * both.load.frames * forward, "the backward pass of the tower"
+    assert vision.flops == 3 * 30 * forward, "and nothing of the text"
+    assert vision.memory["activations of the text layers"] == vision.memory["one chunk of logits"] == 0
+    kept = "activations of the vision tower"
+    assert vision.memory[kept] * 4 * both.load.frames == both.memory[kept] * 30
+    assert text.memory[kept] < both.memory[kept] / 2
+    assert (vision.phase, vision.steps, vision.step_tokens) == ("frames", 7, 30 * 4)
+    (shared,) = plan_recipe({"phases": phases[2:]}, Assumptions(gpus=4), model="nano")
+    assert shared.load.frames == 10, "the process with the most clips has two"
+    with pytest.raises(InputError, match=r"recipe: phases\.0: frames_per_clip"):
+        plan_recipe({"phases": [{**phases[2], "frames_per_clip": 0}]}, assumptions, model="nano")
+
+
 def test_adapters_have_as_many_parameters_as_the_policys() -> None:
     pytest.importorskip("peft")
     from vrthinker.engine.hf.model import VisionLanguageModel
@@ -361,6 +392,12 @@ def test_the_command_prints_a_plan(tmp_path: Path) -> None:
     (spelled,) = json.loads(vrthinker("train", "plan", recipe, *options, "--json").out)
     assert f"{spelled['total_bytes'] / GIB:8.2f} GiB" in fits.out
     assert f"{spelled['step_tokens']:,} tokens" in fits.out
+    recipe.write_text(
+        "model: nano\nphases: [{kind: frames, steps: 3, learning_rate: {peak: 1}, worlds: [{pairs: 2}]}]\n"
+    )
+    frames = vrthinker("train", "plan", recipe, "--frame-tokens", 4)
+    assert (frames.code, "vision tower alone" in frames.out) == (0, True)
+    assert "a step of one process: 128 frames of 4 tokens\na step: 512 tokens, " in frames.out
     for given, words in (
         (["nanno"], "recipe 'nanno'"),
         ([recipe, "--gpus", "0"], "gpus: got 0"),

@@ -91,7 +91,8 @@ def _spelled(plan: Plan) -> str:
     load, training, a = plan.load, plan.training, plan.assumptions
     trained = training.trained_parameters(plan.model)
     how = [training.arithmetic, "gradient checkpointing" if training.checkpointing else "no checkpointing"]
-    how.append("vision tower trained" if training.train_vision else "vision tower frozen")
+    towers = {"both": "vision tower trained", "text": "vision tower frozen", "vision": "vision tower alone"}
+    how.append(towers[load.learns if training.train_vision else "text"])
     how += ["LoRA"] if training.adapters is not None else []
     count = f"{plan.model.parameters:,} parameters"
     learned = f", {trained:,} of them trained" if training.adapters is None else f", {trained:,} of adapters"
@@ -109,10 +110,13 @@ def _spelled(plan: Plan) -> str:
         ways = plan.ways_to_fit()
         remedy = f"; it would with {', or '.join(ways)}" if ways else "; shorter sequences or LoRA may help"
         lines.append(f"does not fit{remedy}")
-    lines.append(
-        f"a sequence: {load.tokens:,} tokens with {load.frames} frames of {a.frame_tokens}, "
-        f"{load.learned:,} of them learned"
-    )
+    if load.learns == "vision":
+        lines.append(f"a step of one process: {counted(load.frames, 'frame')} of {a.frame_tokens} tokens")
+    else:
+        lines.append(
+            f"a sequence: {load.tokens:,} tokens with {load.frames} frames of {a.frame_tokens}, "
+            f"{load.learned:,} of them learned"
+        )
     lines.append(
         f"a step: {plan.step_tokens:,} tokens, {plan.flops / 1e15:.3g} PFLOP, {plan.step_seconds:.3g} s at "
         f"{a.utilisation:.0%} of {a.gpu_tflops:g} TFLOPS"

@@ -18,8 +18,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import BeforeValidator, Field
 
+from vrthinker.errors import one_line
 from vrthinker.progress import Progress
 from vrthinker.train.frame_phase import FramePhase, make_frame_lessons
 from vrthinker.train.loop.ranks import current_ranks
@@ -47,20 +48,20 @@ class Phase(SftPhase):
     traces: Annotated[TraceSource, Field(discriminator="kind")]
 
 
-def _kind(values: Any) -> str | None:
-    """The kind of a phase, `traces` if it names none."""
-    kind = values.get("kind", "traces") if isinstance(values, Mapping) else getattr(values, "kind", None)
-    return kind if isinstance(kind, str) and kind in ("frames", "traces") else None
+def _phase(values: Any) -> Any:
+    """A phase of the kind that it names, `traces` if it names none."""
+    if isinstance(values, Phase | FramePhase):
+        return values
+    if not isinstance(values, Mapping):
+        raise ValueError(f"got {one_line(repr(values))}, allowed: a mapping of settings")
+    kind = values.get("kind", "traces")
+    if kind not in ("traces", "frames"):
+        raise ValueError(f"kind: got {one_line(repr(kind))}, allowed: traces or frames")
+    return (FramePhase if kind == "frames" else Phase).model_validate(values)
 
 
-AnyPhase = Annotated[
-    Annotated[FramePhase, Tag("frames")] | Annotated[Phase, Tag("traces")],
-    Discriminator(
-        _kind,
-        custom_error_type="phase_kind",
-        custom_error_message="kind: allowed: traces or frames, in a mapping of settings",
-    ),
-]
+# A validator and not a tagged union, because errors should name the keys as they are written.
+AnyPhase = Annotated[Phase | FramePhase, BeforeValidator(_phase)]
 """A phase of either kind."""
 
 

@@ -27,7 +27,7 @@ _GAP = 3.0
 
 SECTIONS: tuple[tuple[str, str], ...] = (
     (r"eval/", "Held-out pairs"),
-    (r"loss/|sft/", "Learning"),
+    (r"loss/|sft/|frames/", "Learning"),
     (r"reward/|advantage/", "Rewards"),
     (r"rollout/|sample/|episode/", "Rollouts"),
     (r"kl/|policy/|ratio/|clip/", "Policy"),

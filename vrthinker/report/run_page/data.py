@@ -58,7 +58,7 @@ class Run:
         settings: Dotted key -> value, as text.
         provenance: Dotted key -> value, as text.
         phases: The ends of the phases: (name, steps), in order.
-        traces: What each phase learned from.
+        traces: What each phase learned from; phases that learn frames have no traces.
         evaluations: Its evaluations, by step.
         problems: What could not be read, one line each.
     """
@@ -90,7 +90,9 @@ def read_run(folder: Path) -> Run:
     for phase in phases if isinstance(phases, list) else []:
         if isinstance(phase, dict):
             run.phases.append((str(phase.get("phase")), _count(phase.get("steps"))))
-            run.traces.append(_dropped(phase))
+            source = phase.get("traces")
+            if not (isinstance(source, dict) and source.get("kind") == "frames"):
+                run.traces.append(_dropped(phase))
     for place in sorted((folder / EVALUATIONS_FOLDER).glob("step-*")):
         if (found := _evaluation(run, place)) is not None:
             run.evaluations.append(found)

@@ -36,6 +36,7 @@ class Load:
         frame_patches: The number of patches of a frame.
         learned: The number of tokens of a sequence that are learned.
         forwards: The number of forwards of a step on this process.
+        learns: Which of the towers that are trained learn in this step.
     """
 
     sequences: int
@@ -44,6 +45,7 @@ class Load:
     frame_patches: int
     learned: int
     forwards: int
+    learns: Literal["both", "text", "vision"] = "both"
 
 
 @dataclass(frozen=True)
@@ -96,11 +98,11 @@ class Training:
 
 def memory_bytes(sizes: ModelSizes, training: Training, load: Load) -> dict[str, int]:
     """What is in a GPU's memory when a step needs the most, part by part."""
-    trained, gpus = training.trained_parameters(sizes), training.gpus
+    gpus = training.gpus
     held = sizes.parameters + (training.adapters or 0)
     parts = {
         "weights, float32": _share(4 * held, gpus),
-        "gradients, float32": _share(4 * trained, gpus),
+        "gradients, float32": _share(4 * _learning_parameters(sizes, training, load), gpus),
         "optimizer state, float32": _share(4 * training.optimizer_values(sizes), gpus),
         "working copies of weights": _working_bytes(sizes, training),
         "activations of the text layers": _text_bytes(sizes, training, load),
@@ -109,6 +111,18 @@ def memory_bytes(sizes: ModelSizes, training: Training, load: Load) -> dict[str,
     }
     lost = round(FRAGMENTATION * sum(parts.values()))
     return {**parts, "reserve (CUDA, fragmentation)": RESERVE_BYTES + lost}
+
+
+def _learning_parameters(sizes: ModelSizes, training: Training, load: Load) -> int:
+    """The number of parameters that get a gradient."""
+    trained = training.trained_parameters(sizes)
+    if load.learns == "both" or training.adapters is not None or not training.train_vision:
+        return trained
+    return sizes.vision_parameters if load.learns == "vision" else trained - sizes.vision_parameters
+
+
+def _tower_learns(training: Training, load: Load) -> bool:
+    return training.train_vision and load.learns != "text"
 
 
 def text_layer_bytes(tower: Tower, arithmetic: Arithmetic) -> int:
@@ -158,7 +172,7 @@ def _vision_bytes(sizes: ModelSizes, training: Training, load: Load) -> int:
     tower, wide = sizes.vision, 2 if training.bfloat16 else 4
     layer = vision_layer_bytes(tower, training.arithmetic)
     rest = wide * sizes.patch_values + 2 * 4 * (tower.hidden // tower.heads) + (4 + 4 * wide) * tower.hidden
-    if not training.train_vision:
+    if not _tower_learns(training, load):
         # Without a gradient nothing is kept but a layer at work, of which the inner MLP is the largest part.
         return patches * (2 * wide * tower.intermediate + wide * sizes.patch_values)
     if training.checkpointing:
@@ -209,7 +223,7 @@ def step_flops(sizes: ModelSizes, training: Training, load: Load) -> int:
     again = 1 if training.checkpointing else 0
     text = (1 + passes + again) * text_forward_flops(sizes, load.tokens)
     # Frames come first in the graph: a frozen tower needs no backward pass, and no gradient reaches it.
-    vision_passes = 1 + passes + again if training.train_vision else 1
+    vision_passes = 1 + passes + again if _tower_learns(training, load) else 1
     vision = vision_passes * vision_forward_flops(sizes, load.frames, load.frame_patches)
     head = (2 + passes) * 2 * load.learned * sizes.text.hidden * sizes.vocabulary
     adapters = 6 * (training.adapters or 0) * load.tokens

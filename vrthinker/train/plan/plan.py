@@ -14,6 +14,7 @@ from typing import Any
 from pydantic import TypeAdapter, ValidationError
 
 from vrthinker.errors import InputError, first_problem
+from vrthinker.train.frame_phase import FramePhase
 from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, OptimizerSettings
 from vrthinker.train.model import LoraSettings, PolicySettings
 from vrthinker.train.plan.memory import Load, Training, memory_bytes, step_flops
@@ -216,8 +217,10 @@ def plan_recipe(
     for number, given in enumerate(phases):
         if not isinstance(given, Mapping):
             raise InputError(f"recipe: got no phase to plan ({given!r}), allowed: phases, or learn")
-        phase = _picked(SftPhase, given, f"recipe: phases.{number}")
-        plans.append(_phase_plan(phase, sizes, training, assumptions))
+        kind = FramePhase if given.get("kind") == "frames" else SftPhase
+        phase = _picked(kind, given, f"recipe: phases.{number}")
+        plan = _frame_plan if kind is FramePhase else _phase_plan
+        plans.append(plan(phase, sizes, training, assumptions))
     return plans
 
 
@@ -230,6 +233,7 @@ def _phase_plan(phase: SftPhase, sizes: ModelSizes, training: Training, assumpti
         frame_patches=assumptions.frame_tokens * sizes.merge_side**2,
         learned=min(assumptions.rounds * assumptions.round_tokens, assumptions.sequence_tokens),
         forwards=-(-phase.batch_size // per_forward),
+        learns="text" if phase.freeze_vision else "both",
     )
     return Plan(
         phase=phase.name,
@@ -239,6 +243,24 @@ def _phase_plan(phase: SftPhase, sizes: ModelSizes, training: Training, assumpti
         assumptions=assumptions,
         memory=memory_bytes(sizes, training, load),
         step_tokens=load.forwards * load.sequences * load.tokens * assumptions.gpus,
+        flops=step_flops(sizes, training, load) * assumptions.gpus,
+        steps=phase.steps,
+    )
+
+
+def _frame_plan(phase: FramePhase, sizes: ModelSizes, training: Training, assumptions: Assumptions) -> Plan:
+    """The plan of a phase in which the tower alone learns, from all its frames in one forward."""
+    frames = -(-phase.clips_per_step // assumptions.gpus) * phase.frames_per_clip
+    patches = assumptions.frame_tokens * sizes.merge_side**2
+    load = Load(1, tokens=0, frames=frames, frame_patches=patches, learned=0, forwards=1, learns="vision")
+    return Plan(
+        phase=phase.name,
+        model=sizes,
+        training=training,
+        load=load,
+        assumptions=assumptions,
+        memory=memory_bytes(sizes, training, load),
+        step_tokens=frames * assumptions.frame_tokens * assumptions.gpus,
         flops=step_flops(sizes, training, load) * assumptions.gpus,
         steps=phase.steps,
     )
