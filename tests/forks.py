@@ -104,7 +104,7 @@ class _Server:
 
     def _kill(self) -> None:
         assert self._process is not None
-        for process in [*_children_of(self._process.pid), self._process.pid]:
+        for process in [*children_of(self._process.pid), self._process.pid]:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(process, signal.SIGKILL)
         self._process.wait()
@@ -168,7 +168,8 @@ def fuzzed() -> Outcomes:
     return functools.partial(_server.ask, MODULES["fuzzed"])
 
 
-def _children_of(parent: int) -> list[int]:
+def children_of(parent: int) -> list[int]:
+    """The processes that a process started."""
     found = []
     for entry in os.listdir("/proc"):
         with contextlib.suppress(OSError):

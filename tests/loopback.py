@@ -1,14 +1,23 @@
-"""HTTP servers on the loopback, for tests."""
+"""HTTP servers and ports on the loopback, for tests."""
 
 from __future__ import annotations
 
 import contextlib
+import socket
 import threading
 from collections.abc import Iterator
 from http.server import ThreadingHTTPServer
 from typing import TypeVar
 
 Server = TypeVar("Server", bound=ThreadingHTTPServer)
+
+
+def free_port() -> int:
+    """A port on which nobody listens."""
+    with socket.socket() as found:
+        found.bind(("127.0.0.1", 0))
+        port: int = found.getsockname()[1]
+    return port
 
 
 @contextlib.contextmanager

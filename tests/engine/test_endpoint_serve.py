@@ -5,19 +5,15 @@ What it answers is compared with the same model run here on the same processor's
 
 import importlib.util
 import json
-import socket
-import subprocess
-import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
 
-import httpx
 import numpy as np
 import pytest
 from clips import make_clip
 from PIL import Image
+from served import LAUNCHER, Served, skip_without_a_server
 
 from vrthinker import Judge, StopReason
 from vrthinker.engine.base import (
@@ -33,13 +29,11 @@ from vrthinker.engine.endpoint.engine import EndpointEngine
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.visibility import ShownFrame
 
-for needed in ("fastapi", "uvicorn", "openai", "typer", "accelerate"):
-    pytest.importorskip(needed, reason=f"transformers serve needs {needed}")
+skip_without_a_server()
 
 # A server that loads torch and transformers takes 10 CPU seconds to start.
 pytestmark = [pytest.mark.multi_process, pytest.mark.slow]
 
-LAUNCHER = Path(__file__).with_name("serve_tiny.py")
 SIZES = [(112, 112), (56, 140), (112, 84), (84, 84), (112, 112), (140, 56), (84, 112), (112, 112), (64, 96)]
 
 
@@ -62,33 +56,9 @@ def checkpoint(request, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def address(checkpoint, tmp_path_factory) -> Iterator[str]:
-    """A running server; its log is shown if it does not come up."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    log = tmp_path_factory.mktemp("log") / "serve.log"
-    with log.open("w") as out:
-        process = subprocess.Popen(
-            [sys.executable, str(LAUNCHER), str(checkpoint), str(port)], stdout=out, stderr=subprocess.STDOUT
-        )
-    try:
-        deadline = time.monotonic() + 280
-        while True:
-            try:
-                if httpx.get(f"http://127.0.0.1:{port}/health", timeout=1).status_code == 200:
-                    break
-            except httpx.TransportError:
-                time.sleep(0.1)
-            assert process.poll() is None, f"the server ended:\n{log.read_text()[-3000:]}"
-            assert time.monotonic() < deadline, f"the server did not come up:\n{log.read_text()[-3000:]}"
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        process.terminate()
-        try:
-            process.wait(10)
-        except subprocess.TimeoutExpired:
-            process.kill()
-            process.wait()
+    """A running server."""
+    with Served(checkpoint, tmp_path_factory.mktemp("log") / "serve.log") as server:
+        yield server.address
 
 
 @pytest.fixture

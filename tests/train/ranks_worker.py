@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import os
 import signal
-import socket
 from pathlib import Path
 from typing import Any
 
 import command_worker
 import numpy as np
 import torch
+from loopback import free_port
 from safetensors.torch import save_file
 
 from vrthinker.engine.base import FrameKey
@@ -112,14 +112,6 @@ def micro_loss(trained: TrainedPolicy, batch: Batch, total: int) -> MicroLoss:
 
 
 # Jobs; each runs in a process of its own.
-
-
-def free_port() -> int:
-    """A port on which nobody listens."""
-    with socket.socket() as found:
-        found.bind(("127.0.0.1", 0))
-        port: int = found.getsockname()[1]
-    return port
 
 
 def jobs(name: str, size: int, **arguments: Any) -> list[dict[str, Any]]:
