@@ -32,17 +32,19 @@ from vrthinker.train.cold_start import (
     resume_settings,
     run_cold_start,
 )
+from vrthinker.train.frame_phase import FramePhase, FrameWorld
 from vrthinker.train.loop.checkpoint import latest_checkpoint
 from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.settings import load_recipe
 from vrthinker.train.sft import TRACES_FILE
+from vrthinker.train.traces import FileTraces, WorldTraces, sources_of
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import OracleEngine, truths_by_clip
 from vrthinker.world.world import PRESETS
 
-STEPS = 26
+STEPS = 42
 OVERFIT: dict[str, Any] = {
     "model": "nano-from-nothing",
     "seed": 1,
@@ -56,7 +58,7 @@ OVERFIT: dict[str, Any] = {
             "steps": STEPS,
             "batch_size": 2,
             "micro_batch_size": 2,
-            "learning_rate": {"peak": 6e-3, "warmup_ratio": 0.05, "final_ratio": 0.2},
+            "learning_rate": {"peak": 1e-2, "warmup_ratio": 0.05, "final_ratio": 0.2},
             "traces": {"kind": "world", "pairs": 2, "calls": 1, "seed": 3, "filter": False},
         }
     ],
@@ -100,6 +102,30 @@ SHORT: dict[str, Any] = {
     ],
 }  # fmt: skip
 """Two phases that share a world; the second makes one pass over its sequences."""
+THREE_KINDS: dict[str, Any] = {
+    **SHORT,
+    "phases": [
+        {
+            "kind": "frames",
+            "steps": 3,
+            "clips_per_step": 3,
+            "frames_per_clip": 4,
+            "learning_rate": {"peak": 1e-3},
+            "worlds": [{"pairs": 2, "seed": 17, "world": {"frames": [16, 20]}}],
+        },
+        {**SHORT["phases"][0], "steps": 2, "freeze_vision": True},
+        {
+            "steps": 2,
+            "batch_size": 2,
+            "learning_rate": {"peak": 1e-3},
+            "traces": {"kind": "mixed", "of": [
+                {"kind": "world", "pairs": 2, "seed": 11, "calls": 1, "filter": False},
+                {"kind": "world", "pairs": 2, "seed": 12, "filter": False, "world": {"frames": [16, 20]}},
+            ]},
+        },
+    ],
+}  # fmt: skip
+"""A phase of each kind: frames, traces without the tower, and traces of several worlds."""
 
 
 def started(values: dict[str, Any], out: Path) -> Path:
@@ -168,7 +194,7 @@ def test_the_loss_falls_and_the_run_has_everything(overfit: Path) -> None:
     assert checkpoint is not None
     assert checkpoint.step == STEPS
     kept = [path.name for path in sorted((overfit / "checkpoints").iterdir())]
-    assert kept == ["step-00000020", f"step-{STEPS:08d}"]
+    assert kept == ["step-00000040", f"step-{STEPS:08d}"]
     assert not [path.name for path in overfit.iterdir() if path.name.startswith(".") and path.name != ".lock"]
 
 
@@ -289,16 +315,16 @@ def test_micro_batches_are_one_step(tmp_path: Path) -> None:
 @pytest.mark.multi_process
 def test_killed_and_resumed_it_ends_in_the_same_bits(run: Path, commands: Outcomes) -> None:
     recipe = run.parent / "short.yaml"
-    recipe.write_text(yaml.safe_dump(SHORT))
+    recipe.write_text(yaml.safe_dump(THREE_KINDS))
     straight, broken = run / "straight", run / "broken"
 
     begin, resume = ("train", "cold-start", "--recipe", recipe, "--out"), ("train", "cold-start", "--resume")
-    backward = "torch:Tensor.backward"  # twice a step: micro-batches of two, and of one
+    backward = "torch:Tensor.backward"  # once a step of frames, then twice: micro-batches of two, and of one
     outcomes = commands(
         [
             command(*begin, straight),
-            command(*begin, broken, moments=[at(backward, 4, "SIGKILL")]),
-            command(*resume, broken, moments=[at(backward, 5, "SIGTERM")]),
+            command(*begin, broken, moments=[at(backward, 3, "SIGKILL")]),  # behind the checkpoint of step 2
+            command(*resume, broken, moments=[at(backward, 3, "SIGTERM")]),
             command(*resume, broken),
         ]
     )
@@ -310,7 +336,8 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(run: Path, commands: Outcom
     assert stopped["stdout"] == ""
     hint = f"vrthinker train cold-start --resume {broken} goes on"
     assert stopped["stderr"].count(hint) == 1, stopped["stderr"]
-    assert "got SIGTERM, stopped after step 3 of 5; checkpoint" in stopped["stderr"]
+    assert "step-00000002" in stopped["stderr"], "it goes on in the middle of the frames"
+    assert "got SIGTERM, stopped after step 4 of 7; checkpoint" in stopped["stderr"]
     assert resumed["result"] == 0, resumed
     assert "resumed from" in resumed["stderr"]
     models = [folder / "model" / "model.safetensors" for folder in (straight, broken)]
@@ -319,6 +346,9 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(run: Path, commands: Outcom
     assert names == {str(f.relative_to(broken / "model")) for f in (broken / "model").rglob("*")}
     losses = [[line["loss/sft"] for line in metrics_of(folder)] for folder in (straight, broken)]
     assert losses[0] == losses[1]
+    assert len(losses[0]) == 7
+    phases = json.loads((straight / TRACES_FILE).read_text())["phases"]
+    assert [phase["traces"]["kind"] for phase in phases] == ["frames", "world", "mixed"]
 
 
 def test_another_config_in_the_folder_is_refused_and_named(overfit: Path) -> None:
@@ -468,6 +498,73 @@ def test_a_frozen_tower_stays_as_it_was_bit_by_bit(taught: Path, tmp_path: Path)
         assert before.keys() - tower == changed - tower
 
 
+def test_a_phase_may_leave_the_tower_as_it_is(taught: Path, tmp_path: Path) -> None:
+    """The tower of a run that trains it changes in the other phases only."""
+    base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
+    phase = {
+        "steps": 1,
+        "batch_size": 2,
+        "learning_rate": {"peak": 1e-3},
+        "traces": {"kind": "file", "path": taught},
+    }
+    weights = {"base": weights_of(base)}
+    for name, frozen in (("frozen", [True]), ("both", [True, False])):
+        phases = [{**phase, "freeze_vision": freeze} for freeze in frozen]
+        values = {"model": str(base), "optimizer": {"weight_decay": 0.1}, "phases": phases}
+        weights[name] = weights_of(started(values, tmp_path / name))
+    tower = {name for name in weights["base"] if name.startswith("visual.") or ".visual." in name}
+    changed = [
+        {name for name in weights["base"] if not torch.equal(weights[run][name], weights["base"][name])}
+        for run in ("frozen", "both")
+    ]
+    assert changed[0] == weights["base"].keys() - tower, "not even by weight decay"
+    assert changed[1] == weights["base"].keys()
+    losses = [metrics_of(tmp_path / name)[0]["loss/sft"] for name in ("frozen", "both")]
+    assert losses[0] == losses[1]
+
+
+def test_a_phase_learns_from_a_file_and_a_world_together(
+    taught: Path, world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sources: list[dict[str, Any]] = [
+        {"kind": "file", "path": taught},
+        {"kind": "world", "pairs": 3, "seed": 12, "mix": {"oracle": 0, "immediate": 1}},
+        {"kind": "file", "path": taught, "pairs": world / PAIRS_FILE},
+    ]
+    base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
+    phase = {"name": "mixed", "steps": 1, "batch_size": 4, "traces": {"kind": "mixed", "of": sources}}
+    values = {"model": str(base), "phases": [phase]}
+    started(values, tmp_path / "run")
+    said = capsys.readouterr().err
+    (kept,) = json.loads((tmp_path / "run" / TRACES_FILE).read_text())["phases"]
+    assert kept["traces"] == {
+        "kind": "mixed",
+        "of": [
+            {"kind": "file", "path": str(taught), "pairs": None},
+            {"kind": "world", "pairs": 3},
+            {"kind": "file", "path": str(taught), "pairs": str(world / PAIRS_FILE)},
+        ],
+    }
+    assert kept["checked"] == "form", "of one file nobody checked the labels"
+    assert kept["read"] == 4 + 3 + 4
+    assert 8 <= kept["kept"] < 11
+    assert sum(kept["dropped"].values()) == 11 - kept["kept"]
+    assert f"cold start: phase mixed: kept {kept['kept']} of 11 traces" in said
+    assert said.count("without pairs, nobody checks") == 1
+    assert resume_settings(tmp_path / "run") == cold_start_settings(values)
+
+    exchanged = {**phase, "traces": {"kind": "mixed", "of": sources[::-1]}}
+    with pytest.raises(InputError, match=r"was made with phases\.0\.traces\.of"):
+        started({**values, "phases": [exchanged]}, tmp_path / "run")
+    gone = {
+        **phase,
+        "traces": {"kind": "mixed", "of": [sources[1], {"kind": "file", "path": tmp_path / "none"}]},
+    }
+    with pytest.raises(InputError, match="No such file"):
+        started({**values, "phases": [gone]}, tmp_path / "other")
+    assert not (tmp_path / "other").exists(), "files are read before anything is made"
+
+
 def test_runs_that_cannot_be(taught: Path, world: Path, tmp_path: Path) -> None:
     base = make_quick_judge(tmp_path / "base", "qwen2.5-vl")
     config = json.loads((base / "config.json").read_text())
@@ -595,7 +692,20 @@ WORLD = {"kind": "world", "pairs": 2}
         ({"model": "m", "phases": [{"traces": {"kind": "web"}}]}, "phases.0.traces"),
         ({"model": "m", "phases": [{"traces": {"kind": "world"}}]}, "phases.0.traces.world.pairs"),
         ({"model": "m", "phases": [{"traces": {"kind": "file"}}]}, "phases.0.traces.file.path"),
+        ({"model": "m", "phases": [{"traces": {"kind": "mixed", "of": []}}]}, "phases.0.traces.mixed.of"),
+        (
+            {"model": "m", "phases": [{"traces": {"kind": "mixed", "of": [WORLD, {"kind": "file"}]}}]},
+            "phases.0.traces.mixed.of.1.file.path",
+        ),
+        (
+            {
+                "model": "m",
+                "phases": [{"traces": {"kind": "mixed", "of": [{"kind": "mixed", "of": [WORLD]}]}}],
+            },
+            "phases.0.traces.mixed.of.0",
+        ),
         ({"model": "m", "phases": [{"traces": WORLD, "step": 3}]}, "phases.0.step"),
+        ({"model": "m", "phases": [{"traces": WORLD, "freeze_vision": 3}]}, "phases.0.freeze_vision"),
         ({"model": "m", "phases": [{"traces": WORLD}, {"traces": WORLD, "steps": 0}]}, "phases.1.steps"),
         ({"model": "m", "phases": [{"traces": WORLD, "batch_size": 0}]}, "phases.0.batch_size"),
         ({"model": "m", "phases": [{"traces": WORLD, "name": "A b"}]}, "phases.0.name"),
@@ -683,6 +793,9 @@ def test_the_shipped_recipe_is_valid_and_keeps_its_worlds_apart_from_evaluations
     settings = cold_start_settings(load_recipe("nano"))
     assert isinstance(settings, ColdStartSettings)
     assert (settings.model, settings.clips) == ("nano-from-nothing", "synthetic")
+    worlds: list[WorldTraces | FrameWorld] = []
     for phase in settings.phases:
-        assert phase.traces.kind == "world"
-        assert phase.traces.seed >= 1000, "small seeds are for evaluations"
+        for source in phase.worlds if isinstance(phase, FramePhase) else sources_of(phase.traces):
+            assert not isinstance(source, FileTraces)
+            worlds.append(source)
+    assert all(world.seed >= 1000 for world in worlds), "small seeds are for evaluations"

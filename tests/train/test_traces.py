@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import heavy  # noqa: F401
 import pytest
@@ -29,10 +29,12 @@ from vrthinker.train import traces
 from vrthinker.train.traces import (
     Dropped,
     FileTraces,
+    MixedTraces,
     Selection,
     WorldTraces,
     make_traces,
     read_traces,
+    sources_of,
     why_dropped,
 )
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
@@ -120,6 +122,52 @@ def test_a_summary_names_the_most_frequent_reasons() -> None:
     )
 
 
+def selection(name: str, kept: int, dropped: int, checked: Literal["form and labels", "form"]) -> Selection:
+    """Some traces; they only need ids here."""
+    traces = [Trajectory.model_construct(id=f"{name}{n}", rounds=(), videos=()) for n in range(kept)]
+    reasons = tuple(
+        Dropped(f"{name}-{n}", n, "wrong in TA" if n % 2 else "not well formed") for n in range(dropped)
+    )
+    return Selection(traces, kept + dropped, checked, reasons)
+
+
+def test_several_sources_give_the_sum_of_what_each_gives() -> None:
+    a, b = selection("a", 3, 2, "form and labels"), selection("b", 1, 4, "form")
+    both = Selection.joined([a, b])
+    assert [trace.id for trace in both.traces] == ["a0", "a1", "a2", "b0"], "in the order of the sources"
+    assert (both.n_read, len(both.dropped)) == (10, 6)
+    assert both.checked == Selection.joined([b, a]).checked == "form", "the weaker check"
+    assert Selection.joined([a, a]).checked == "form and labels"
+    assert both.reasons == {"not well formed": 3, "wrong in TA": 3}
+    assert both.summary() == "kept 4 of 10 traces (3 not well formed, 3 wrong in TA)"
+    assert Selection.joined([a]) == a, "one source alone is what it was"
+
+
+def test_the_digest_of_several_sources_tells_their_order_and_content(folder: Path) -> None:
+    mixes = (BehaviorMix(), BehaviorMix(oracle=0, immediate=1))
+    one, two = (Selection(made(folder, filter=False, mix=mix), PAIRS, "form") for mix in mixes)
+    assert Selection.joined([one]).digest() == one.digest()
+    digests = {
+        Selection.joined(parts).digest() for parts in ([one], [two], [one, two], [two, one], [one, one])
+    }
+    assert len(digests) == 5
+
+
+def test_sources_of_a_phase() -> None:
+    world, file = WorldTraces(pairs=2), FileTraces(path=Path("/t.jsonl"))
+    assert sources_of(world) == (world,)
+    assert sources_of(file) == (file,)
+    mixed = MixedTraces.model_validate(
+        {"of": [world.model_dump(), {"kind": "file", "path": "/t.jsonl"}, world]}
+    )
+    assert sources_of(mixed) == (world, file, world)
+    assert MixedTraces.model_validate_json(mixed.model_dump_json()) == mixed
+    with pytest.raises(ValidationError, match="at least 1 item"):
+        MixedTraces.model_validate({"of": []})
+    with pytest.raises(ValidationError, match="Input tag 'mixed'"):
+        MixedTraces.model_validate({"of": [mixed.model_dump()]})
+
+
 def test_the_filters_believe_the_texts_and_not_the_record(folder: Path) -> None:
     whole = made(folder, mix=BehaviorMix(oracle=0, immediate=1))[0]
     truth = truths_of(folder)[whole.id]
@@ -163,11 +211,16 @@ def test_lessons_show_chosen_frames_and_end_with_their_only_round(folder: Path, 
         assert len(set(map(str, shown))) > PAIRS / 2, "other frames for other pairs"
 
 
-@pytest.mark.parametrize("difficulty", ["easy", "medium"])
+@pytest.mark.parametrize(
+    ("difficulty", "pairs"),
+    [("easy", PAIRS), ("medium", PAIRS), pytest.param("hard", 6, marks=pytest.mark.slow)],
+)
 def test_a_round_of_the_oracle_fits_what_nano_may_write(
-    difficulty: Difficulty, tmp_path: Path, markup: Markup
+    difficulty: Difficulty, pairs: int, tmp_path: Path, markup: Markup
 ) -> None:
-    found = made(tmp_path, world=PRESETS[difficulty])
+    found = made(
+        tmp_path, world=PRESETS[difficulty], pairs=pairs, calls=nano_settings().episode.max_rounds - 1
+    )
     limit = nano_settings().episode.max_round_tokens
     assert max(len(round_ids(record, markup)) for trace in found for record in trace.rounds) < limit
 
@@ -217,8 +270,8 @@ def test_sources_that_make_no_sense(source: dict[str, Any], words: str) -> None:
 
 
 def test_settings_that_do_not_fit_the_world(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"calls: got 3, allowed: up to 2"):
-        made(tmp_path, calls=3)
+    with pytest.raises(InputError, match=r"calls: got 8, allowed: up to 7"):
+        made(tmp_path, calls=8)
     slow = nano_settings().episode.model_copy(update={"max_fps": 4.0})
     with pytest.raises(InputError, match=r"max_fps: got 4\.0"):
         made(tmp_path, settings=nano_settings().model_copy(update={"episode": slow}))
