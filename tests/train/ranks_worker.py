@@ -147,12 +147,12 @@ def job_command(
     _environment(rank, size, port)
     moments = moments or {}
     if rank == lacks_clips:
-        from vrthinker.train import sft
+        from vrthinker.train import phases
 
         def no_clip(trajectory: Trajectory, *_: object, **__: object) -> None:
             raise VideoError(trajectory.videos[0].path, "no such file")
 
-        vars(sft)["training_sequences"] = no_clip
+        vars(phases)["training_sequences"] = no_clip
     return command_worker.job_command(given, moments.get(str(rank), []))
 
 
