@@ -28,7 +28,7 @@ PLACES = ("abcdefghijklmnopqrs", "ABCDEFGHIJKLMNOPQRS")
 _FIRST_PLACE, _PLACE_UNITS = 9.0, 2.0
 
 Found = tuple[int, tuple[Defect, ...]]
-"""An event that was seen: the first frame number that showed it, and its defects."""
+"""An event that was seen: the first frame that showed it, by its number or by its name, and its defects."""
 
 
 def defect_words(defects: Sequence[Defect]) -> str:
@@ -140,10 +140,10 @@ def decision(checked: Sequence[int], left: Sequence[int]) -> str:
     """The end of the thinking: the marked gaps that are looked into now, and those that are left for later.
 
     The list is carried from round to round, so that a round needs to look at the one before it only. An
-    example is `check 9 and 33 left 41 and 49`.
+    example is `check 2 and 5 left 6 and 7`.
 
     Args:
-        checked: The gaps to look into, each by the number of the frame in front of it; none to answer.
+        checked: The gaps to look into, each by the name of the frame in front of it; none to answer.
         left: The marked gaps that remain.
     """
     if not checked:
