@@ -32,23 +32,10 @@ SIDE = 56
 
 
 def write_base(folder: Path, kind: str) -> Path:
-    """A checkpoint of a real class: `nano`, `tied` (nano with tied embeddings), or a family."""
+    """A checkpoint of a real class: `nano`, whose embeddings are its output weights too, or a family."""
     if kind in ("qwen2.5-vl", "qwen3-vl"):
         return make_tiny(folder, kind, seed=4)  # type: ignore[arg-type]
-    write_nano(folder, seed=4)
-    if kind == "tied":
-        _tie(folder)
-    return folder
-
-
-def _tie(folder: Path) -> None:
-    from transformers import AutoConfig, AutoModelForImageTextToText
-
-    config = AutoConfig.from_pretrained(folder)
-    config.tie_word_embeddings = config.text_config.tie_word_embeddings = True
-    model: Any = AutoModelForImageTextToText.from_pretrained(folder, config=config)
-    model.tie_weights()
-    model.save_pretrained(folder)
+    return write_nano(folder, seed=4)
 
 
 class _Pixels:

@@ -69,10 +69,10 @@ THREE_BY_ADAMW: dict[str, Any] = {
     "phases": [
         {
             **OVERFIT["phases"][0],
-            "steps": 42,
+            "steps": 100,
             "batch_size": 3,
             "micro_batch_size": 3,
-            "learning_rate": {"peak": 4e-3, "warmup_ratio": 0.1, "final_ratio": 0.1},
+            "learning_rate": {"peak": 6e-3, "warmup_ratio": 0.1, "final_ratio": 0.1},
             "traces": {**OVERFIT["phases"][0]["traces"], "pairs": 3},
         }
     ],
