@@ -141,7 +141,7 @@ def test_adapters_that_do_not_fit_are_refused(nano: Path, tmp_path: Path) -> Non
 
 def test_an_adapter_of_a_tied_head_is_refused(tmp_path: Path) -> None:
     """Merging it would change the embedding too, which the adapter says nothing about."""
-    tied = write_base(tmp_path / "tied", "tied")
+    tied = write_base(tmp_path / "tied", "nano")
     folder = written(adapted(tied, export="adapter"), tied, tmp_path / "adapter")
     base = loaded(tied)
     assert base.model.lm_head.weight is base.model.model.language_model.embed_tokens.weight
