@@ -216,12 +216,14 @@ def compare_gradients(got: dict[str, torch.Tensor], wanted: dict[str, torch.Tens
     assert len(vision) > 10, "the vision tower gets a gradient"
 
 
-def learn(policy: VisionLanguageModel, batches: Sequence[Batch], total: int) -> float:
+def learn(
+    policy: VisionLanguageModel, batches: Sequence[Batch], total: int, *, freeze_vision: bool = False
+) -> float:
     """Backward passes of micro-batches; their summed loss."""
     policy.model.zero_grad(set_to_none=True)
     found = 0.0
     for batch in batches:
-        hidden, labels = learned_hidden(policy, batch)
+        hidden, labels = learned_hidden(policy, batch, freeze_vision=freeze_vision)
         loss, _ = sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
         (loss / total).backward()  # type: ignore[no-untyped-call]
         found += float(loss.detach()) / total
@@ -305,16 +307,18 @@ def test_micro_batches_add_up_to_the_gradient_of_the_batch(
     compare_gradients(gradients(policy.model), wanted)
 
 
+@pytest.mark.parametrize("how", ["weights", "forward"])
 def test_a_frozen_tower_gets_no_gradient_and_changes_no_other(
-    policies: Policies, episodes_of: MakeEpisodes, load: Load
+    how: str, policies: Policies, episodes_of: MakeEpisodes, load: Load
 ) -> None:
+    """Frozen for good, by its weights, or in this forward only."""
     policy = policies("qwen3-vl")
     sequences = sequences_of(policy, episodes_of("qwen3-vl", 1)[1][0])
     batch = collate(sequences, load)
-    learn(policy, [batch], batch.n_learned)
+    loss = learn(policy, [batch], batch.n_learned)
     wanted = gradients(policy.model)
-    policy.model.model.visual.requires_grad_(False)
-    learn(policy, [batch], batch.n_learned)
+    policy.model.model.visual.requires_grad_(how == "forward")
+    assert learn(policy, [batch], batch.n_learned, freeze_vision=how == "forward") == loss
     tower = {name for name, _ in policy.model.named_parameters() if "visual" in name}
     for name, parameter in policy.model.named_parameters():
         if name in tower:
@@ -322,6 +326,12 @@ def test_a_frozen_tower_gets_no_gradient_and_changes_no_other(
         else:
             assert torch.allclose(parameter.grad, wanted[name], rtol=1e-5, atol=1e-8), name
     assert 10 < len(tower) < len(wanted)
+    with torch.no_grad():
+        hidden, _ = learned_hidden(policy, batch)
+        assert not hidden.requires_grad, "a frozen forward turns no gradients on or off for others"
+    hidden, _ = learned_hidden(policy, batch, freeze_vision=True)
+    assert hidden.requires_grad
+    assert torch.is_grad_enabled()
 
 
 def test_a_batch_without_frames(policies: Policies) -> None:
