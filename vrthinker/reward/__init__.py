@@ -1,0 +1,1 @@
+"""Rewards of episodes and advantages within their groups, for the GRPO stage."""
