@@ -122,10 +122,10 @@ PLANTED: dict[str, tuple[dict[int, list[tuple[str, str]]], Brief]] = {
     "a hint on a frame that there is not": (
         {
             1: [
-                ("off lane at E too far", "off lane at E too far; 9 yellow at E pale bars"),
-                ("left 5 and 7", "left 5 and 7 and 9"),
+                ("off lane at E too far 64", "off lane at E too far 64; 9 yellow at E pale bars 99"),
+                ("left 49 and 64", "left 49 and 64 and 99"),
             ],
-            2: [("left nothing", "left 9")],
+            2: [("left nothing", "left 99")],
         },
         [(1, K.FRAMES_LISTED, True)],
     ),
@@ -142,6 +142,7 @@ PLANTED: dict[str, tuple[dict[int, list[tuple[str, str]]], Brief]] = {
     "off lane invented": ({3: [("8 yellow", "8 yellow off lane")]}, [(3, K.JUMP_INVENTED, True)]),
     "color": ({3: [("4 yellow", "4 green")]}, [(3, K.COLOR_WORD, True)]),
     "another hint": ({1: [(" pale bars", " faint noise")]}, [(1, K.HINT_WORD, False)]),
+    "a hint that names no gap": ({1: [(" too far 64", " too far"), (" pale bars 49", " pale bars")]}, []),
     "an event at its second frame": ({3: [("+ 2 ", "+ 3 ")]}, [(3, K.EVENTS, True)]),
     "an event twice": (
         {
@@ -187,14 +188,14 @@ PLANTED: dict[str, tuple[dict[int, list[tuple[str, str]]], Brief]] = {
     ),
     "a wrong sum": ({3: [("sum 5", "sum 6"), ("sums 4 to 5", "sums 4 to 6")]}, [(3, K.SUM, True)]),
     "sums copied wrong": ({3: [("sums 4 to 5", "sums 5 to 4"), ("OA=1", "OA=2")]}, [(3, K.SUM, True)]),
-    "a gap lost from the list": ({1: [("left 5 and 7", "left 7")]}, [(1, K.TO_DO, True)]),
-    "the list in another order": ({1: [("left 5 and 7", "left 7 and 5")]}, [(1, K.TO_DO, True)]),
-    "a gap stays on the list": ({2: [("left nothing", "left 7")]}, [(2, K.TO_DO, True)]),
-    "no list": ({1: [(" left 5 and 7", "")]}, [(1, K.TO_DO, True)]),
+    "a gap lost from the list": ({1: [("left 49 and 64", "left 64")]}, [(1, K.TO_DO, True)]),
+    "the list in another order": ({1: [("left 49 and 64", "left 64 and 49")]}, [(1, K.TO_DO, True)]),
+    "a gap stays on the list": ({2: [("left nothing", "left 64")]}, [(2, K.TO_DO, True)]),
+    "no list": ({1: [(" left 49 and 64", "")]}, [(1, K.TO_DO, True)]),
     "it gives up": (
         {
             2: [
-                ("check 5 and 7 left nothing", "done"),
+                ("check 49 and 64 left nothing", "done"),
                 ("<recommend answer>", "<answer>"),
                 ("</recommend answer>", "</answer>"),
                 (
@@ -215,8 +216,8 @@ PLANTED: dict[str, tuple[dict[int, list[tuple[str, str]]], Brief]] = {
     ),
     "a call for a frame too many": ({2: [("67, 69]", "67, 69, 77]")]}, [(2, K.FRAMES_ASKED, True)]),
     "no such frame": ({2: [("49, 51, 52, 54, 64, 66, 67, 69", "999")], 3: NOTHING_NEW}, NO_SUCH_FRAME),
-    "done, and a call": ({2: [("check 5 and 7 left nothing", "done")]}, [(2, K.FRAMES_ASKED, True)]),
-    "looks around, at the right frames": ({2: [("check 5 and 7 left nothing", "look around")]}, []),
+    "done, and a call": ({2: [("check 49 and 64 left nothing", "done")]}, [(2, K.FRAMES_ASKED, True)]),
+    "looks around, at the right frames": ({2: [("check 49 and 64 left nothing", "look around")]}, []),
 }
 
 
@@ -265,7 +266,7 @@ def test_slips_are_told_with_frame_numbers(name: str, stage: Stage, texts: Texts
 
 
 def test_a_frame_under_the_other_video(stage: Stage, texts: Texts) -> None:
-    first = re.sub(r"\nvideo 2: (5 yellow at \w pale bars); ", r"; \1\nvideo 2: ", texts[0], count=1)
+    first = re.sub(r"\nvideo 2: (5 yellow at \w pale bars 49); ", r"; \1\nvideo 2: ", texts[0], count=1)
     assert found(stage.texts([first, *texts[1:]], known_pair())) == [(1, K.FRAMES_LISTED, True)]
 
 
@@ -278,22 +279,22 @@ def test_a_place(name: int, at: str, stage: Stage, texts: Texts) -> None:
 
 
 def test_the_same_gap_marked_by_the_frame_before_it(stage: Stage, texts: Texts) -> None:
-    first = re.sub(r"(7 yellow at \w)", r"\1 pale bars", texts[0]).replace(" too far", "")
+    first = re.sub(r"(7 yellow at \w)", r"\1 pale bars 64", texts[0]).replace(" too far 64", "")
     assert found(stage.texts([first, *texts[1:]], known_pair())) == [(1, K.HINT_WORD, False)]
 
 
 def test_a_hint_before_the_first_frame_marks_no_gap_of_the_other_video(stage: Stage, texts: Texts) -> None:
     """Nothing lies in front of a clip's first frame, so that nothing there can have come too far."""
-    first = texts[0].replace(" pale bars", " too far")
+    first = texts[0].replace(" pale bars 49", " too far")
     assert found(stage.texts([first, *texts[1:]], known_pair())) == [(1, K.HINT_WORD, False)]
 
 
 @pytest.mark.parametrize(
     ("gap", "frames", "expected"),
     [
-        (6, "56, 58, 60, 62", [(2, K.UNMARKED_GAP, True)]),
-        (3, "26, 29, 31, 34", [(2, K.UNMARKED_GAP, True)]),
-        (9, "58, 59, 60, 61", [(2, K.UNMARKED_GAP, True), (2, K.FRAMES_ASKED, True)]),
+        (56, "56, 58, 60, 62", [(2, K.UNMARKED_GAP, True)]),
+        (26, "26, 29, 31, 34", [(2, K.UNMARKED_GAP, True)]),
+        (58, "58, 59, 60, 61", [(2, K.UNMARKED_GAP, True), (2, K.FRAMES_ASKED, True)]),
     ],
     ids=["without a hint", "a second time", "no gap"],
 )
@@ -306,7 +307,7 @@ def test_a_gap_that_should_not_be_asked_for(
         texts,
         {
             2: [
-                ("check 5 and 7 left nothing", f"check 5 and {gap} left 7"),
+                ("check 49 and 64 left nothing", f"check 49 and {gap} left 64"),
                 ("49, 51, 52, 54, 64, 66, 67, 69", ", ".join(map(str, numbers))),
             ]
         },
@@ -314,7 +315,7 @@ def test_a_gap_that_should_not_be_asked_for(
     names = {number: name for name, number in enumerate(numbers, start=1)}
     shown = {n: f"{names[n]} yellow" for n in numbers}
     shown |= {n: f"{names[n]} red wrong color off lane" for n in (51, 52)}
-    if gap == 3:
+    if gap == 26:
         shown[26] = "1 blue wrong color noise"
     lines = [
         f"video {video}: " + "; ".join(shown[n] for n in numbers if (n > 47) == (video == 2))
@@ -325,7 +326,7 @@ def test_a_gap_that_should_not_be_asked_for(
         "<snapshot>" + "\n".join(lines) + "</snapshot>"
         "<think>video 1: TA 2 VQ 1 MQ 1 + nothing = TA 2 VQ 1 MQ 1 sum 4\n"
         f"video 2: TA 1 VQ 0 MQ 1 + {names[51]} wrong color off lane = TA 2 VQ 0 MQ 2 sum 4\n"
-        "sums 4 to 4\ncheck 7 left nothing</think>"
+        "sums 4 to 4\ncheck 64 left nothing</think>"
         "<recommend answer>TA=0, VQ=2, MQ=1, OA=0, CF=2</recommend answer>"
         '<tool_call>{"name": "select_frames", "arguments": {"target_frames": [64, 66, 67, 69]}}</tool_call>'
     )
@@ -498,13 +499,13 @@ def test_a_judge_that_names_frames_by_their_numbers_is_read_without_an_error(
         first = re.sub(
             r"(: |; |\+ )([1-8])(?= [a-z])", lambda m, n=numbers: m[1] + str(n[int(m[2]) - 1]), text
         )
-        older.append(
-            re.sub(
-                r"(?<=check )[\w ]+",
-                lambda m: re.sub(r"\d", lambda d: str(shown[0][int(d[0]) - 1]), m[0]),
-                first,
+        # They name a gap by the frame in front of it.
+        for gap, start in (("26", "24"), ("38", "36"), ("49", "48"), ("64", "63")):
+            first = re.sub(
+                rf"(?<=check )[\w ]*\b{gap}\b", lambda m, g=gap, s=start: m[0].replace(g, s), first
             )
-        )
+            first = re.sub(rf"(?<=left )[\w ]*\b{gap}\b", lambda m, g=gap, s=start: m[0].replace(g, s), first)
+        older.append(first)
     assert "check 24 and 36 left 48 and 63" in older[0]
     assert "+ 51 wrong color off lane; 67 wrong color = " in older[2]
     trajectory = stage.texts(older, known_pair())

@@ -17,7 +17,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from vrthinker.engine.hf.sampling import Draw, Vocabulary, sample
 from vrthinker.errors import InputError
 from vrthinker.policy import logprobs
-from vrthinker.policy.logprobs import logprobs_from_hidden
+from vrthinker.policy.logprobs import logprobs_and_entropy, logprobs_from_hidden
 
 WORKER = Path(__file__).with_name("logprobs_worker.py")
 
@@ -194,3 +194,35 @@ def test_liger_equals_torch_under_the_interpreter() -> None:
 @pytest.mark.multi_process
 def test_liger_equals_torch_on_a_gpu() -> None:
     run_worker("cuda")
+
+
+@given(
+    tokens=st.integers(0, 20),
+    vocab=st.integers(2, 30),
+    chunk=st.integers(1, 25),
+    temperature=st.sampled_from([0.0, 0.3, 1.0, 1.7]),
+    bans=st.booleans(),
+    seed=st.integers(0, 2**31),
+)
+def test_entropy_comes_with_the_same_logprobs_and_gradients(
+    tokens: int, vocab: int, chunk: int, temperature: float, bans: bool, seed: int
+) -> None:
+    rows, weight, labels = drawn(tokens, 5, vocab, seed=seed)
+    generator = torch.Generator().manual_seed(seed)
+    banned = torch.rand(vocab, generator=generator) < 0.4 if bans else None
+    if banned is not None:
+        banned[labels] = False
+        banned[0] = False
+    options: dict[str, Any] = {"temperature": temperature, "banned": banned, "chunk": chunk}
+    alone = logprobs_from_hidden(rows, weight, labels, **options)
+    found, entropy = logprobs_and_entropy(rows, weight, labels, **options)
+    assert torch.equal(found, alone)
+    upstream = torch.randn(tokens, generator=generator, dtype=torch.float64)
+    slopes = torch.autograd.grad(found @ upstream, (rows, weight))
+    torch.testing.assert_close(slopes, torch.autograd.grad(alone @ upstream, (rows, weight)))
+    assert not entropy.requires_grad
+    for row in range(tokens):
+        logits = (weight @ rows[row]).detach() / (temperature or 1.0)
+        kept = logits if banned is None else logits[~banned]
+        p = kept.exp() / kept.exp().sum()
+        torch.testing.assert_close(entropy[row], -(p * p.log()).sum(), rtol=1e-9, atol=1e-9)

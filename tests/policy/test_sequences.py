@@ -237,7 +237,7 @@ def test_a_lesson_is_learned_up_to_the_end_of_its_snapshot(
     text = script_text("answer", (), "video 1: 4 red noise")
     runner = EpisodeRunner(ScriptedEngine([[text]]), EpisodeSettings(max_rounds=1))
     trajectory = runner.run_one(EpisodeItem("lesson", "a dog", stage_of(kind).open))
-    (sequence,) = training_sequences(trajectory, markup, (28, 28), only_snapshots=True)
+    (sequence,) = training_sequences(trajectory, markup, (28, 28), learned="snapshots")
     learned = sequence.token_ids[sequence.loss_mask].tolist()
     assert markup.decode(learned) == "<snapshot>video 1: 4 red noise</snapshot>"
     (whole,) = training_sequences(trajectory, markup, (28, 28))
@@ -259,7 +259,7 @@ def test_what_is_no_lesson_is_refused(what: str, checkpoint_of: MakeCheckpoint, 
     if what == "sampled":
         trajectory = with_ids(trajectory, markup)
     with pytest.raises(InputError, match="reading lessons"):
-        training_sequences(trajectory, markup, (28, 28), only_snapshots=True)
+        training_sequences(trajectory, markup, (28, 28), learned="snapshots")
 
 
 # Frame sizes, and records that do not add up

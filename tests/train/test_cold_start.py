@@ -86,10 +86,10 @@ SHORT: dict[str, Any] = {
             "steps": 3,
             "batch_size": 4,
             "micro_batch_size": 2,
-            "only_snapshots": True,
             "learning_rate": {"peak": 1e-3, "shape": "constant"},
             "traces": {
                 "kind": "world", "pairs": 5, "seed": 11, "lesson_frames": 2, "filter": False,
+                "learned": "snapshots",
                 "mix": {"oracle": 0, "immediate": 1},
             },
         },

@@ -202,7 +202,7 @@ def test_lessons_show_chosen_frames_and_end_with_their_only_round(folder: Path, 
         for numbers, trace in zip(shown, found, strict=True):
             assert len(numbers) == len(set(numbers)) == 2 * frames
             assert sum(number <= trace.n_frames_1 for number in numbers) == frames
-            (lesson,) = training_sequences(trace, markup, (28, 28), only_snapshots=True)
+            (lesson,) = training_sequences(trace, markup, (28, 28), learned="snapshots")
             assert len(lesson.frames) == 2 * frames
             text = markup.decode(lesson.token_ids[lesson.loss_mask].tolist())
             assert text.startswith("<snapshot>")

@@ -49,7 +49,7 @@ def spelled(frames: Sequence[ReadFrame]) -> str:
             " ".join([str(frame.name), *frame.colors])
             + words.defect_words(frame.defects)
             + ("" if frame.place is None else f" at {frame.place}")
-            + "".join(words.HINT_WORDS[hint] for hint in frame.hints)
+            + "".join(words.HINT_WORDS[hint] + (f" {gap}" if gap else "") for hint, gap in frame.hints)
             for frame in frames
             if frame.video == video
         ]
@@ -73,7 +73,8 @@ def test_what_the_oracle_writes_is_read_as_it_was_meant(
     new = [data.draw(event_lists()) for _ in range(2)]
     checked, left = (data.draw(st.lists(st.integers(1, 512), max_size=4)) for _ in range(2))
     counts = [words.defect_counts([*a, *b]) for a, b in zip(before, new, strict=True)]
-    snapshot = words.snapshot(pair, shown, first=first)
+    span = data.draw(st.sampled_from([None, PRESETS[name].span[0]]))
+    snapshot = words.snapshot(pair, shown, first=first, span=span)
     answer = words.answer(judgments_from_counts(*counts), 1)
     text = (
         f"{snapshot}<think>{words.findings(before, new)}\n{words.decision(checked, left)}</think>"
@@ -93,7 +94,9 @@ def test_what_the_oracle_writes_is_read_as_it_was_meant(
             expected[0] = COLORS[pair.clips[clip].wrong_color]
         assert list(frame.colors) == expected
         assert (frame.place is not None) == first
-        assert set(frame.hints) == (set(pair.clips[clip].hints_at(index)) if first else set())
+        marked = [event for event in pair.clips[clip].events if first and event.hint_index == index]
+        gaps = [(e.hint, None if span is None else words.gap_name(pair, clip, e.gap, span)) for e in marked]
+        assert list(frame.hints) == gaps
     for findings, earlier, added, after in zip(read.findings, before, new, counts, strict=True):
         assert findings == ReadFindings(
             tuple(words.defect_counts(earlier)),
@@ -128,7 +131,7 @@ def test_decisions(line: str, decision: ReadDecision | None) -> None:
 
 def test_what_is_not_in_these_words_is_left_out_and_listed() -> None:
     text = (
-        "<snapshot>video 1: 1 green; 12 green shiny noise at q pale bars pale bars; x red; 2 mauve\n"
+        "<snapshot>video 1: 1 green; 12 green shiny noise at q pale bars 3 pale bars 3; x red; 2 mauve\n"
         "a red ball\nvideo 3: 7 red\nvideo 2: 46 blue at  off lane</snapshot>"
         "<think>video 1: TA 0 VQ 0 MQ 0 + 12 odd = TA 0 VQ 1 MQ 0 sum 1\n"
         "video 2: TA 0 VQ 0 + 46 off lane = TA 0 VQ 0 MQ 1 sum one\nwell\nsums 1 to 1\n</think>"
@@ -137,7 +140,7 @@ def test_what_is_not_in_these_words_is_left_out_and_listed() -> None:
     read = read_round(text)
     assert read.frames == (
         ReadFrame(1, 1, ("green",)),
-        ReadFrame(1, 12, ("green",), (Defect.NOISE,), "q", (Hint.BARS,)),
+        ReadFrame(1, 12, ("green",), (Defect.NOISE,), "q", ((Hint.BARS, 3),)),
         ReadFrame(1, 2),
         ReadFrame(2, 46, ("blue",), (Defect.JUMP,)),
     )

@@ -9,7 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from vrthinker.world import words
-from vrthinker.world.words import PHRASES, PLACES, first_frame_words, frame_words, place, place_letter
+from vrthinker.world.words import (
+    PHRASES,
+    PLACES,
+    first_frame_words,
+    frame_words,
+    gap_name,
+    place,
+    place_letter,
+)
 from vrthinker.world.world import (
     DIRECTIONS,
     PRESETS,
@@ -94,24 +102,26 @@ def test_places_go_on_in_the_direction_of_the_caption(pair: PairTruth) -> None:
 @given(pairs)
 def test_a_leap_is_said_only_beside_the_frame_in_front_of_its_gap(pair: PairTruth) -> None:
     numbers = first_numbers(pair)
-    shown = set(numbers)
     for name, number in enumerate(numbers, start=1):
         clip_number, index = pair.locate(number)
         clip = pair.clips[clip_number]
         leaps = [e for e in clip.events if e.hint is Hint.SPEED and e.gap[1] == index]
-        said = first_frame_words(pair, number, name, shown)
+        said = first_frame_words(pair, number, name, numbers)
         assert (" too far" in said) == bool(leaps)
         for event in leaps:
             before = number - (event.gap[1] - event.gap[0])
             assert pair.locate(before) == (clip_number, event.gap[0])
-            assert " too far" not in first_frame_words(pair, number, name, shown - {before})
+            assert " too far" not in first_frame_words(pair, number, name, set(numbers) - {before})
             assert " too far" in first_frame_words(pair, number, name, {before, number})
+            named = gap_name(pair, clip_number, event.gap, 0.25)
+            assert f" too far {named}" in first_frame_words(pair, number, name, numbers, 0.25)
+            assert before < named < number
         # What is seen on the frame itself does not depend on other frames.
         alone = first_frame_words(pair, number, name, {number})
         assert alone == said.replace(" too far", "")
 
 
-def test_a_frame_with_two_hints_names_both_the_next_gap_first() -> None:
+def test_a_frame_with_two_hints_names_both_gaps_in_their_order() -> None:
     both = 0
     for name in ("medium", "hard"):
         for seed in range(300):
@@ -122,8 +132,10 @@ def test_a_frame_with_two_hints_names_both_the_next_gap_first() -> None:
                 hints = pair.clips[clip].hints_at(index)
                 if len(hints) == 2:
                     assert hints[1] is Hint.SPEED
-                    end = f" {words.HINT_WORDS[hints[0]].strip()} too far"
-                    assert first_frame_words(pair, number, 1, numbers).endswith(end)
+                    marked = [event.gap for event in pair.clips[clip].events if event.hint_index == index]
+                    first, second = (gap_name(pair, clip, gap, 0.125) for gap in marked)
+                    end = f" too far {first}{words.HINT_WORDS[hints[0]]} {second}"
+                    assert first_frame_words(pair, number, 1, numbers, 0.125).endswith(end)
                     both += 1
     assert both > 10
 
@@ -184,13 +196,13 @@ def test_decisions_carry_the_list_of_what_is_left(checked: list[int], left: list
     assert words.decision(checked, left) == said
 
 
-def test_everything_that_is_written_is_made_of_phrases_numbers_and_places() -> None:
+def test_everything_that_is_written_is_made_of_phrases_numbers_blanks_and_places() -> None:
     """So that a tokenizer that has them spells no word letter by letter."""
-    known = sorted([*PHRASES, *"".join(PLACES)], key=len, reverse=True)
+    known = sorted([*PHRASES, " ", *"".join(PLACES)], key=len, reverse=True)
     for name in PRESET_NAMES:
         for seed in range(20):
             pair = sample_pair(PRESETS[name], seed, 2)
-            text = words.snapshot(pair, first_numbers(pair), first=True)
+            text = words.snapshot(pair, first_numbers(pair), first=True, span=0.25)
             text += "\n" + words.decision([2, 5], [7])
             position = 0
             while position < len(text):

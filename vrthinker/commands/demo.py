@@ -10,17 +10,19 @@ import itertools
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 from vrthinker.commands.options import Flag, announce, option
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
     from vrthinker.judge import Verdict
-    from vrthinker.world.world import PairTruth
+    from vrthinker.world.world import Difficulty, PairTruth
 
 _DEMO_SEED = 900_000
 """The first seed of demos. It differs from all seeds of nano's training and of evaluations."""
+_FRAMES = {"easy": 0, "medium": 0, "hard": 400}
+"""The fewest frames that both clips of a demo have together."""
 
 
 @dataclass(frozen=True)
@@ -33,6 +35,9 @@ class DemoCommand:
     """The file of the page. vrthinker-demo.html by default, in the current folder or in --out."""
     seed: int = 0
     """The seed of the pair. Another seed gives another pair."""
+    difficulty: Literal["easy", "medium", "hard"] = "easy"
+    """How hard the pair is. In medium and hard, one look is not enough: what decides is found by the second
+    or third call; hard has 400 frames and more."""
     json: Flag = False
     """Print JSON instead of a table."""
 
@@ -54,7 +59,7 @@ class DemoCommand:
         from vrthinker.report.terminal import plain, print_episode, print_truth
 
         announce("loading nano; the demo takes half a minute on a slow machine")
-        demo = run_demo(page, clips, self.seed)
+        demo = run_demo(page, clips, self.seed, self.difficulty)
         if self.json:
             sys.stdout.write(demo.as_json() + "\n")
         else:
@@ -116,27 +121,39 @@ class Demo:
         return json.dumps(values, indent=2)
 
 
-def demo_pair(seed: int) -> PairTruth:
-    """The first pair of a seed whose first frames mislead: by them alone, the overall judgment differs."""
+def demo_pair(seed: int, difficulty: Difficulty = "easy") -> PairTruth:
+    """The first pair of a seed whose first frames mislead: by them alone, the overall judgment differs.
+
+    In `medium` and `hard` it still differs after one call into the first marked gaps, and is right after
+    three.
+    """
     from vrthinker.episode.dimensions import Preference
-    from vrthinker.world.truth_reader import count, first_seen
+    from vrthinker.world.truth_reader import count, look_at_hints
     from vrthinker.world.world import PRESETS, sample_pair
 
+    config = PRESETS[difficulty]
+    misleading, enough = ((0,), 2) if difficulty == "easy" else ((0, 1), 3)
     for index in itertools.count():
-        pair = sample_pair(PRESETS["easy"], _DEMO_SEED + seed, index, "demo")
+        pair = sample_pair(config, _DEMO_SEED + seed, index, "demo")
         overall = pair.judgments.OA
-        if overall is not Preference.TIE and overall != count(pair, first_seen(pair)).OA:
+        if overall is Preference.TIE or sum(clip.n_frames for clip in pair.clips) < _FRAMES[difficulty]:
+            continue
+        seen = {calls: count(pair, look_at_hints(pair, config, calls)).OA for calls in (*misleading, enough)}
+        if seen[enough] == overall and all(seen[calls] != overall for calls in misleading):
             return pair
     raise AssertionError("unreachable")
 
 
-def run_demo(page: Path, clips: Path, seed: int = 0, model: str = "nano") -> Demo:
+def run_demo(
+    page: Path, clips: Path, seed: int = 0, difficulty: Difficulty = "easy", model: str = "nano"
+) -> Demo:
     """Makes the pair of a seed, judges it, and writes the evidence page.
 
     Args:
         page: The HTML file to write.
         clips: The folder for the two clips.
         seed: The seed of the pair.
+        difficulty: The difficulty of the pair.
         model: The judge's model.
 
     Raises:
@@ -148,7 +165,7 @@ def run_demo(page: Path, clips: Path, seed: int = 0, model: str = "nano") -> Dem
     from vrthinker.world.files import load_pairs_of, write_pairs
     from vrthinker.world.truth_reader import hidden_events_seen
 
-    truth = demo_pair(seed)
+    truth = demo_pair(seed, difficulty)
     write_pairs(clips, [truth])
     check_page_path(page)
     (pair,) = load_pairs_of(clips)

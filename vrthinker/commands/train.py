@@ -11,6 +11,7 @@ import tyro
 
 from vrthinker.commands.options import Flag, announce, is_first_process, option
 from vrthinker.commands.plan import TrainPlanCommand
+from vrthinker.commands.train_grpo import GrpoCommand
 from vrthinker.commands.train_options import Set, phase_overrides, with_watching
 from vrthinker.commands.train_rejection import RejectionCommand
 from vrthinker.commands.train_traces import TracesCommand
@@ -227,6 +228,7 @@ TrainCommand = (
     Annotated[TracesCommand, tyro.conf.subcommand("traces", prefix_name=False)]
     | Annotated[ColdStartCommand, tyro.conf.subcommand("cold-start", prefix_name=False)]
     | Annotated[RejectionCommand, tyro.conf.subcommand("rejection", prefix_name=False)]
+    | Annotated[GrpoCommand, tyro.conf.subcommand("grpo", prefix_name=False)]
     | Annotated[TrainShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
     | Annotated[TrainPlanCommand, tyro.conf.subcommand("plan", prefix_name=False)]
 )

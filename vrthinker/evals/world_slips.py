@@ -5,8 +5,8 @@ truth. Everything else is compared with what the judge itself had written before
 counted once and not again in all that follows from it. The *first slip that matters* of an episode with a
 wrong overall verdict is taken for its cause.
 
-A judge names a frame by its place among those that its message showed, and a gap by the place of the frame in
-front of it in the first input. Slips are told with frame numbers, since people look frames up by them.
+A judge names a frame by its place among those that its message showed, and a gap by the number of the first
+frame that looks into it. Slips are told with frame numbers, since people look frames up by them.
 """
 
 from __future__ import annotations
@@ -195,6 +195,8 @@ class _Walk:
     """The frames of the first input, in the order in which they were shown."""
     starts: list[int] = field(default_factory=list)
     """The frames of the first input, ascending."""
+    gaps: dict[int, int] = field(default_factory=dict)
+    """The name of each gap -> the frame in front of it."""
     shown: set[int] = field(default_factory=set)
     marks: set[int] = field(default_factory=set)
     """The gaps that the judge itself has read as marked, each by the number of the frame in front of it."""
@@ -214,6 +216,7 @@ class _Walk:
         self.shown.update(self.new)
         if self.number == 1:
             self.first, self.starts = self.new, sorted(self.new)
+            self.gaps = {self._gap_name(start): start for start in self.starts}
         self._form(record, words)
         if words.frames or not words.unread:
             self._snapshot(words.frames)
@@ -269,11 +272,18 @@ class _Walk:
         if self.number == 1:
             self.marks = set(own_marks)
             # A hint on a frame that there is not marks no gap, but stays on the judge's own list.
-            strange = {frame.name for frame in frames if frame.hints and frame.name not in truths}
-            self.to_do = sorted(strange | {self.first.index(gap) + 1 for gap in own_marks})
+            strange = {
+                gap
+                for frame in frames
+                for _, gap in frame.hints
+                if gap is not None and (frame.name not in truths or gap not in self.gaps)
+            }
+            self.to_do = sorted(strange | {self._gap_name(gap) for gap in own_marks})
 
     def _leave_out(self, true: ReadFrame) -> None:
-        shown = " and ".join(filter(None, [defect_words(true.defects).strip(), *map(_named, true.hints)]))
+        shown = " and ".join(
+            filter(None, [defect_words(true.defects).strip(), *(_named(hint) for hint, _ in true.hints)])
+        )
         self._add(
             SlipKind.FRAMES_LISTED,
             f"leaves out {self._told(true.name)}, which shows {shown or 'nothing'}",
@@ -284,9 +294,9 @@ class _Walk:
         """The frame that has this name in the round; None if none has it."""
         return self.new[name - 1] if 0 < name <= len(self.new) else None
 
-    def _start(self, name: int) -> int | None:
-        """The frame that has this name in the first input; None if none has it."""
-        return self.first[name - 1] if 0 < name <= len(self.first) else None
+    def _gap_name(self, start: int) -> int:
+        """The name of the gap behind a frame of the first input; the frame's own number if it is empty."""
+        return min(self._probes(start), default=start)
 
     def _told(self, name: int) -> str:
         """A frame of the round for people."""
@@ -301,7 +311,7 @@ class _Walk:
         return f"{gap} ({_ordinal(self.first.index(gap) + 1)})"
 
     def _told_gaps(self, names: Iterable[int]) -> str:
-        starts = [(name, self._start(name)) for name in names]
+        starts = [(name, self.gaps.get(name)) for name in names]
         told = [f"no. {name}" if start is None else self._told_gap(start) for name, start in starts]
         return ", ".join(told) or "nothing"
 
@@ -313,9 +323,11 @@ class _Walk:
             if number is None:
                 continue
             before = [n for n in self.starts if n < number and self._video(n) == self._video(number)]
-            for hint in frame.hints:
-                gap = before[-1] if hint is Hint.SPEED and before else number
-                marks.setdefault(gap, (frame.name, hint))
+            for hint, named in frame.hints:
+                by_place = before[-1] if hint is Hint.SPEED and before else number
+                gap = by_place if named is None else self.gaps.get(named)
+                if gap is not None:
+                    marks.setdefault(gap, (frame.name, hint))
         return marks
 
     def _video(self, number: int) -> int:
@@ -323,7 +335,8 @@ class _Walk:
 
     def _true_frame(self, name: int, number: int) -> ReadFrame:
         if self.number == 1:
-            words = first_frame_words(self.truth, number, name, set(self.new))
+            span = self.span if self.trajectory.settings.max_rounds > 1 else None
+            words = first_frame_words(self.truth, number, name, self.new, span)
         else:
             words = frame_words(self.truth, number, name)
         return read_snapshot(f"video {self._video(number)}: {words}")[0]
@@ -432,9 +445,9 @@ class _Walk:
 
     def _decision(self, record: RoundRecord, decision: ReadDecision | None) -> None:
         if decision is not None and decision.checked:
-            for gap, told in ((self._start(name), self._told_gaps([name])) for name in decision.checked):
+            for gap, told in ((self.gaps.get(name), self._told_gaps([name])) for name in decision.checked):
                 if gap is None:
-                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, which is no first frame")
+                    self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, which is no gap")
                 elif gap in self.asked:
                     self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told} a second time")
                 elif gap not in self.marks:
@@ -462,7 +475,7 @@ class _Walk:
                     )
 
     def _starts_of(self, names: Iterable[int]) -> list[int]:
-        return [start for start in map(self._start, names) if start is not None]
+        return [start for start in map(self.gaps.get, names) if start is not None]
 
     def _resolved(self, gap: int) -> bool:
         """Whether other frames than those that looked into the gap have shown all that is in it."""

@@ -76,9 +76,41 @@ def logprobs_from_hidden(
     else:
         part = functools.partial(_chunk, temperature=divisor, banned=banned)
         logprobs = torch.cat(in_chunks(part, hidden, lm_head_weight, labels, chunk))
-    if banned is None:
-        return logprobs
-    return torch.where(banned[labels], -torch.inf, logprobs)
+    return _without_banned(logprobs, labels, banned)
+
+
+def logprobs_and_entropy(
+    hidden: torch.Tensor,
+    lm_head_weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    temperature: float = 1.0,
+    banned: torch.Tensor | None = None,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """`logprobs_from_hidden` by `torch`, and each row's entropy from the same logits.
+
+    The arguments are those of `logprobs_from_hidden`. Liger-Kernel has no entropy, and a second pass over the
+    head would cost more than it saves.
+
+    Returns:
+        The log-probabilities as there, and the entropies in nats, in the same dtype and without gradient,
+        `[tokens]`. Banned tokens are not part of the distribution.
+
+    Raises:
+        InputError: An argument is not as described.
+    """
+    _check(hidden, lm_head_weight, labels, temperature, banned, chunk)
+    part = functools.partial(_chunk_with_entropy, temperature=temperature or 1.0, banned=banned)
+    chunks = in_chunks(part, hidden, lm_head_weight, labels, chunk)
+    logprobs, entropies = (torch.cat(parts) for parts in zip(*chunks, strict=True))
+    return _without_banned(logprobs, labels, banned), entropies
+
+
+def _without_banned(
+    logprobs: torch.Tensor, labels: torch.Tensor, banned: torch.Tensor | None
+) -> torch.Tensor:
+    return logprobs if banned is None else torch.where(banned[labels], -torch.inf, logprobs)
 
 
 def liger_obstacle(device: torch.device, dtype: torch.dtype) -> str | None:
@@ -146,13 +178,36 @@ def _chunk(
     temperature: float,
     banned: torch.Tensor | None,
 ) -> torch.Tensor:
+    scores = _scores(hidden, weight, temperature, banned)
+    return -functional.cross_entropy(scores, labels, reduction="none", ignore_index=NO_LABEL_IS_IGNORED)
+
+
+def _chunk_with_entropy(
+    hidden: torch.Tensor,
+    weight: torch.Tensor,
+    labels: torch.Tensor,
+    *,
+    temperature: float,
+    banned: torch.Tensor | None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    scores = _scores(hidden, weight, temperature, banned)
+    logprobs = -functional.cross_entropy(scores, labels, reduction="none", ignore_index=NO_LABEL_IS_IGNORED)
+    with torch.no_grad():
+        every = torch.log_softmax(scores, dim=-1)
+        # A banned token has probability 0 and log-probability -inf, whose product is 0 here.
+        entropy = torch.special.entr(every.exp()).sum(-1)
+    return logprobs, entropy
+
+
+def _scores(
+    hidden: torch.Tensor, weight: torch.Tensor, temperature: float, banned: torch.Tensor | None
+) -> torch.Tensor:
+    """The logits that tokens are drawn by."""
     logits = functional.linear(hidden, weight)
     scores = logits if logits.dtype == torch.float64 else logits.float()
     if banned is not None:
         scores = scores.masked_fill(banned, -torch.inf)
-    if temperature != 1.0:
-        scores = scores / temperature
-    return -functional.cross_entropy(scores, labels, reduction="none", ignore_index=NO_LABEL_IS_IGNORED)
+    return scores if temperature == 1.0 else scores / temperature
 
 
 def _by_liger(

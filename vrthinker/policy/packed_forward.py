@@ -106,4 +106,41 @@ def packed_logprobs(
         chunk=chunk,
         implementation=implementation,
     )
-    return [by_prediction[torch.from_numpy(predictions).to(policy.device)] for predictions in pack.sampled]
+    return _by_trajectory(by_prediction, pack)
+
+
+def packed_logprobs_and_entropy(
+    policy: VisionLanguageModel,
+    pack: Pack,
+    load: LoadFrames,
+    *,
+    temperature: float,
+    banned: torch.Tensor | None,
+    attention: Implementation = "auto",
+    features: Sequence[FrameFeatures] | None = None,
+    chunk: int = DEFAULT_CHUNK,
+) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
+    """`packed_logprobs`, and the entropy of the distribution that each token was drawn from.
+
+    The arguments are those of `packed_logprobs`.
+
+    Returns:
+        For each trajectory of the pack the log-probabilities, with gradient, and the entropies in nats,
+        without, both float32 `[sampled]`.
+    """
+    hidden = packed_hidden(policy, pack, load, attention=attention, features=features)
+    found, entropies = logprobs.logprobs_and_entropy(
+        hidden,
+        policy.model.lm_head.weight,
+        torch.from_numpy(pack.labels).to(policy.device),
+        temperature=temperature,
+        banned=banned,
+        chunk=chunk,
+    )
+    return _by_trajectory(found, pack), _by_trajectory(entropies, pack)
+
+
+def _by_trajectory(by_prediction: torch.Tensor, pack: Pack) -> list[torch.Tensor]:
+    return [
+        by_prediction[torch.from_numpy(predictions).to(by_prediction.device)] for predictions in pack.sampled
+    ]

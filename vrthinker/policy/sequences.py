@@ -8,7 +8,9 @@ sequence starts. It repeats the earlier rounds as context, without a loss on the
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import numpy as np
 
@@ -20,6 +22,10 @@ from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.replay import Path, replayed_paths, round_ids
 from vrthinker.video.resize import ResizeSettings
+
+LearnedPart = Literal["rounds", "snapshots", "calls"]
+"""The part of each round that is learned: all of it; what new frames show (reading lessons); or how it asks
+for frames, if it does: the last line of the thinking, the recommended answer and the call."""
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ def training_sequences(
     markup: Markup,
     frame_factor: tuple[int, int],
     *,
-    only_snapshots: bool = False,
+    learned: LearnedPart = "rounds",
     resize: ResizeSettings | None = None,
     tools: ToolRegistry | None = None,
 ) -> list[TrainingSequence]:
@@ -59,8 +65,8 @@ def training_sequences(
         trajectory: The trajectory of an episode under `rerender` memory.
         markup: The token ids of markers, and the encoding of text.
         frame_factor: The (height, width) of one merged patch in pixels.
-        only_snapshots: Whether a round is learned only up to the end of its snapshot, as in reading lessons.
-            There may be only one round, and it must be a text.
+        learned: The part of each round that is learned. For parts, rounds must be texts; for `snapshots`
+            there may be only one.
         resize: The resizing of frames for the model to be trained, for a trajectory whose rounds are texts.
             By default frames have the recorded sizes.
         tools: The tools that the rounds could call; `select_frames` by default.
@@ -73,9 +79,13 @@ def training_sequences(
     if trajectory.settings.memory != "rerender":
         got = trajectory.settings.memory
         raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
-    ids_of = snapshot_ids if only_snapshots else round_ids
+    ids_of = snapshot_ids if learned == "snapshots" else round_ids
     paths = replayed_paths(0, trajectory, markup, frame_factor, resize=resize, ids_of=ids_of, tools=tools)
-    return [_sequence(trajectory.id, path) for path in paths]
+    skipped = [0] * len(trajectory.rounds)
+    if learned == "calls":
+        skipped = [_tokens_before_asking(record, markup) for record in trajectory.rounds]
+    sequences = [_sequence(trajectory.id, path, skipped) for path in paths]
+    return [sequence for sequence in sequences if sequence.loss_mask.any()]
 
 
 def snapshot_ids(record: RoundRecord, markup: Markup) -> list[int]:
@@ -86,10 +96,24 @@ def snapshot_ids(record: RoundRecord, markup: Markup) -> list[int]:
     return markup.encode(record.text[: snapshot.span.end])
 
 
-def _sequence(name: str, path: Path) -> TrainingSequence:
+def _tokens_before_asking(record: RoundRecord, markup: Markup) -> int:
+    """The number of a round's tokens before the last line of its thinking; all if it asks for nothing."""
+    if record.token_ids is not None:
+        raise InputError("learned calls: got a round that is sampled, allowed: rounds that are texts")
+    think = parse_round(record.text).think
+    if record.tool is None or think is None:
+        return len(round_ids(record, markup))
+    last_line = record.text.rfind("\n", think.content.start, think.content.end)
+    before = markup.encode(record.text[: last_line if last_line >= 0 else think.content.start])
+    if markup.encode(record.text)[: len(before)] != before:
+        raise InputError("learned calls: got a tokenizer that joins the last line to the one before it")
+    return len(before)
+
+
+def _sequence(name: str, path: Path, skipped: Sequence[int]) -> TrainingSequence:
     mask = np.zeros(len(path.tokens), dtype=bool)
-    for _, start, end in path.learned:
-        mask[start:end] = True
+    for number, start, end in path.learned:
+        mask[start + skipped[number] : end] = True
     positions = [stretch.positions for stretch in path.stretches]
     positions.append(np.full((3, 1), path.next_position - 1, dtype=np.int64))
     frames, offset = [], 0

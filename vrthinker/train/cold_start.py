@@ -25,7 +25,7 @@ from vrthinker.progress import Progress
 from vrthinker.train.frame_phase import FramePhase, make_frame_lessons
 from vrthinker.train.loop.ranks import current_ranks
 from vrthinker.train.phases import Lessons, TraceLessons
-from vrthinker.train.settings import SftPhase, SftSettings, Stage, stage_settings, stored_settings
+from vrthinker.train.settings import RunSettings, SftPhase, Stage, stage_settings, stored_settings
 from vrthinker.train.sft import Start, begin_run, load_start, stage_folder, train
 from vrthinker.train.traces import (
     FileTraces,
@@ -65,7 +65,7 @@ AnyPhase = Annotated[Phase | FramePhase, BeforeValidator(_phase)]
 """A phase of either kind."""
 
 
-class ColdStartSettings(SftSettings):
+class ColdStartSettings(RunSettings):
     """All settings of a cold start."""
 
     phases: tuple[AnyPhase, ...] = Field(min_length=1)

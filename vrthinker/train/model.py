@@ -364,13 +364,40 @@ def _whole(tensor: torch.Tensor) -> torch.Tensor:
 # Export
 
 
-def _whole_weights(trained: TrainedPolicy) -> dict[str, torch.Tensor]:
-    """All weights under the base's names, with adapters merged, in the precision; on the first process only.
+def live_weights(trained: TrainedPolicy) -> dict[str, torch.Tensor]:
+    """All weights of now for an engine's `update_weights`, on every process. All processes call this.
 
-    Tied weights are the same tensor.
+    They are on the CPU in float32, under the base's names, with adapters merged.
+    """
+    return _whole_weights(trained, torch.float32, everywhere=True)
+
+
+@contextlib.contextmanager
+def without_adapters(model: Any) -> Iterator[None]:
+    """Computes with the base's weights alone, as before any adapter was trained."""
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    try:
+        for layer in layers:
+            layer.enable_adapters(False)
+        yield
+    finally:
+        for layer in layers:
+            layer.enable_adapters(True)
+
+
+def _whole_weights(
+    trained: TrainedPolicy, dtype: torch.dtype | None = None, *, everywhere: bool = False
+) -> dict[str, torch.Tensor]:
+    """All weights under the base's names, with adapters merged; on the first process only, or `everywhere`.
+
+    Tied weights are the same tensor. Without `dtype` they have that of the precision.
     """
     model, lora = trained.model, trained.settings.lora
-    dtype = torch.bfloat16 if trained.settings.precision == "bfloat16" else torch.float32
+    if dtype is None:
+        dtype = torch.bfloat16 if trained.settings.precision == "bfloat16" else torch.float32
+    wanted = everywhere or trained.ranks.is_first
     stored = model.state_dict(keep_vars=True)
     done: dict[int, torch.Tensor] = {}
     weights: dict[str, torch.Tensor] = {}
@@ -386,9 +413,9 @@ def _whole_weights(trained: TrainedPolicy) -> dict[str, torch.Tensor]:
                 )
                 whole = whole + (second @ first) * (lora.alpha / lora.rank)
             cast = whole.to(dtype) if whole.is_floating_point() else whole
-            done[id(tensor)] = cast.cpu() if trained.ranks.is_first else torch.empty(0)
+            done[id(tensor)] = cast.cpu() if wanted else torch.empty(0)
         weights[name.replace(".base_layer.", ".")] = done[id(tensor)]
-    return weights if trained.ranks.is_first else {}
+    return weights if wanted else {}
 
 
 def _write_model(trained: TrainedPolicy, folder: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -93,14 +93,14 @@ class TraceLessons:
         """
         markup = Markup(trained.policy.tokenizer, trained.policy.vocabulary_size)
         sequences = trained.ranks.together(
-            lambda: _sequences(self.phase, self.selection.traces, markup, trained.policy, resize)
+            lambda: _sequences(self.phase, self.selection, markup, trained.policy, resize)
         )
         return _TracePhase(self, sequences, loader, trained, seed=seed)
 
 
 def _sequences(
     phase: SftPhase,
-    traces: list[Trajectory],
+    selection: Selection,
     markup: Markup,
     policy: VisionLanguageModel,
     resize: ResizeSettings,
@@ -108,10 +108,8 @@ def _sequences(
     factor = policy.patch_size * policy.merge_size
     sequences = [
         sequence
-        for trace in traces
-        for sequence in training_sequences(
-            trace, markup, (factor, factor), only_snapshots=phase.only_snapshots, resize=resize
-        )
+        for trace, part in zip(selection.traces, selection.parts, strict=True)
+        for sequence in training_sequences(trace, markup, (factor, factor), learned=part, resize=resize)
     ]
     longest = max(map(len, sequences), default=0)
     if longest > policy.max_positions:

@@ -33,8 +33,8 @@ from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.phases import TraceLessons
 from vrthinker.train.settings import (
+    RunSettings,
     SftPhase,
-    SftSettings,
     Stage,
     StageSettings,
     stage_settings,
@@ -50,8 +50,8 @@ from vrthinker.train.sft import (
 )
 from vrthinker.train.teacher import TRACES, Collection, collect, select, write_selection
 from vrthinker.train.trials import Trial, check_clips, make_trials, write_pairs_file
-from vrthinker.world.files import MAX_PAIRS, PAIRS_FILE, make_world
-from vrthinker.world.world import WorldConfig
+from vrthinker.world.files import MAX_PAIRS, PAIRS_FILE, load_truths, make_world
+from vrthinker.world.world import PairTruth, WorldConfig
 
 REJECTION = Stage("rejection sampling", "rejection")
 SAMPLES = "samples"
@@ -109,7 +109,7 @@ class RejectionPhase(SftPhase):
     """The name of the phase, for messages and records."""
 
 
-class RejectionSettings(SftSettings):
+class RejectionSettings(RunSettings):
     """All settings of rejection sampling fine-tuning."""
 
     items: Annotated[FilePairs | WorldPairs, Field(discriminator="kind")]
@@ -283,7 +283,27 @@ def _pairs_of(path: Path) -> list[Pair]:
     return pairs
 
 
+def pairs_of_items(
+    items: FilePairs | WorldPairs, data: Path, ranks: Ranks
+) -> tuple[list[Pair], dict[str, PairTruth]]:
+    """The pairs to sample, and by id the truths of those of a synthetic world, which is made in `data`.
+
+    Raises:
+        InputError: The file cannot be read, a clip is missing, or the folder holds another world.
+        VRThinkerError: A clip could not be written.
+    """
+    if isinstance(items, FilePairs):
+        return ranks.together(lambda: _pairs_of(items.path)), {}
+    pairs = ranks.first_then_others(functools.partial(_world_pairs, items, data))
+    truths = ranks.together(lambda: load_truths(_world_of(items, data)))
+    return pairs, {truth.id: truth for truth in truths}
+
+
+def _world_of(items: WorldPairs, data: Path) -> Path:
+    return data / hashlib.sha256(items.model_dump_json().encode()).hexdigest()[:12]
+
+
 def _world_pairs(items: WorldPairs, data: Path) -> list[Pair]:
-    name = hashlib.sha256(items.model_dump_json().encode()).hexdigest()[:12]
-    make_world(data / name, items.world, pairs=items.pairs, seed=items.seed)
-    return load_pairs(data / name / PAIRS_FILE)
+    folder = _world_of(items, data)
+    make_world(folder, items.world, pairs=items.pairs, seed=items.seed)
+    return load_pairs(folder / PAIRS_FILE)

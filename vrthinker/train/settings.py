@@ -46,8 +46,6 @@ class SftPhase(StageSettings):
     micro_batch_size: int = Field(1, ge=1)
     """Number of sequences per forward. Gradients are accumulated over `batch_size` sequences."""
     learning_rate: LearningRate = LearningRate(peak=1.5e-6)
-    only_snapshots: bool = False
-    """Learn only the snapshots, as in reading lessons: what each frame shows, without any conclusions."""
     freeze_vision: bool = False
     """Leave the vision tower as it is in this phase."""
 
@@ -70,8 +68,8 @@ class HeldOutSettings(StageSettings):
     """Number of episodes that advance together."""
 
 
-class SftSettings(PolicySettings, StageSettings):
-    """The settings of every supervised stage. Every run writes its resolved settings to `config.json`."""
+class RunSettings(PolicySettings, StageSettings):
+    """The settings of every stage. Every run writes its resolved settings to `config.json`."""
 
     model: str
     """A checkpoint folder, a hub id, or `nano-from-nothing`."""
@@ -104,7 +102,7 @@ class SftSettings(PolicySettings, StageSettings):
     it is installed."""
 
 
-AnySettings = TypeVar("AnySettings", bound=SftSettings)
+AnySettings = TypeVar("AnySettings", bound=RunSettings)
 
 
 @dataclasses.dataclass(frozen=True)

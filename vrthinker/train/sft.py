@@ -23,6 +23,7 @@ from vrthinker.engine.hf.checkpoint import resolve_checkpoint
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSettings, load_judge_settings
+from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.batches import FrameLoader
 from vrthinker.records.files import replace_file
@@ -36,7 +37,7 @@ from vrthinker.train.loop.loop import LoopSettings, hold_run, run_loop
 from vrthinker.train.loop.ranks import current_ranks, joined_ranks
 from vrthinker.train.model import TrainedPolicy, export, load_policy
 from vrthinker.train.phases import Curriculum, Lessons, PhaseRun
-from vrthinker.train.settings import CONFIG_FILE, NANO, SftSettings, Stage
+from vrthinker.train.settings import CONFIG_FILE, NANO, RunSettings, Stage
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.resize import ResizeSettings
@@ -75,7 +76,7 @@ def stage_folder(out: Path, *kept: str) -> Iterator[None]:
             raise
 
 
-def begin_run(settings: SftSettings, out: Path) -> None:
+def begin_run(settings: RunSettings, out: Path) -> None:
     """From here on the folder belongs to these settings.
 
     Raises:
@@ -84,7 +85,7 @@ def begin_run(settings: SftSettings, out: Path) -> None:
     current_ranks().first_then_others(lambda: _begin_run(settings, out))
 
 
-def _begin_run(settings: SftSettings, out: Path) -> None:
+def _begin_run(settings: RunSettings, out: Path) -> None:
     if settings.model != NANO:
         resolve_checkpoint(settings.model)
     if not _belongs_to(settings, out / CONFIG_FILE):
@@ -93,7 +94,7 @@ def _begin_run(settings: SftSettings, out: Path) -> None:
         replace_file(out / PROVENANCE_FILE, (json.dumps(provenance(), indent=2) + "\n").encode())
 
 
-def _belongs_to(settings: SftSettings, path: Path) -> bool:
+def _belongs_to(settings: RunSettings, path: Path) -> bool:
     """Whether stored settings resolve to these; an older version's may lack one that has a default."""
     try:
         return type(settings).model_validate(read_json(path)) == settings
@@ -116,7 +117,7 @@ class Start:
         return self.trained.policy
 
 
-def load_start(settings: SftSettings, out: Path) -> Start:
+def load_start(settings: RunSettings, out: Path) -> Start:
     """Loads the base model, or draws the nano judge's initial weights.
 
     Raises:
@@ -131,7 +132,7 @@ def load_start(settings: SftSettings, out: Path) -> Start:
 
 
 def train(
-    stage: Stage, settings: SftSettings, start: Start, lessons: Sequence[Lessons], out: Path
+    stage: Stage, settings: RunSettings, start: Start, lessons: Sequence[Lessons], out: Path
 ) -> Path | None:
     """Trains the policy on each phase's traces, one phase after the other, and exports the judge.
 
@@ -157,7 +158,8 @@ def train(
         for number, lesson in enumerate(lessons)
     ]
     curriculum = Curriculum(phases)
-    held_out = _held_out(settings, start, lessons, curriculum.steps, out)
+    learned = [trace for lesson in lessons for trace in lesson.traces]
+    held_out = held_out_of(settings, start, learned, curriculum.steps, out)
     ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases))
     begun = latest_checkpoint(out, ranks)
     tracker = open_tracker(
@@ -191,10 +193,10 @@ def train(
         loader.close()
     if result.outcome != "finished":
         return None
-    return _export(start, settings, out / "model")
+    return export_judge(start, settings, out / "model")
 
 
-def _export(start: Start, settings: SftSettings, target: Path) -> Path:
+def export_judge(start: Start, settings: RunSettings, target: Path) -> Path:
     """Writes the trained judge."""
     changes = {k: v for k, v in (("note", settings.note), ("clips", settings.clips)) if v is not None}
     judge_settings = start.judge_settings.model_copy(update=changes)
@@ -202,14 +204,13 @@ def _export(start: Start, settings: SftSettings, target: Path) -> Path:
     return export(start.trained, start.folder, target, judge_settings, start.templates, base_name=base_name)
 
 
-def _held_out(
-    settings: SftSettings, start: Start, lessons: Sequence[Lessons], steps: int, out: Path
+def held_out_of(
+    settings: RunSettings, start: Start, traces: Sequence[Trajectory], steps: int, out: Path
 ) -> HeldOut | None:
-    """The held-out pairs of a run, if it has some."""
+    """The held-out pairs of a run, if it has some; `traces` are what it learns from, as far as known."""
     if settings.evaluation is None:
         return None
     evaluation = settings.evaluation
-    traces = [trace for lesson in lessons for trace in lesson.traces]
     return HeldOut(
         start.trained,
         current_ranks().together(lambda: load_held_out(evaluation, traces, seed=settings.seed)),
@@ -218,7 +219,7 @@ def _held_out(
         run=out,
         judge_settings=start.judge_settings,
         templates=start.templates,
-        export=lambda folder: _export(start, settings, folder),
+        export=lambda folder: export_judge(start, settings, folder),
     )
 
 
@@ -261,7 +262,7 @@ def _phases_in(record: object) -> list[object]:
 # Model
 
 
-def base_folder(settings: SftSettings, out: Path) -> Path:
+def base_folder(settings: RunSettings, out: Path) -> Path:
     """The folder of the base model. That of `nano-from-nothing` is written with random weights, once."""
     if settings.model != NANO:
         return resolve_checkpoint(settings.model)

@@ -20,6 +20,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,7 +73,7 @@ class Collection:
 
 def collect(
     configured: JudgeConfiguration,
-    load: Callable[[], Judge],
+    load: Callable[[], AbstractContextManager[Judge]],
     trials: Sequence[Trial],
     folder: Path,
     *,
@@ -88,7 +89,8 @@ def collect(
 
     Args:
         configured: What the judge's verdicts depend on.
-        load: A function that loads the judge. It is called only if there is something to judge.
+        load: A function that loads the judge, which is closed at the end as its context manager says. It is
+            called only if there is something to judge.
         trials: The trials.
         folder: The folder of the collection.
         seed: The seed of sampling. Each trial is sampled with a seed of its own, derived from its id.

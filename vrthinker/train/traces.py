@@ -33,6 +33,7 @@ from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import JudgeSettings
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError, one_line
+from vrthinker.policy.sequences import LearnedPart
 from vrthinker.records.files import replace_file
 from vrthinker.video.content import clip_content
 from vrthinker.video.frame_cache import FrameCache
@@ -71,6 +72,9 @@ class WorldTraces(_Settings):
     """Make reading lessons instead: episodes of one round about this many chosen frames of each clip."""
     filter: bool = True
     """Keep only traces whose four judgments are all right."""
+    learned: LearnedPart = "rounds"
+    """The part of each round that is learned: `rounds` (all of it), `snapshots` (lessons only), or `calls`
+    (how a round asks for frames: the last line of the thinking, the recommended answer and the call)."""
 
     @model_validator(mode="after")
     def _behaves(self) -> Self:
@@ -80,6 +84,12 @@ class WorldTraces(_Settings):
         if self.lesson_frames is not None and self.most_calls:
             got = ", ".join(sorted(drawn))
             raise ValueError(f"mix: got {got}, allowed in a lesson: immediate alone, or calls: 0")
+        return self
+
+    @model_validator(mode="after")
+    def _has_what_is_learned(self) -> Self:
+        if self.learned == "snapshots" and self.most_calls:
+            raise ValueError("learned: got snapshots, allowed with tool calls: rounds, calls")
         return self
 
     @property
@@ -163,12 +173,20 @@ class Selection:
         n_read: The number of distinct episodes that the traces were chosen from.
         checked: What the filters checked.
         dropped: The dropped traces, if they are known: the oracle's are not stored.
+        learned: The part that is learned of each trace; of all of them their rounds if it is empty.
     """
 
     traces: list[Trajectory]
     n_read: int
     checked: Literal["form and labels", "form"]
     dropped: tuple[Dropped, ...] = ()
+    learned: tuple[LearnedPart, ...] = ()
+
+    @property
+    def parts(self) -> tuple[LearnedPart, ...]:
+        """The part that is learned of each trace."""
+        whole: LearnedPart = "rounds"
+        return self.learned or (whole,) * len(self.traces)
 
     @classmethod
     def joined(cls, selections: Sequence[Selection]) -> Selection:
@@ -178,6 +196,7 @@ class Selection:
             sum(selection.n_read for selection in selections),
             min((s.checked for s in selections), key=("form", "form and labels").index),
             tuple(dropped for selection in selections for dropped in selection.dropped),
+            tuple(part for selection in selections for part in selection.parts),
         )
 
     @property
@@ -203,9 +222,10 @@ class Selection:
     def digest(self) -> str:
         """A SHA-256 of everything in the traces that is learned, in hexadecimal digits."""
         digest = hashlib.sha256()
-        for trace in self.traces:
+        for trace, part in zip(self.traces, self.parts, strict=True):
             learned = [[record.text, record.token_ids] for record in trace.rounds]
-            digest.update(json.dumps([trace.id, trace.seed, trace.prompt, learned]).encode())
+            what = [trace.id, trace.seed, trace.prompt, learned, *([part] if part != "rounds" else [])]
+            digest.update(json.dumps(what).encode())
         return digest.hexdigest()
 
 
@@ -342,7 +362,8 @@ def make_traces(
             for _ in pool.map(_run_shard, todo):
                 pass
     traces = [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
-    return Selection(traces, source.pairs, "form and labels" if source.filter else "form")
+    checked: Literal["form and labels", "form"] = "form and labels" if source.filter else "form"
+    return Selection(traces, source.pairs, checked, learned=(source.learned,) * len(traces))
 
 
 def world_folder(
@@ -388,7 +409,7 @@ class _Shard:
     def path(self) -> Path:
         """The path of the file. Its name depends on everything that its content depends on."""
         what = [
-            self.source.model_dump_json(),
+            self.source.model_dump_json(exclude={"learned"}),
             self.settings.model_dump_json(),
             json.dumps(dict(self.templates), sort_keys=True),
             str(self.seed),
@@ -416,7 +437,7 @@ def _run_shard(shard: _Shard) -> None:
     engine = OracleEngine(
         truths_by_clip(shard.folder, truths),
         shard.source.mix,
-        calls=shard.source.calls,
+        calls=shard.source.most_calls,
         span=shard.source.world.span[0],
     )
     # The oracle keeps to the grammar by itself.

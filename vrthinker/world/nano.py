@@ -1,4 +1,4 @@
-"""The nano judge before training: a Qwen2.5-VL model of about 1 M parameters, and its tokenizer.
+"""The nano judge before training: a Qwen2.5-VL model of about 1.2 M parameters, and its tokenizer.
 
 The nano judge is made for the synthetic world and small enough to train on two CPU cores. Its tokenizer has
 the world's phrases and the whole numbers up to 512 as single tokens, which are all frame numbers of the
@@ -28,10 +28,15 @@ _NUMBERS = 513
 """Whole numbers below this are single tokens."""
 _DEVIATION = 0.06
 """Standard deviation of initial weights."""
-_OWN_SHARE = 0.5
-"""The share of a number's initial embedding that no other number has a part in."""
-_COPYING = 0.9
-"""How close the initial output projections are to the transposed value projections."""
+_SMALL = 0.1
+"""What output projections begin with, as a share of the transposed value projections."""
+_LOOKING, _MATCHING = 5.0, 2.2
+"""The size of the biases and of the weights by which heads begin to find what they copy."""
+_VALUES, _SLOT, _COPY = 0.3, 0.4, 0.8
+"""The weights by which those heads read and write. What they write is about as long as an embedding (`_SLOT`)
+or twice as long (`_COPY`)."""
+_PROMPT_TOKENS = 400
+"""About the distance over which they have to find something."""
 
 
 def nano_settings() -> JudgeSettings:
@@ -145,7 +150,7 @@ def _model(tokenizer: Any) -> Any:
         "num_attention_heads": 4,
         "num_key_value_heads": 4,
         "max_position_embeddings": _CONTEXT_TOKENS,
-        "rope_parameters": {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [4, 6, 6]},
+        "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 6, 6]},
         "initializer_range": _DEVIATION,
         "eos_token_id": known["<|im_end|>"],
         "pad_token_id": known["<|endoftext|>"],
@@ -178,7 +183,6 @@ def _model(tokenizer: Any) -> Any:
     model: Any = Qwen2_5_VLForConditionalGeneration(config)
     model = model.to(torch.float32).eval()
     with torch.no_grad():
-        _spell_numbers(model, tokenizer)
         _begin_by_copying(model)
     model.generation_config = GenerationConfig(
         eos_token_id=known["<|im_end|>"], pad_token_id=known["<|endoftext|>"], do_sample=False
@@ -186,34 +190,59 @@ def _model(tokenizer: Any) -> Any:
     return model
 
 
-def _spell_numbers(model: Any, tokenizer: Any) -> None:
-    """Starts the embedding of every number as the sum of its digits' embeddings.
-
-    Numbers are copied all the time, from a frame's label into the snapshot and from there into the thinking.
-    What is learned about one number then helps with all others that share a digit.
-    """
-    import torch
-
-    table = model.get_input_embeddings().weight
-    digits = torch.randn(3, 10, table.shape[1]) * _DEVIATION / 3**0.5
-    for number in range(_NUMBERS):
-        row = table[tokenizer.convert_tokens_to_ids(str(number))]
-        row.mul_(_OWN_SHARE).add_(digits[0, number // 100] + digits[1, number // 10 % 10])
-        row.add_(digits[2, number % 10])
-
-
 def _begin_by_copying(model: Any) -> None:
-    """Starts every attention layer so that it adds what it attends to, as seen through its values.
+    """Starts a model so that it copies what stands behind an earlier mention, before it has learned anything.
 
-    The output projection is nearly the transpose of the value projection. Attention to a token then makes the
-    same token likelier from the first step on, and what to attend to can be learned before anything else.
-    (Mimetic initialization, Trockman and Kolter 2023, has the same product in other proportions.)
+    Most of what the judge writes stands in its context already: the list of gaps, the frame numbers of a gap,
+    the counts of the round before. From usual weights, finding and copying took most of the training. Here
+    the first two layers begin with what training makes of them in models that copy (induction heads, Olsson
+    et al. 2022); every weight of it is trained like all others.
+
+    - Layers add little at first: an output projection is a tenth of the transposed value projection (mimetic
+      initialization, Trockman and Kolter 2023, has the same product), and the MLPs add nothing.
+    - Layer 0: heads 0 and 1 look at the token before and at the one before that, and write what they see into
+      subspaces of their own (`_look_back`).
+    - Layer 1: head 0 looks for a place where the same token stands two before, as one before here (behind
+      `43, ` it finds the 48 of `43, 48`). Head 1 looks for a place where the token before is this token.
+      Both copy the token that they find.
     """
     import torch
 
-    config = model.config.text_config
-    groups = config.num_attention_heads // config.num_key_value_heads
-    for layer in model.model.language_model.layers:
-        values = layer.self_attn.v_proj.weight.unflatten(0, (config.num_key_value_heads, -1))
-        copied = values.repeat_interleave(groups, dim=0).flatten(0, 1).T
-        torch.lerp(layer.self_attn.o_proj.weight, copied, _COPYING, out=layer.self_attn.o_proj.weight)
+    text = model.model.language_model
+    heads = text.config.num_attention_heads
+    size = text.config.hidden_size // heads
+    for layer in text.layers:
+        layer.self_attn.o_proj.weight.copy_(_SMALL * layer.self_attn.v_proj.weight.T)
+        layer.mlp.down_proj.weight.zero_()
+    look, match = (layer.self_attn for layer in text.layers[:2])
+    token = torch.linalg.qr(torch.randn(text.config.hidden_size, size))[0].T
+    slots = torch.linalg.qr(torch.randn(text.config.hidden_size, 2 * size))[0].T.split(size)
+    rates = text.rotary_emb.inv_freq
+    for head, slot in enumerate(slots):
+        rows = slice(head * size, (head + 1) * size)
+        _look_back(look, rows, rates, distance=head + 1)
+        look.v_proj.weight[rows] = token * _VALUES
+        look.o_proj.weight[:, rows] = slot.T * _SLOT
+    # Only those parts of queries and keys are used that turn little over a prompt's length.
+    slow = (rates * _PROMPT_TOKENS < 2.0).repeat(2)[:, None]
+    for head, (here, there) in enumerate(((slots[0], slots[1]), (token, slots[0]))):
+        rows = slice(head * size, (head + 1) * size)
+        match.q_proj.weight[rows] = here * slow * _MATCHING
+        match.k_proj.weight[rows] = there * slow * _MATCHING
+        copied = torch.linalg.qr(torch.randn(text.config.hidden_size, size))[0].T
+        match.v_proj.weight[rows] = copied * _VALUES
+        match.o_proj.weight[:, rows] = copied.T * _COPY
+
+
+def _look_back(attention: Any, rows: slice, rates: Any, *, distance: int) -> None:
+    """Makes a head look `distance` positions back, whatever the tokens are, by the biases of its projections.
+
+    Rotary positions turn the key by its distance more than the query. A key's bias that is turned back by
+    `distance` matches the query's best there.
+    """
+    import torch
+
+    attention.q_proj.weight[rows] = 0.0
+    attention.k_proj.weight[rows] = 0.0
+    attention.q_proj.bias[rows] = _LOOKING * torch.cat([torch.ones_like(rates), torch.zeros_like(rates)])
+    attention.k_proj.bias[rows] = _LOOKING * torch.cat([(rates * distance).cos(), (rates * distance).sin()])

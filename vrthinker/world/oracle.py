@@ -80,7 +80,6 @@ class _State:
     new_frames: list[int]
     calls_left: int
     rounds: int = 0
-    first_names: dict[int, int] = field(default_factory=dict)
     found: list[list[words.Found]] = field(default_factory=lambda: [[], []])
     pending: list[list[tuple[int, int]]] = field(default_factory=lambda: [[], []])
     shown: set[int] = field(default_factory=set)
@@ -92,7 +91,7 @@ class OracleEngine(Engine):
     Args:
         truths: The truths under the paths of their clips, as `truths_by_clip` gives them.
         mix: The behaviours, and how often each is drawn.
-        calls: The most tool calls of a session.
+        calls: The most tool calls of a session. With 0, hints name no gaps.
         span: The value of `WorldConfig.span[0]`, which tells it how densely to look.
         max_sessions: The number of sessions that may be open at once.
     """
@@ -234,10 +233,9 @@ class OracleEngine(Engine):
         before = [list(events) for events in state.found]
         self._read(state)
         new = [events[len(known) :] for events, known in zip(state.found, before, strict=True)]
-        text = words.snapshot(state.pair, state.new_frames, first=state.rounds == 0)
+        span = self._span if self._calls else None
+        text = words.snapshot(state.pair, state.new_frames, first=state.rounds == 0, span=span)
         names = {number: name for name, number in enumerate(state.new_frames, start=1)}
-        if state.rounds == 0:
-            state.first_names = names
         named = [[(names[number], defects) for number, defects in events] for events in new]
         text += "<think>" + words.findings(before, named)
         state.rounds += 1
@@ -269,7 +267,7 @@ class OracleEngine(Engine):
             state.pending[clip] = [
                 event.gap
                 for event in truth.events
-                if event.hint_index in shown
+                if {event.hint_index, event.gap[0]} <= shown
                 and not set(probes(event.gap, self._span)) <= shown
                 and not (event.defects and any(map(event.covers, shown)))
             ]
@@ -294,7 +292,7 @@ class OracleEngine(Engine):
         offsets = [1, 1 + state.pair.clips[0].n_frames]
         left = [(clip, gap) for clip, gaps in enumerate(state.pending) for gap in gaps]
         names = [
-            [state.first_names.get(offsets[clip] + gap[0], 0) for clip, gap in gaps]
+            [words.gap_name(state.pair, clip, gap, self._span) for clip, gap in gaps]
             for gaps in (looks, [gap for gap in left if gap not in looks])
         ]
         asked = [offsets[clip] + index for clip, gap in looks for index in probes(gap, self._span)]

@@ -31,7 +31,8 @@ class ReadFrame:
         colors: The colours of its objects, as words.
         defects: The defects that are named, each once.
         place: The letter of the place where the objects are; None if none is named.
-        hints: The hints that are named, each once.
+        hints: The hints that are named, each once, with the name of the gap that it marks; None where no gap
+            is named.
     """
 
     video: int
@@ -39,7 +40,7 @@ class ReadFrame:
     colors: tuple[str, ...] = ()
     defects: tuple[Defect, ...] = ()
     place: str | None = None
-    hints: tuple[Hint, ...] = ()
+    hints: tuple[tuple[Hint, int | None], ...] = ()
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class ReadDecision:
     """The end of the thinking.
 
     Attributes:
-        checked: The gaps to look into now, each by the name of the frame in front of it in the first input.
+        checked: The gaps to look into now, by their names (`words.gap_name`).
         left: The gaps that are left for later; None if it does not say.
         looks_around: Whether it is to look at other frames than those of gaps.
     """
@@ -107,8 +108,11 @@ _CHECK = re.compile(f"check ({_LIST})(?: left (nothing|{_LIST}))?")
 _DEFECTS = {word: defect for defect, word in DEFECT_WORDS.items()}
 _HINTS = {word: hint for hint, word in HINT_WORDS.items()}
 _WORDS = re.compile(
-    "(?:" + "|".join([*_DEFECTS, *_HINTS, *(f" {color}" for color in COLORS), " at [A-Za-z]"]) + ")(?= |$)"
+    "(?:"
+    + "|".join([*_DEFECTS, *(f" {color}" for color in COLORS), " at [A-Za-z]"])
+    + f"|(?:{'|'.join(_HINTS)})(?: {_NUMBER})?)(?= |$)"
 )
+_HINT = re.compile(f"({'|'.join(_HINTS)})(?: ({_NUMBER}))?")
 _OTHER_WORD = re.compile(" ?[^ ]*")
 
 
@@ -165,7 +169,7 @@ def read_snapshot(content: str, unread: list[str] | None = None) -> tuple[ReadFr
                     colors=tuple(word[1:] for word in words if word[1:] in COLORS),
                     defects=_distinct(words, _DEFECTS.get),
                     place=places[0] if places else None,
-                    hints=_distinct(words, _HINTS.get),
+                    hints=_distinct(words, _hint),
                 )
             )
     return tuple(frames)
@@ -242,6 +246,11 @@ def _split(text: str) -> tuple[list[str], list[str]]:
             others.append(match[0])
         position = max(match.end(), position + 1)
     return known, others
+
+
+def _hint(word: str) -> tuple[Hint, int | None] | None:
+    match = _HINT.fullmatch(word)
+    return None if match is None else (_HINTS[match[1]], None if match[2] is None else int(match[2]))
 
 
 def _distinct(words: Sequence[str], meaning: Callable[[str], _T | None]) -> tuple[_T, ...]:

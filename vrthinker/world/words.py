@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Collection, Sequence
 
 from vrthinker.episode.dimensions import Judgments
+from vrthinker.world.truth_reader import probes
 from vrthinker.world.world import (
     COLORS,
     DEFECTS,
@@ -66,10 +67,25 @@ def frame_words(pair: PairTruth, frame_number: int, name: int) -> str:
     return f"{name} {' '.join(colors)}{defect_words(defects)}"
 
 
-def first_frame_words(pair: PairTruth, frame_number: int, name: int, shown: Collection[int]) -> str:
-    """The words for a frame of the first input, such as `3 red noise at k pale bars`.
+def gap_name(pair: PairTruth, clip_number: int, gap: tuple[int, int], span: float) -> int:
+    """The number that a gap is named by: that of the first frame that looks into it.
 
-    They also say where the objects are, and which hints there are.
+    Args:
+        pair: The pair.
+        clip_number: The clip, 0 or 1.
+        gap: The gap.
+        span: The value of `WorldConfig.span[0]`, which says how densely to look.
+    """
+    return 1 + clip_number * pair.clips[0].n_frames + probes(gap, span)[0]
+
+
+def first_frame_words(
+    pair: PairTruth, frame_number: int, name: int, shown: Collection[int], span: float | None = None
+) -> str:
+    """The words for a frame of the first input, such as `3 red noise at k pale bars 26`.
+
+    They also say where the objects are, and which hints there are. Each hint names the gap that it marks
+    (`gap_name`), if frames can be asked for.
 
     Args:
         pair: The pair.
@@ -77,31 +93,33 @@ def first_frame_words(pair: PairTruth, frame_number: int, name: int, shown: Coll
         name: Its 1-based place in the first input.
         shown: All frames of the first input. That an object has come too far can only be seen beside the
             frame in front of the gap.
+        span: The value of `WorldConfig.span[0]`; None if no frames can be asked for.
     """
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
     hints = [event for event in clip.events if event.hidden and event.hint_index == index]
-    marks = [
-        HINT_WORDS[event.hint]
-        for event in sorted(hints, key=lambda event: -event.gap[0])
-        if event.hint is not None and (index == event.gap[0] or frame_number - index + event.gap[0] in shown)
-    ]
+    marks = []
+    for event in sorted(hints, key=lambda event: event.gap[0]):
+        if event.hint is not None and (index == event.gap[0] or frame_number - index + event.gap[0] in shown):
+            named = "" if span is None else f" {gap_name(pair, clip_number, event.gap, span)}"
+            marks.append(HINT_WORDS[event.hint] + named)
     return f"{frame_words(pair, frame_number, name)} at {place(pair, frame_number)}{''.join(marks)}"
 
 
-def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool) -> str:
+def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool, span: float | None = None) -> str:
     """The snapshot of newly shown frames, with a line per video.
 
     Args:
         pair: The pair.
         frame_numbers: The frames, in the order in which they are shown.
         first: Whether they are the first input.
+        span: The value of `WorldConfig.span[0]`; None if no frames can be asked for.
     """
     shown = set(frame_numbers)
     lines = []
     for video in (1, 2):
         texts = [
-            first_frame_words(pair, number, name, shown) if first else frame_words(pair, number, name)
+            first_frame_words(pair, number, name, shown, span) if first else frame_words(pair, number, name)
             for name, number in enumerate(frame_numbers, start=1)
             if pair.locate(number)[0] == video - 1
         ]
@@ -140,10 +158,10 @@ def decision(checked: Sequence[int], left: Sequence[int]) -> str:
     """The end of the thinking: the marked gaps that are looked into now, and those that are left for later.
 
     The list is carried from round to round, so that a round needs to look at the one before it only. An
-    example is `check 2 and 5 left 6 and 7`.
+    example is `check 10 and 34 left 42 and 50`.
 
     Args:
-        checked: The gaps to look into, each by the name of the frame in front of it; none to answer.
+        checked: The names of the gaps to look into (`gap_name`); none to answer.
         left: The marked gaps that remain.
     """
     if not checked:
