@@ -3,8 +3,8 @@
     held_out = HeldOut(policy, pairs, every=100, run=run, ...)
     run_loop(..., measure=held_out.measure)
 
-Decoding is greedy (method section 6), by the engine that judges everywhere else, over the very weights that
-are being trained.
+Decoding is greedy (method section 6) unless a temperature is set, by the engine that judges everywhere else,
+over the very weights that are being trained.
 
 Invariants: an evaluation changes neither the weights nor what training draws, so that a run ends in the same
 bits with and without it. What it measures depends on the weights alone. Every evaluation goes into the
@@ -66,7 +66,7 @@ class HeldOut:
         settings: When to judge, and how many episodes together.
         steps: The number of steps of the whole run. After the last one there is always an evaluation.
         run: The run's folder.
-        judge_settings: The judge's settings. The temperature is not used, because decoding is greedy.
+        judge_settings: The judge's settings. The temperature is that of `settings`.
         templates: The judge's prompts.
         export: A function that writes the policy to a checkpoint folder, atomically.
     """
@@ -83,11 +83,12 @@ class HeldOut:
         templates: PromptTemplates,
         export: Callable[[Path], object],
     ) -> None:
-        greedy = judge_settings.episode.model_copy(update={"temperature": 0.0, "top_p": 1.0})
+        decoding = {"temperature": settings.temperature, "top_p": 1.0}
+        episode = judge_settings.episode.model_copy(update=decoding)
         self._trained, self._policy = trained, trained.policy
         self._pairs, self._settings = list(pairs), settings
         self._steps, self._run, self._export = steps, run, export
-        self._judge_settings = judge_settings.model_copy(update={"episode": greedy})
+        self._judge_settings = judge_settings.model_copy(update={"episode": episode})
         self._templates = templates
 
     def measure(self, step: int) -> dict[str, float]:

@@ -66,6 +66,9 @@ class HeldOutSettings(StageSettings):
     """Number of pairs, drawn by the run's seed; all by default."""
     batch_size: int = Field(8, ge=1)
     """Number of episodes that advance together."""
+    temperature: float = Field(0.0, ge=0.0, le=10.0)
+    """0 decodes greedily, as in the paper's evaluations. Above it, one episode per pair is sampled, always with
+    the same seeds: what GRPO improves first is how often a sampled episode is right."""
 
 
 class RunSettings(PolicySettings, StageSettings):
