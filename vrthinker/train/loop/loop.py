@@ -287,7 +287,9 @@ class _Loop:
         totals = step_totals(self._ranks.gather(sums.report()))
         if totals.count == 0:
             raise VRThinkerError(f"step {self.step}: got no micro-batches, wanted at least one")
+        apply_began = time.perf_counter()
         norm = self._apply(totals.values[self._loss_name])
+        apply_seconds = time.perf_counter() - apply_began
         self.step += 1
         seconds = time.perf_counter() - began
         logged = totals.values | {
@@ -296,6 +298,7 @@ class _Loop:
             "optim/skipped_steps": float(self.skipped),
             "perf/tokens_per_s": totals.n_tokens / seconds,
             "perf/step_seconds": seconds,
+            "perf/optimizer_seconds": apply_seconds,
             **self._measured(),
         }
         self.metrics = logged

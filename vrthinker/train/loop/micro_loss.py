@@ -14,6 +14,7 @@ LOOP_METRICS = (
     "optim/skipped_steps",
     "perf/tokens_per_s",
     "perf/step_seconds",
+    "perf/optimizer_seconds",
 )
 """The metrics that the loop itself measures."""
 
