@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import shutil
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, cast
@@ -23,7 +24,7 @@ from vrthinker.engine.hf.checkpoint import resolve_checkpoint
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
 from vrthinker.episode.trajectory import Trajectory, load_trajectories
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.policy.batches import FrameLoader
 from vrthinker.policy.packed_forward import packed_logprobs
 from vrthinker.policy.packing import Pack
@@ -174,6 +175,48 @@ def test_killed_anywhere_a_run_ends_in_the_same_bits(
     assert weights[0].read_bytes() == weights[1].read_bytes()
     ids = [[t.id for t in episodes(folder)] for folder in (straight, broken)]
     assert sorted(set(ids[0])) == sorted(set(ids[1]))
+
+
+def test_it_ends_at_the_limit_of_the_kl_and_stays_there(
+    world: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    settings = grpo_settings(values(world, loss={"most_kl": 1e-12}))
+    assert run_grpo(settings, out) == out / "model"
+    assert metrics(out)[-1]["step"] == 2, "the first step is at the reference itself"
+    assert (
+        "is above most_kl 1e-12 after step 2; what was learned until here is kept" in capsys.readouterr().err
+    )
+    before = (out / "model" / "model.safetensors").read_bytes()
+    assert run_grpo(resume_settings(out), out) == out / "model"
+    assert metrics(out)[-1]["step"] == 2
+    assert (out / "model" / "model.safetensors").read_bytes() == before
+
+
+def test_without_a_reference_under_evict_by_another_advantage(world: Path, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    shutil.copytree(resolve_checkpoint("nano"), base)
+    stored = json.loads((base / "vrthinker.json").read_text())
+    stored["episode"]["memory"] = "evict"
+    (base / "vrthinker.json").write_text(json.dumps(stored))
+    more = {"loss": {"kl_weight": 0.0, "aggregation": "token_mean"}, "advantage": {"kind": "rloo"}}
+    more["learn"] = {**values(world)["learn"], "steps": 1}
+    out = tmp_path / "run"
+    assert run_grpo(grpo_settings(values(world, model=str(base), **more)), out) == out / "model"
+    (line,) = metrics(out)
+    assert "kl/ref" not in line
+    assert line["drift/mean"] < 1e-5
+    assert {t.settings.memory for t in episodes(out)} == {"evict"}
+
+
+def test_nothing_to_learn_is_one_line_and_the_episodes_stay(world: Path, tmp_path: Path) -> None:
+    """Almost without chance, all episodes of a group are the same."""
+    out = tmp_path / "run"
+    rollouts = {**values(world)["rollouts"], "temperature": 1e-3, "group_size": 2, "most_draws": 2}
+    with pytest.raises(VRThinkerError, match="step 0: nothing to learn from: none of 4 groups") as caught:
+        run_grpo(grpo_settings(values(world, rollouts=rollouts)), out)
+    assert (caught.value.exit_code, "\n" in str(caught.value)) == (1, False)
+    assert len(episodes(out)) == 8
 
 
 # Packs and the loss
@@ -331,7 +374,7 @@ def test_with_constant_rewards_the_gradient_is_that_of_the_kl_alone() -> None:
     assert again.grad is not None
     found = torch.cat([cast(torch.Tensor, part.grad) for part in logprobs])
     torch.testing.assert_close(found, again.grad, rtol=1e-5, atol=1e-9)
-    assert float(sums["kl/ref"]) == pytest.approx(float(k3.mean()), rel=1e-5)
+    assert float(sums["kl/ref"]) == pytest.approx(float(k3.detach().mean()), rel=1e-5)
 
 
 @given(cap=st.sampled_from([None, 1.0, 1.5]), seed=st.integers(0, 1000))
@@ -400,6 +443,14 @@ def test_the_old_policy_is_the_sampler(run: Path) -> None:
             "advantage: ",
         ),
         (["--pairs", "BARE", "--model", "nano", "--steps", "1"], "have no label"),
+        (
+            ["--pairs", "PAIRS", "--model", "nano", "--steps", "1", "--group-size", "1"],
+            "rollouts.group_size: ",
+        ),
+        (
+            ["--pairs", "PAIRS", "--model", "nano", "--steps", "1", "--set", "lora.dropout=0.1"],
+            "lora.dropout: got 0.1, allowed in GRPO: 0",
+        ),
         (["--resume", "OUT"], "no run to resume"),
     ],
 )
@@ -418,6 +469,12 @@ def test_refused_with_one_line_and_no_folder(
     assert (done.code, done.out) == (2, "")
     assert words in done.last_line
     assert not (tmp_path / "out").exists()
+
+
+def test_a_rate_that_is_given_alone_stays_constant(world: Path) -> None:
+    learn = {**values(world)["learn"], "learning_rate": {"peak": 1e-5}}
+    rate = grpo_settings(values(world, learn=learn)).learn.learning_rate
+    assert [rate.at(step, 10) for step in (0, 5, 9)] == [1e-5] * 3
 
 
 def test_the_shipped_recipe_holds_what_it_says() -> None:

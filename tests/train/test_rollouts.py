@@ -93,7 +93,7 @@ def test_a_judge_that_is_always_right_ends_at_the_bound(
     assert (len(refresh.groups), len(refresh.drawn)) == (0, 6), "three times as many as were wanted"
     assert refresh.metrics["reward/accuracy"] == refresh.metrics["rollouts/oa_tau"] == 1.0
     assert refresh.metrics["rollouts/telling_share"] == 0.0
-    assert "6 groups drawn, 0 of 2 wanted differ in accuracy" in capsys.readouterr().err
+    assert "6 groups drawn, 0 of 2 wanted can be learned from" in capsys.readouterr().err
 
 
 def test_a_judge_that_never_looks_is_counted_so(make: Make) -> None:
@@ -119,6 +119,33 @@ def test_an_engine_that_fails_one_episode_in_ten(make: Make) -> None:
         assert [place for place, _ in iter_valid(group)] == [
             place for place, reward in enumerate(group.rewards.totals) if reward is not None
         ]
+
+
+def test_a_failed_episode_stays_failed_when_the_run_goes_on(make: Make, tmp_path: Path) -> None:
+    """Others would be sampled by other weights, and the packs would no longer be those that were begun."""
+    rollouts, judge = make(MIXED, engine=FailsOneInTen)
+    first = rollouts.sample(0, judge, wanted=5, weights="w")
+    assert any(reward is None for group in first.drawn for reward in group.rewards.totals)
+    healthy, other = make(MIXED)
+    for again in (other, None):
+        second = healthy.sample(0, again, wanted=5, weights="w")
+        assert [g.rewards for g in second.drawn] == [g.rewards for g in first.drawn]
+    draw = tmp_path / "rollouts" / "refresh-00000" / "draw-00000"
+    lines = (draw / "verdicts.jsonl").read_text().splitlines(keepends=True)
+    (draw / "verdicts.jsonl").write_text("".join(lines[:-2]))
+    with pytest.raises(InputError, match=r"lacks 2 of 20 episodes, and the weights that sampled it are gone"):
+        healthy.sample(0, None, wanted=5, weights="w")
+
+
+def test_a_group_that_failed_as_a_whole_is_left_out_without_dynamic_sampling(make: Make) -> None:
+    class Fails(OracleEngine):
+        def submit(self, request: RoundRequest) -> None:
+            raise EngineError("the engine failed")
+
+    rollouts, judge = make(MIXED, engine=Fails, settings={"dynamic": False, "group_size": 2})
+    refresh = rollouts.sample(0, judge, wanted=2, weights="w")
+    assert (len(refresh.drawn), refresh.groups) == (2, ())
+    assert refresh.metrics["rollouts/short_groups"] == 1.0
 
 
 def test_dynamic_sampling_keeps_what_tells_and_draws_others_in_its_place(make: Make, world: Path) -> None:

@@ -21,7 +21,7 @@ import json
 import logging
 import os
 import stat
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -78,6 +78,12 @@ class VerdictLog:
         except BaseException:
             self.close()
             raise
+
+    @contextlib.contextmanager
+    def exclusive(self) -> Iterator[None]:
+        """Keeps other processes from writing to the log, and from entering here, for files beside it."""
+        with self._locks.writing():
+            yield
 
     def claim(self, pair_id: str) -> bool:
         """Claims an id for this log. Returns False if it is recorded, or claimed by this or another log."""

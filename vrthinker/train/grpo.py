@@ -19,15 +19,17 @@ import contextlib
 import dataclasses
 import functools
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 import numpy as np
 import torch
-from pydantic import Field, model_validator
+from pydantic import ConfigDict, Field, model_validator
 
 from vrthinker.data.pairs import Pair
+from vrthinker.engine.base import FrameKey
+from vrthinker.engine.hf.checkpoint import weights_fingerprint
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.model import VisionLanguageModel
@@ -38,20 +40,28 @@ from vrthinker.kernels.grpo_loss.op import grpo_loss
 from vrthinker.policy.batches import FrameLoader
 from vrthinker.policy.packed_forward import packed_logprobs, packed_logprobs_and_entropy
 from vrthinker.policy.packing import Pack, pack_group
-from vrthinker.progress import Progress
+from vrthinker.progress import Progress, counted
 from vrthinker.records.files import replace_file
+from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.trackers import open_tracker
 from vrthinker.reward.advantages import Advantages, advantages
 from vrthinker.reward.group import EpisodeTruth
 from vrthinker.reward.settings import AdvantageSettings, GrpoAdvantage, RewardSettings
 from vrthinker.train.held_out import BEST_FOLDER
 from vrthinker.train.loop.checkpoint import latest_checkpoint
-from vrthinker.train.loop.loop import LoopSettings, MicroLoss, run_loop
+from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
 from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.model import TrainedPolicy, live_weights, without_adapters
 from vrthinker.train.rejection import FilePairs, WorldPairs, pairs_of_items
-from vrthinker.train.rollouts import ROLLOUTS, Group, Rollouts, RolloutSettings, iter_valid
+from vrthinker.train.rollouts import (
+    ROLLOUTS,
+    Group,
+    Rollouts,
+    RolloutSettings,
+    iter_valid,
+    refuse_what_cannot_be_trained,
+)
 from vrthinker.train.settings import (
     MAX_STEPS,
     RunSettings,
@@ -86,6 +96,8 @@ LOGPROBS_FILE = "logprobs.safetensors"
 class LossSettings(StageSettings):
     """The clipped loss of a step. Defaults are the paper's where it says something."""
 
+    model_config = ConfigDict(allow_inf_nan=False)
+
     clip_low: float = Field(0.2, ge=0.0, le=1.0)
     """The ratio to the old policy is clipped below 1 - clip_low."""
     clip_high: float = Field(0.2, ge=0.0)
@@ -116,6 +128,17 @@ class LossSettings(StageSettings):
         return self
 
 
+class GrpoRate(LearningRate):
+    """A constant rate, unless it is told otherwise."""
+
+    peak: float = Field(1e-6, gt=0.0)
+    """The highest rate. The paper uses 1e-6."""
+    warmup_ratio: float = Field(0.0, ge=0.0, le=1.0)
+    """The share of all steps in which the rate rises."""
+    shape: Literal["cosine", "constant", "linear"] = "constant"
+    """How the rate falls after the warm-up."""
+
+
 class GrpoPhase(StageSettings):
     """How long and how fast the policy learns."""
 
@@ -125,7 +148,7 @@ class GrpoPhase(StageSettings):
     """Number of groups per step. The paper uses 64."""
     steps_per_refresh: int = Field(4, ge=1)
     """Number of steps between two refreshes of the sampler and of the old policy. The paper uses 4."""
-    learning_rate: LearningRate = LearningRate(peak=1e-6, warmup_ratio=0.0, shape="constant")
+    learning_rate: GrpoRate = GrpoRate()
     max_pack_tokens: int | None = Field(None, ge=1)
     """The most tokens of a forward pass. A larger group is split. By default a group is one pack."""
 
@@ -139,6 +162,15 @@ class GrpoSettings(RunSettings):
     advantage: AdvantageSettings = GrpoAdvantage()
     loss: LossSettings = LossSettings()
     learn: GrpoPhase
+
+    @model_validator(mode="after")
+    def _computes_one_policy(self) -> Self:
+        if self.lora is not None and self.lora.dropout > 0:
+            raise ValueError(
+                f"lora.dropout: got {self.lora.dropout}, allowed in GRPO: 0; with it, two forwards of one "
+                "policy differ, and so would the ratio to the old one"
+            )
+        return self
 
 
 def grpo_settings(values: Mapping[str, Any]) -> GrpoSettings:
@@ -181,7 +213,7 @@ def run_grpo(settings: GrpoSettings, out: Path) -> Path | None:
         ranks = current_ranks()
         begin_run(settings, out)
         pairs, truths = pairs_of_items(settings.items, out / "data", ranks)
-        _check_labels(pairs)
+        ranks.together(lambda: _check_labels(pairs))
         start = load_start(settings, out)
         with contextlib.ExitStack() as stack:
             trainer = _Trainer(settings, start, pairs, truths, out, ranks, stack)
@@ -195,6 +227,10 @@ def _check_labels(pairs: Sequence[Pair]) -> None:
             f"pairs: {len(bare)} of {len(pairs)} have no label, such as {bare[0]!r}; a reward needs at least "
             "one of TA, VQ, MQ and OA; leave them out"
         )
+
+
+class _NothingToLearn(VRThinkerError):
+    """No group of a refresh has episodes that differ."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -373,6 +409,7 @@ class _Trainer:
             update={"temperature": settings.rollouts.temperature, "top_p": 1.0, "guided": False}
         )
         self._judge_settings: JudgeSettings = start.judge_settings.model_copy(update={"episode": sampled})
+        ranks.together(lambda: refuse_what_cannot_be_trained(sampled))
         self._temperature, self._memory = sampled.temperature, sampled.memory
         self._markup = Markup(policy.tokenizer, policy.vocabulary_size)
         self._banned = self._markup.vocabulary(policy.device).banned
@@ -384,16 +421,19 @@ class _Trainer:
             settings.rollouts,
             settings.reward,
             pairs,
-            truth_of=functools.partial(_truth_of, truths),
+            # A judge that skips frames numbers others than the truth does.
+            truth_of=functools.partial(_truth_of, truths if sampled.max_fps is None else {}),
             seed=settings.seed,
             folder=out / ROLLOUTS,
             ranks=ranks,
+            run={"base": ranks.first(lambda: weights_fingerprint(base_folder(settings, out)))},
         )
         self._judge: Judge | None = None
         self._stack = stack
         self._reference: VisionLanguageModel | None = None
         self._refreshed: tuple[int, list[Batch], dict[str, float]] | None = None
         self._too_far = False
+        self._step = 0
 
     def run(self) -> Path | None:
         """Trains and exports."""
@@ -408,7 +448,31 @@ class _Trainer:
             first_step=0 if begun is None else begun.step,
         )
         self._stack.callback(tracker.close)
-        result = run_loop(
+        if begun is not None:
+            lines = read_metrics(self._out / METRICS_FILE) if (self._out / METRICS_FILE).is_file() else []
+            self._notice([line for line in lines if line["step"] == begun.step])
+        try:
+            result = self._loop(tracker.log, None if held_out is None else held_out.measure)
+        except _NothingToLearn as error:
+            if self._step == 0:
+                raise
+            Progress().say(f"{error}; what was learned in {counted(self._step, 'step')} is kept")
+            return export_judge(self._start, settings, self._out / "model")
+        if result.outcome == "interrupted":
+            return None
+        model = export_judge(self._start, settings, self._out / "model")
+        best = self._out / BEST_FOLDER
+        if result.outcome == "stopped":
+            Progress().say(
+                f"{GRPO.name}: the KL to the reference is above most_kl {settings.loss.most_kl} after step "
+                f"{result.step}; what was learned until here is kept"
+            )
+            return model
+        return best if held_out is not None and best.is_dir() else model
+
+    def _loop(self, log: Any, measure: Any) -> LoopResult:
+        settings, learn = self._settings, self._settings.learn
+        return run_loop(
             self._start.policy.model,
             settings=LoopSettings(
                 steps=learn.steps,
@@ -421,38 +485,32 @@ class _Trainer:
             run=self._out,
             name=GRPO.name,
             loss_name=LOSS,
-            on_step=self._watched(tracker.log),
-            measure=None if held_out is None else held_out.measure,
+            on_step=self._watched(log),
+            measure=measure,
             stop=lambda: self._too_far,
             resume_hint=resume_hint(GRPO, self._out),
-            ranks=ranks,
+            ranks=self._ranks,
         )
-        if result.outcome == "interrupted":
-            return None
-        if result.outcome == "stopped":
-            Progress().say(
-                f"{GRPO.name}: the KL to the reference is above most_kl {settings.loss.most_kl} after step "
-                f"{result.step}; what was learned until here is kept"
-            )
-        model = export_judge(self._start, settings, self._out / "model")
-        best = self._out / BEST_FOLDER
-        return best if held_out is not None and best.is_dir() else model
 
     def micro_losses(self, step: int) -> Iterator[MicroLoss]:
         """The losses of this process's packs in a 0-based step: sample, reward, advantage, pack, step."""
+        self._step = step
         number, place = divmod(step, self._settings.learn.steps_per_refresh)
         if self._refreshed is None or self._refreshed[0] != number:
             self._refreshed = (number, *self._refresh(number, step))
         _, batches, metrics = self._refreshed
         batch = batches[place]
         policy, loss = self._start.policy, self._settings.loss
-        began = time.perf_counter()
         for turn, (index, counts) in enumerate(self._own(batch)):
             packed = batch.packs[index]
             logprobs, entropies = self._trained.forward(
-                packed_logprobs_and_entropy_of, policy, packed.pack, self._loader.load, self._temperature,
+                packed_logprobs_and_entropy_of,
+                policy,
+                packed.pack,
+                self._pixels(packed.pack),
+                self._temperature,
                 self._banned,
-            )  # fmt: skip
+            )
             ref = batch.ref.get(index)
             summed, sums, largest = packed_loss(loss, packed, batch, logprobs, batch.old[index], ref)
             sums["policy/entropy"] = torch.cat(entropies).sum() / batch.n_tokens
@@ -461,10 +519,8 @@ class _Trainer:
             if turn == 0 and self._ranks.is_first:
                 told |= metrics if place == 0 else {}
                 told["batch/episodes"], told["batch/tokens"] = float(batch.n_episodes), float(batch.n_tokens)
-            yield MicroLoss(summed * share, packed.pack.n_tokens, told, {"ratio/max": largest})
-            if turn == 0:
-                metrics = {}
-        self._seconds = time.perf_counter() - began
+            n_tokens = packed.pack.n_tokens if counts else 0
+            yield MicroLoss(summed * share, n_tokens, told, {"ratio/max": largest})
 
     # A refresh
 
@@ -473,14 +529,17 @@ class _Trainer:
         learn, clock = self._settings.learn, _Clock()
         first_step = number * learn.steps_per_refresh
         steps = min(learn.steps_per_refresh, learn.steps - first_step)
-        judge = self._sampler(first_step, fresh=step == first_step)
+        # In the middle of a refresh, everything was sampled before, by weights that are gone.
+        judge = self._sampler(first_step) if step == first_step else None
         clock.lap("weight_update")
         refresh = self._rollouts.sample(
             number, judge, wanted=steps * learn.groups_per_step, weights=f"after {first_step} steps"
         )
+        if judge is not None:
+            judge.engine.free_caches()  # type: ignore[attr-defined]
         clock.lap("rollout")
         if not refresh.groups:
-            raise VRThinkerError(
+            raise _NothingToLearn(
                 f"{GRPO.name}: step {step}: nothing to learn from: none of {len(refresh.drawn)} groups has "
                 "episodes that differ in accuracy "
                 f"(mean accuracy {refresh.metrics.get('reward/accuracy', float('nan')):.3f}, "
@@ -488,25 +547,29 @@ class _Trainer:
                 f"pairs, or set rollouts.dynamic=false; {self._out / ROLLOUTS} has the episodes"
             )
         compared = advantages(
-            self._settings.advantage, {group.id: group.rewards.totals for group in refresh.groups}
+            self._settings.advantage,
+            {group.id: group.rewards.totals for group in refresh.groups},
+            device=self._start.policy.device,
         )
-        batches = [
-            pack_batch(
-                groups,
-                compared,
-                self._markup,
-                self._factor,
-                memory=self._memory,
-                max_tokens=learn.max_pack_tokens,
-            )
-            for groups in _dealt(refresh.groups, steps)
-        ]
+        batches = self._ranks.together(
+            lambda: [
+                pack_batch(
+                    groups,
+                    compared,
+                    self._markup,
+                    self._factor,
+                    memory=self._memory,
+                    max_tokens=learn.max_pack_tokens,
+                )
+                for groups in _dealt(refresh.groups, steps)
+            ]
+        )
         clock.lap("pack")
         if step == first_step:
             self._compute_logprobs(batches)
             self._store_logprobs(number, batches)
         else:
-            self._load_logprobs(number, batches)
+            self._ranks.together(lambda: self._load_logprobs(number, batches))
         clock.lap("logprobs")
         drift = self._drift(batches)
         metrics = {
@@ -517,20 +580,27 @@ class _Trainer:
         }
         return batches, metrics
 
-    def _sampler(self, version: int, *, fresh: bool) -> Judge:
+    def _sampler(self, version: int) -> Judge:
         """The judge that samples, with the policy's weights of now."""
         if self._judge is None:
-            folder = base_folder(self._settings, self._out)
-            dtype = self._settings.rollouts.dtype
-            device = str(self._ranks.device)
-            engine = HFEngine(
-                folder, device=device, dtype=dtype, max_sessions=self._settings.rollouts.batch_size
-            )
-            self._judge = Judge(engine, self._judge_settings, templates=self._start.templates)
+            self._judge = self._ranks.together(self._make_sampler)
             self._stack.callback(self._judge.close)
-        if fresh:
-            self._judge.engine.update_weights(live_weights(self._trained), version)
+        self._judge.engine.update_weights(live_weights(self._trained), version)
         return self._judge
+
+    def _make_sampler(self) -> Judge:
+        engine = HFEngine(
+            base_folder(self._settings, self._out),
+            device=str(self._ranks.device),
+            dtype=self._settings.rollouts.dtype,
+            max_sessions=self._settings.rollouts.batch_size,
+        )
+        return Judge(engine, self._judge_settings, templates=self._start.templates)
+
+    def _pixels(self, pack: Pack) -> Callable[[Sequence[FrameKey]], list[np.ndarray]]:
+        """The frames of a pack, read before the forward in which all processes wait for each other."""
+        pixels = self._ranks.together(lambda: self._loader.load(pack.frames))
+        return lambda keys: pixels
 
     def _own(self, batch: Batch) -> list[tuple[int, bool]]:
         """This process's packs by number, and whether each counts. Every process has equally many."""
@@ -547,7 +617,7 @@ class _Trainer:
         for batch in batches:
             for index, _ in self._own(batch):
                 pack = batch.packs[index].pack
-                arguments = (pack, self._loader.load, self._temperature, self._banned)
+                arguments = (pack, self._pixels(pack), self._temperature, self._banned)
                 batch.old[index] = torch.cat(self._trained.forward(packed_logprobs_of, policy, *arguments))
                 if not wants_ref:
                     continue
@@ -555,17 +625,22 @@ class _Trainer:
                     with without_adapters(policy.model):
                         found = self._trained.forward(packed_logprobs_of, policy, *arguments)
                 else:
-                    found = packed_logprobs_of(self._reference_model(), *arguments)
+                    reference = self._reference_model()
+                    with torch.autocast(  # as in `TrainedPolicy.forward`
+                        reference.device.type,
+                        dtype=torch.bfloat16,
+                        enabled=self._settings.precision == "bfloat16",
+                        cache_enabled=False,
+                    ):
+                        found = packed_logprobs_of(reference, *arguments)
                 batch.ref[index] = torch.cat(found)
 
     def _reference_model(self) -> VisionLanguageModel:
         if self._reference is None:
             folder = base_folder(self._settings, self._out)
-            half = self._settings.precision == "bfloat16"
-            self._reference = VisionLanguageModel(
-                folder,
-                device=self._ranks.device,
-                dtype=torch.bfloat16 if half else torch.float32,
+            device = self._ranks.device
+            self._reference = self._ranks.together(
+                lambda: VisionLanguageModel(folder, device=device, dtype=torch.float32)
             )
             self._reference.model.requires_grad_(False)
         return self._reference
@@ -588,7 +663,9 @@ class _Trainer:
 
         path = self._logprobs_file(number)
         try:
-            stored = load(path.read_bytes())
+            stored: dict[str, torch.Tensor] = {}
+            for file in sorted(path.parent.glob(f"*{LOGPROBS_FILE}")):
+                stored |= load(file.read_bytes())
             for place, batch in enumerate(batches):
                 for index, _ in self._own(batch):
                     length = sum(map(len, batch.packs[index].pack.sampled))
@@ -602,7 +679,7 @@ class _Trainer:
         except Exception as error:
             raise InputError(
                 f"{path}: not the log-probabilities of this refresh ({type(error).__name__}); a run goes on "
-                "in the middle of a refresh only with its files and as many processes as it began with"
+                "in the middle of a refresh only with its files; put them back, or train into another folder"
             ) from None
 
     def _logprobs_file(self, number: int) -> Path:
@@ -634,13 +711,16 @@ class _Trainer:
         return {"drift/mean": mean, "drift/max": largest}
 
     def _watched(self, log: Any) -> Any:
-        limit = self._settings.loss.most_kl
-
         def on_step(metrics: Mapping[str, float], step: int) -> None:
             log(metrics, step)
-            self._too_far = limit is not None and metrics.get("kl/ref", 0.0) > limit
+            self._notice([metrics])
 
         return on_step
+
+    def _notice(self, lines: Sequence[Mapping[str, Any]]) -> None:
+        """Remembers whether the last step went beyond the limit of the KL."""
+        limit = self._settings.loss.most_kl
+        self._too_far = limit is not None and any((line.get("kl/ref") or 0.0) > limit for line in lines)
 
 
 class _Clock:

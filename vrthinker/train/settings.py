@@ -67,8 +67,8 @@ class HeldOutSettings(StageSettings):
     batch_size: int = Field(8, ge=1)
     """Number of episodes that advance together."""
     temperature: float = Field(0.0, ge=0.0, le=10.0)
-    """0 decodes greedily, as in the paper's evaluations. Above it, one episode per pair is sampled, always with
-    the same seeds: what GRPO improves first is how often a sampled episode is right."""
+    """0 decodes greedily, as in the paper's evaluations. Above it, one episode per pair is sampled, always
+    with the same seeds: what GRPO improves first is how often a sampled episode is right."""
 
 
 class RunSettings(PolicySettings, StageSettings):

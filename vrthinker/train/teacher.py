@@ -82,6 +82,7 @@ def collect(
     on_start: Callable[[int], None] = lambda done: None,
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
     on_wait: Callable[[int], None] = lambda waiting: None,
+    reopen: bool = True,
 ) -> None:
     """Judges every trial that is not recorded yet. Several processes may share the folder.
 
@@ -98,6 +99,7 @@ def collect(
         on_start: A function that is called with the number of trials that are recorded already.
         on_record: A function that is called with each new record.
         on_wait: A function that is called while other processes hold the remaining trials.
+        reopen: Whether failed trials are tried again even if all trials are recorded.
 
     Raises:
         InputError: The folder holds another collection or files of something else, or the judge cannot be
@@ -117,8 +119,10 @@ def collect(
 
     with VerdictLog(folder / VERDICTS, {**configuration, **run}, ignore=ignored) as log:
         check_trajectories_file(folder / EPISODES)
-        write_pairs_file(folder / PAIRS, pairs)
-        log.drop_failed(spare=_BY_MODEL)
+        with log.exclusive():
+            write_pairs_file(folder / PAIRS, pairs)
+        if reopen or log.pending(groups):
+            log.drop_failed(spare=_BY_MODEL)
         pending = len(log.pending(groups))
         on_start(len(pairs) - pending)
         if not pending:

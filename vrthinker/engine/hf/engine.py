@@ -245,11 +245,23 @@ class HFEngine(Engine):
         self._finished = [result for result in self._finished if result.session != session]
         self._rows.leave(state)
 
+    def free_caches(self) -> None:
+        """Frees the memory of the cache and of the features, between two uses.
+
+        Raises:
+            EngineError: Sessions are open, or the engine is shut down.
+        """
+        self._sessions.check_update_weights()
+        self._free()
+
     def shutdown(self) -> None:
         """Closes every session and frees the memory of the cache and of the features."""
         for session in self._sessions.open_sessions:
             self.close(session)
         self._sessions.shut_down()
+        self._free()
+
+    def _free(self) -> None:
         self._rows.cache = self.model.new_cache()
         self.features.clear()
 

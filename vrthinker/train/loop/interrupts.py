@@ -9,7 +9,17 @@ from types import FrameType, TracebackType
 from typing import Any, Self
 
 _SIGNALS = (signal.SIGTERM, signal.SIGINT)
+_active: list[Interrupts] = []
 _NOTICE = b"\nfinishing this step, then writing a checkpoint; once more to stop at once\n"
+
+
+class StepInterrupted(Exception):
+    """A stage left a step because of a signal. Every process raises it, and nothing of the step is kept."""
+
+
+def signal_seen() -> str | None:
+    """The name of the signal that the loop that runs has caught; None without one."""
+    return next((interrupts.seen for interrupts in _active if interrupts.seen), None)
 
 
 class Interrupts:
@@ -31,6 +41,7 @@ class Interrupts:
         self._before: dict[signal.Signals, Any] = {}
 
     def __enter__(self) -> Self:
+        _active.append(self)
         if threading.current_thread() is threading.main_thread():
             for number in _SIGNALS:
                 before = signal.getsignal(number)
@@ -43,6 +54,7 @@ class Interrupts:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        _active.remove(self)
         self._restore()
 
     def _note(self, number: int, frame: FrameType | None) -> None:

@@ -49,7 +49,7 @@ from vrthinker.train.loop.checkpoint import (
     remove_leftovers,
     save_checkpoint,
 )
-from vrthinker.train.loop.interrupts import Interrupts
+from vrthinker.train.loop.interrupts import Interrupts, StepInterrupted
 from vrthinker.train.loop.micro_loss import MicroLoss, StepSums, step_totals
 from vrthinker.train.loop.optimizer import AdamWSettings, OptimizerSettings, make_optimizer
 from vrthinker.train.loop.progress import StepProgress
@@ -132,7 +132,7 @@ def run_loop(
         settings: The settings of the loop.
         learning_rate: A function that returns the rate of a 0-based step.
         micro_losses: A function that returns the micro-batches of a 0-based step, at least one. The backward
-            pass of each runs before the next is taken.
+            pass of each runs before the next is taken. It may raise `StepInterrupted` after a signal.
         run: The run folder, which is made if it is missing, and held while the loop runs.
         name: The name of what is running, for messages.
         loss_name: The name of the metric of the summed loss.
@@ -141,8 +141,8 @@ def run_loop(
         on_step: A function that is called like `on_log`, but after each step.
         measure: A function that is called after each step, and once before the first, with the number of
             finished steps. What it returns is added to the step's metrics. It must not change the model.
-        stop: A function that is called after each step. If it returns True, a checkpoint is written and the
-            loop ends.
+        stop: A function that is called before the first step and after each. If it returns True, a
+            checkpoint is written and the loop ends.
         save_state: A function that returns what the stage needs to resume, as JSON values.
         load_state: A function that is called with those values before the first step.
         resume_hint: The advice how to resume, for the message after a signal.
@@ -174,10 +174,16 @@ def run_loop(
         tell = on_step if ranks.is_first and on_step is not None else _tell_nobody
         if measured := loop.measure_first():
             tell(measured, 0)
-        stopped, signal_seen = False, _agreed(ranks, interrupts.seen)
+        wants_stop = ranks.is_first and stop is not None and stop()
+        stopped = _agreed(ranks, "stop" if wants_stop else None) is not None
+        signal_seen = _agreed(ranks, interrupts.seen)
         while loop.step < settings.steps and not stopped and signal_seen is None:
             skipped = loop.skipped
-            metrics = loop.do_step(learning_rate(loop.step), micro_losses(loop.step))
+            try:
+                metrics = loop.do_step(learning_rate(loop.step), micro_losses(loop.step))
+            except StepInterrupted:
+                signal_seen = _agreed(ranks, interrupts.seen) or "a signal"
+                break
             progress.update(loop.step, metrics)
             tell(metrics, loop.step)
             if loop.skipped > skipped:
@@ -196,7 +202,8 @@ def run_loop(
         if loop.step < settings.steps:
             why = "was asked to" if signal_seen is None else f"got {signal_seen}"
             kept = f"; checkpoint {loop.checkpoint}" if loop.checkpoint is not None else ""
-            progress.say(f"{why}, stopped after step {loop.step} of {settings.steps}{kept}; {resume_hint}")
+            hint = f"; {resume_hint}" if signal_seen is not None else ""
+            progress.say(f"{why}, stopped after step {loop.step} of {settings.steps}{kept}{hint}")
     done = loop.step == settings.steps
     return LoopResult(
         step=loop.step,
