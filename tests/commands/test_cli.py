@@ -97,10 +97,10 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
     ("arguments", "line"),
     [
         (
-            ["train", "grpo", "--help"],
-            "vrthinker train: got 'grpo', allowed: traces, cold-start, rejection, ",
+            ["train", "dpo", "--help"],
+            "vrthinker train: got 'dpo', allowed: traces, cold-start, rejection, ",
         ),
-        (["train", "grpo"], "vrthinker train: got 'grpo', allowed: traces, cold-start, rejection, "),
+        (["train", "dpo"], "vrthinker train: got 'dpo', allowed: traces, cold-start, rejection, "),
         (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, demo, world, eval, train, "),
         (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, pairs, show; "),
     ],

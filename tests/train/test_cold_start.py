@@ -230,7 +230,7 @@ def test_the_exported_judge_is_a_checkpoint_with_its_prompts_and_settings(overfi
         written, given = (what_configures(json.loads((f / name).read_text())) for f in (model, base))
         if name == "config.json":  # the rotary embedding's settings, as transformers 4 reads them
             rope = dict(given["text_config"]["rope_parameters"])
-            assert written["text_config"].pop("rope_theta") == rope.pop("rope_theta") == 1e4
+            assert written["text_config"].pop("rope_theta") == rope.pop("rope_theta") == 1e6
             assert written["text_config"].pop("rope_scaling") == {**rope, "type": "default"}
         assert written == given, name
     for name in (

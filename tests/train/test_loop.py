@@ -27,7 +27,7 @@ from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_l
 from vrthinker.train.loop.optimizer import AdamWSettings, make_optimizer
 
 SEED = 20261121
-MEASURED = ("time_seconds", "perf/tokens_per_s", "perf/step_seconds")
+MEASURED = ("time_seconds", "perf/tokens_per_s", "perf/step_seconds", "perf/optimizer_seconds")
 
 
 def curve(run: Path) -> list[dict[str, Any]]:
@@ -231,7 +231,9 @@ def test_each_step_has_its_metrics(run: Path) -> None:
         "optim/skipped_steps",
         "perf/tokens_per_s",
         "perf/step_seconds",
+        "perf/optimizer_seconds",
     ]
+    assert all(0 < line["perf/optimizer_seconds"] < line["perf/step_seconds"] for line in lines)
     assert lines[-1]["perf/tokens_per_s"] * lines[-1]["perf/step_seconds"] == pytest.approx(20)
     assert {"step": 3, **result.metrics}.items() <= lines[-1].items()
 
@@ -350,7 +352,7 @@ def test_signals_finish_the_step_and_a_second_one_ends_at_once(run: Path, outcom
 
 
 def test_stop_writes_a_checkpoint(run: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    asked = iter([False, True])
+    asked = iter([False, False, True])  # before the first step, and after each
     result = run_pull(run, lambda step: [1.0], steps=9, stop=lambda: next(asked))
     assert (result.step, result.outcome) == (2, "stopped")
     assert result.checkpoint is not None

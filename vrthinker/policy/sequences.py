@@ -10,7 +10,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -20,12 +19,9 @@ from vrthinker.episode.grammar import parse_round
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.errors import InputError
+from vrthinker.policy.parts import LearnedPart
 from vrthinker.policy.replay import Path, replayed_paths, round_ids
 from vrthinker.video.resize import ResizeSettings
-
-LearnedPart = Literal["rounds", "snapshots", "calls"]
-"""The part of each round that is learned: all of it; what new frames show (reading lessons); or how it asks
-for frames, if it does: the last line of the thinking, the recommended answer and the call."""
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ from vrthinker.episode.runner import EpisodeRunner
 from vrthinker.episode.settings import JudgeSettings
 from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError, one_line
-from vrthinker.policy.sequences import LearnedPart
+from vrthinker.policy.parts import LearnedPart
 from vrthinker.records.files import replace_file
 from vrthinker.video.content import clip_content
 from vrthinker.video.frame_cache import FrameCache
@@ -196,7 +196,7 @@ class Selection:
             sum(selection.n_read for selection in selections),
             min((s.checked for s in selections), key=("form", "form and labels").index),
             tuple(dropped for selection in selections for dropped in selection.dropped),
-            tuple(part for selection in selections for part in selection.parts),
+            _learned([part for selection in selections for part in selection.parts]),
         )
 
     @property
@@ -227,6 +227,11 @@ class Selection:
             what = [trace.id, trace.seed, trace.prompt, learned, *([part] if part != "rounds" else [])]
             digest.update(json.dumps(what).encode())
         return digest.hexdigest()
+
+
+def _learned(parts: Sequence[LearnedPart]) -> tuple[LearnedPart, ...]:
+    """The parts as `Selection` has them: none where all rounds are learned."""
+    return tuple(parts) if set(parts) - {"rounds"} else ()
 
 
 def read_traces(source: FileTraces) -> Selection:
@@ -363,7 +368,7 @@ def make_traces(
                 pass
     traces = [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
     checked: Literal["form and labels", "form"] = "form and labels" if source.filter else "form"
-    return Selection(traces, source.pairs, checked, learned=(source.learned,) * len(traces))
+    return Selection(traces, source.pairs, checked, learned=_learned([source.learned] * len(traces)))
 
 
 def world_folder(
