@@ -16,7 +16,8 @@ from vrthinker.episode.dimensions import Preference
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.judge import FOREIGN_NOTE, Judge
 from vrthinker.world.files import clip_paths, load_pairs_of, write_pairs
-from vrthinker.world.truth_reader import count, first_seen, hidden_events_seen
+from vrthinker.world.truth_reader import count, first_seen, hidden_events_seen, look_at_hints
+from vrthinker.world.world import PRESETS, Difficulty
 
 
 @pytest.fixture(autouse=True)
@@ -58,6 +59,28 @@ def test_demo_pairs_mislead_whoever_does_not_look() -> None:
         assert count(pair, first_seen(pair)).OA != pair.judgments.OA
         assert pair.hidden_events > 0
     assert len({demo_pair(seed).id for seed in range(20)}) == 20
+
+
+@pytest.mark.parametrize("difficulty", ["medium", "hard"])
+def test_one_look_is_not_enough_in_harder_demos(difficulty: Difficulty) -> None:
+    config = PRESETS[difficulty]
+    for seed in range(10):
+        pair = demo_pair(seed, difficulty)
+        overall = pair.judgments.OA
+        assert overall is not Preference.TIE
+        for calls, right in ((0, False), (1, False), (3, True)):
+            assert (overall == count(pair, look_at_hints(pair, config, calls)).OA) is right
+        if difficulty == "hard":
+            assert sum(clip.n_frames for clip in pair.clips) >= 400
+
+
+def test_the_hard_demo_shows_400_frames_and_says_the_truth(tmp_path: Path) -> None:
+    done = vrthinker("demo", "--difficulty", "hard", "--json", "--out", "kept")
+    found = json.loads(done.out)
+    assert done.code == (0 if found["right"] else 1), done.err
+    (trajectory,) = load_trajectories(tmp_path / "kept" / "trajectories.jsonl")
+    assert trajectory.n_frames >= 400
+    assert found["truth"] == demo_pair(0, "hard").judgments.as_dict()
 
 
 @pytest.mark.slow
