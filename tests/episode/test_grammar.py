@@ -179,19 +179,22 @@ PIECES = st.sampled_from(
 )
 HOSTILE = st.one_of(st.text(max_size=200), st.lists(PIECES, max_size=12).map("".join))
 ANSWERS = re.compile(r"<\s*(?:final\s*)?answer\s*>", re.IGNORECASE)
+ANSWER_ENDS = re.compile(r"<\s*/\s*(?:final\s*)?answer\s*>", re.IGNORECASE)
 
 
 @settings(max_examples=800, deadline=None)
 @given(HOSTILE)
 @example("<" * 5000 + " " * 5000)
 @example("<answer" + " " * 20000)
+@example("<SNAPSHOT><ANSWER></SNAPSHOT><ANSWER>TA=0,VQ=0,MQ=0,OA=0</ANSWER>")
 def test_hostile_text_is_parsed_without_a_crash_and_verdicts_are_unambiguous(text: str) -> None:
     parsed = parse_round(text)
     for failure in parsed.failures:
         assert 0 <= failure.span.start <= failure.span.end <= len(text)
         assert failure.message
     if isinstance(parsed.ending, FinalAnswer):
-        assert len(ANSWERS.findall(text)) == 1
+        # A tag that is merely mentioned in a snapshot has no end there.
+        assert min(len(ANSWERS.findall(text)), len(ANSWER_ENDS.findall(text))) == 1
         assert not any(f.reason is FailureReason.TWO_ENDINGS for f in parsed.failures)
         span = parsed.ending.answer.span
         content = ANSWERS.sub("", text[span.start : span.end])
