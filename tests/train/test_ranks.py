@@ -219,6 +219,40 @@ def test_ctrl_c_while_one_process_samples_ends_all_and_the_run_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.multi_process
+def test_grpo_by_two_processes_is_that_of_one(ranked: Outcomes, run: Path) -> None:
+    """They sample each refresh together, and take the steps of one process; one of them may be killed."""
+    make_world(run / "world", PRESETS["medium"], pairs=6, seed=43, workers=1)
+    recipe = run / "recipe.yaml"
+    learn = {"steps": 3, "groups_per_step": 1, "steps_per_refresh": 2, "max_pack_tokens": 1500}
+    values = {
+        "model": "nano",
+        "seed": 5,
+        "tracker": "none",
+        "checkpoint_every": 1,
+        "items": {"kind": "file", "path": str(run / "world" / PAIRS_FILE)},
+        "rollouts": {"group_size": 3, "batch_size": 12, "temperature": 1.5},
+        "learn": {**learn, "learning_rate": {"peak": 1e-4}},
+    }
+    recipe.write_text(yaml.safe_dump(values))
+
+    def given(out: Path) -> list[str]:
+        return list(map(str, ["train", "grpo", "--recipe", recipe, "--out", out]))
+
+    assert results(ranked(jobs("command", 1, given=given(run / "one")), together=True)) == [0]
+    assert results(ranked(jobs("command", 2, given=given(run / "two")), together=True)) == [0, 0]
+    one, two = (load_file(run / name / "model" / "model.safetensors") for name in ("one", "two"))
+    for name, tensor in one.items():
+        torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
+    names = ("reward/total", "rollouts/groups_drawn", "batch/tokens", "loss/grpo", "policy/entropy")
+    lines = [[line for line in read_metrics(run / n / METRICS_FILE) if line["step"]] for n in ("one", "two")]
+    for alone, together in zip(*lines, strict=True):
+        assert [name for name in names if name in together] == [name for name in names if name in alone]
+        for name in set(names) & set(alone):
+            assert together[name] == pytest.approx(alone[name], rel=1e-3, abs=1e-6), name
+
+
+@pytest.mark.slow
+@pytest.mark.multi_process
 def test_clips_that_one_machine_lacks_end_all_with_the_reason(ranked: Outcomes, run: Path) -> None:
     make_world(run / "world", PRESETS["easy"], pairs=2, seed=41, workers=1)
     given = ["--oracle", run / "world", "--like", "nano", "--out", run / "traces"]
