@@ -1,6 +1,6 @@
 """What each stage is worth on planted truth: the stages' matrix on the synthetic world.
 
-    python benchmarks/reproduce.py --work FOLDER [--seeds 0 1 2] [--difficulty easy]    (or: make reproduce)
+    python benchmarks/reproduce.py --work FOLDER [--seeds 0 1 2] [--difficulty easy]
 
 Arms, per seed, all from one cold-start model:
 
