@@ -8,7 +8,7 @@ refreshed; the sampler's own are kept to measure the drift between the two.
 How it differs from the paper: the two clip widths may differ; redraws of dynamic sampling have a bound; the
 standard deviation of a group is the sample's; the order of the clips is drawn per group.
 
-    vrthinker train grpo --model M --pairs pairs.jsonl --out RUN
+    vrthinker train grpo --model M --pairs pairs.jsonl --steps 100 --out RUN
     vrthinker train grpo --recipe nano-grpo --out RUN
     vrthinker train grpo --resume RUN
 """
@@ -202,8 +202,8 @@ def run_grpo(settings: GrpoSettings, out: Path) -> Path | None:
         out: The run's folder, as of a cold start, with the sampled episodes in `rollouts/`.
 
     Returns:
-        The trained judge's checkpoint folder: `out/best` if held-out pairs are judged on the way, else
-        `out/model`; None if a signal ended the run early.
+        The trained judge's checkpoint folder: `out/best` if held-out pairs are judged on the way and all
+        steps are done, else `out/model`; None if a signal ended the run early.
 
     Raises:
         InputError: Settings, pairs or the folder cannot be used. A folder that this call made is removed.

@@ -29,7 +29,7 @@ from vrthinker.bounded_files import read_json
 from vrthinker.data.pairs import Pair
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import Trajectory, load_trajectories
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.errors import InputError
 from vrthinker.judge import Judge
 from vrthinker.progress import Progress, counted
 from vrthinker.records.files import replace_file
@@ -172,7 +172,7 @@ class Rollouts:
         drawn: list[Group] = []
         while len(kept) < wanted and len(drawn) < most:
             count = min(wanted - len(kept), most - len(drawn))
-            trials = self._trials(number, position + len(drawn), count)
+            trials = self._trials(position + len(drawn), count)
             draw = folder / f"draw-{len(drawn):05d}"
             self._collect(draw, judge, trials, weights=weights, told=(len(kept), wanted))
             groups = self._ranks.together(functools.partial(self._groups, trials, draw))
@@ -201,7 +201,7 @@ class Rollouts:
             raise InputError(f"{self._folder}: its {REFRESH_FILE} files are not those of this run")
         return sum(found)
 
-    def _trials(self, refresh: int, start: int, count: int) -> list[Trial]:
+    def _trials(self, start: int, count: int) -> list[Trial]:
         trials = []
         for place in range(start, start + count):
             epoch, index = divmod(place, len(self._pairs))
@@ -282,10 +282,7 @@ class Rollouts:
                 for group in refresh.drawn
             },
         }
-        try:
-            replace_file(folder / REFRESH_FILE, (json.dumps(described, indent=1) + "\n").encode())
-        except OSError as error:
-            raise VRThinkerError(f"{folder}: {error}") from None
+        replace_file(folder / REFRESH_FILE, (json.dumps(described, indent=1) + "\n").encode())
 
 
 def refuse_what_cannot_be_trained(episode: EpisodeSettings) -> None:
