@@ -122,7 +122,7 @@ PLANTED: dict[str, tuple[dict[int, list[tuple[str, str]]], Brief]] = {
     "a hint on a frame that there is not": (
         {
             1: [
-                ("off lane at E too far 64", "off lane at E too far 64; 9 yellow at E pale bars 99"),
+                ("off lane at J +4 too far 64", "off lane at J +4 too far 64; 9 yellow at E pale bars 99"),
                 ("left 49 and 64", "left 49 and 64 and 99"),
             ],
             2: [("left nothing", "left 99")],
@@ -276,6 +276,23 @@ def test_a_place(name: int, at: str, stage: Stage, texts: Texts) -> None:
     first, count = re.subn(pattern, rf"\1 at {at}" if at else r"\1", texts[0])
     assert count == 1
     assert found(stage.texts([first, *texts[1:]], known_pair())) == [(1, K.PLACE, False)]
+
+
+@pytest.mark.parametrize(
+    ("old", "new"), [("at P +1 faint", "at P +2 faint"), ("5 yellow at Q", "5 yellow at Q +1")]
+)
+def test_how_far_an_object_has_come(old: str, new: str, stage: Stage, texts: Texts) -> None:
+    changed = edited(texts, {1: [(old, new)]})
+    assert found(stage.texts(changed, known_pair())) == [(1, K.PLACE, False)]
+
+
+def test_a_judge_that_does_not_say_how_far_objects_have_come(stage: Stage, texts: Texts) -> None:
+    first = (
+        re.sub(r" \+[0-9](?! off)", "", texts[0].split("<think>")[0])
+        + "<think>"
+        + texts[0].split("<think>")[1]
+    )
+    assert found(stage.texts([first, *texts[1:]], known_pair())) == []
 
 
 def test_the_same_gap_marked_by_the_frame_before_it(stage: Stage, texts: Texts) -> None:

@@ -79,7 +79,7 @@ def test_lessons_show_something_often_and_every_quarter() -> None:
 
 
 def test_five_frames_of_four_quarters_are_refused() -> None:
-    with pytest.raises(ValueError, match="larger sample"):
+    with pytest.raises(ValueError, match="got 5, allowed: 1 to 4"):
         lesson_frames(sample_pair(PRESETS["easy"], 0, 0), 5, np.random.default_rng(0))
 
 

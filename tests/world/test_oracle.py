@@ -181,9 +181,10 @@ def test_its_words() -> None:
     session = engine.open([shows(pair, FIRST)])
     (first,) = write_rounds(engine, [RoundRequest(session)])
     assert first.text == (
-        "<snapshot>video 1: 1 red at b; 2 red at f pale bars 10; 3 red at j; "
-        "4 blue wrong color off lane at n\n"
-        "video 2: 5 red at b faint noise 34; 6 red at e; 7 red at k too far 42; 8 red at o</snapshot>"
+        "<snapshot>video 1: 1 red at b; 2 red at c +1 pale bars 10; 3 red at e +2; "
+        "4 blue wrong color off lane at f +1\n"
+        "video 2: 5 red at b faint noise 34; 6 red at c +1; 7 red at h +5 too far 42; 8 red at j +2"
+        "</snapshot>"
         "<think>video 1: TA 0 VQ 0 MQ 0 + 4 wrong color off lane = TA 1 VQ 0 MQ 1 sum 2\n"
         "video 2: TA 0 VQ 0 MQ 0 + nothing = TA 0 VQ 0 MQ 0 sum 0\n"
         "sums 2 to 0\n"
@@ -697,7 +698,7 @@ def test_frames_shown_with_the_first_round_are_read_too(engine: OracleEngine, pa
     session = engine.open([shows(pair, FIRST)])
     (result,) = write_rounds(engine, [RoundRequest(session, (shows(pair, [12], outcome=1),))])
     assert "; 9 red noise" in result.text, "the ninth of the frames that it was shown, number 12"
-    assert "2 red at f pale bars 10" in result.text
+    assert "2 red at c +1 pale bars 10" in result.text
 
 
 def test_a_gap_is_resolved_by_what_is_found_in_it_or_by_looking_everywhere_in_it(pair: PairTruth) -> None:

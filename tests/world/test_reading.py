@@ -49,6 +49,7 @@ def spelled(frames: Sequence[ReadFrame]) -> str:
             " ".join([str(frame.name), *frame.colors])
             + words.defect_words(frame.defects)
             + ("" if frame.place is None else f" at {frame.place}")
+            + ("" if frame.come is None else f" +{frame.come}")
             + "".join(words.HINT_WORDS[hint] + (f" {gap}" if gap else "") for hint, gap in frame.hints)
             for frame in frames
             if frame.video == video
@@ -164,6 +165,7 @@ FRAGMENTS = st.sampled_from(
         " sum ",
         "check ",
         " at a",
+        " +2",
         "left",
         "\n",
         " ",

@@ -56,7 +56,7 @@ class SlipKind(enum.StrEnum):
     COLOR_WORD = "color_word_wrong"
     """The colours of a frame are named wrong, although it says rightly whether there is a wrong one."""
     PLACE = "place_misread"
-    """The place where the objects are is wrong. This does no harm by itself."""
+    """The place where the objects are is wrong, or how far they have come. This does no harm by itself."""
     HINT_MISSED = "hint_missed"
     HINT_INVENTED = "hint_invented"
     HINT_WORD = "hint_word_wrong"
@@ -353,6 +353,9 @@ class _Walk:
             self._add(SlipKind.COLOR_WORD, f"{told} is {' '.join(true.colors)}, read as {said}")
         if self.dialect.places and true.place is not None and read.place != true.place:
             self._add(SlipKind.PLACE, f"{told} is at {true.place}, read as {read.place or 'none'}")
+        elif read.come is not None and read.come != true.come:
+            said = "nothing" if true.come is None else f"{true.come} places"
+            self._add(SlipKind.PLACE, f"{told} has come {said}, read as {read.come}")
 
     def _hints(
         self, name: int, own: Mapping[int, tuple[int, Hint]], true: Mapping[int, tuple[int, Hint]]

@@ -7,6 +7,8 @@ has frames from different parts of the clips, often frames that show something.
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 
 from vrthinker.world.world import FIRST_FRAMES, ClipTruth, PairTruth, first_indices
@@ -23,14 +25,21 @@ def lesson_frames(pair: PairTruth, frames_per_clip: int, rng: np.random.Generato
         rng: The random number generator.
 
     Returns:
-        The frame numbers, ascending.
+        The frame numbers, ascending. A clip's frames are from neighbouring parts, so that a leap is seen on
+        a later one.
+
+    Raises:
+        ValueError: `frames_per_clip` is not in 1 to 4.
     """
+    if not 1 <= frames_per_clip <= FIRST_FRAMES:
+        raise ValueError(f"frames_per_clip: got {frames_per_clip}, allowed: 1 to {FIRST_FRAMES}")
     numbers: list[int] = []
     offset = 1
     for clip in pair.clips:
         bounds = (*first_indices(clip.n_frames), clip.n_frames)
-        parts = sorted(int(i) for i in rng.choice(FIRST_FRAMES, frames_per_clip, replace=False))
-        numbers += [offset + _pick(clip, bounds[part], bounds[part + 1], rng) for part in parts]
+        part = int(rng.integers(FIRST_FRAMES - frames_per_clip + 1))
+        parts = pairwise(bounds[part : part + frames_per_clip + 1])
+        numbers += [offset + _pick(clip, start, end, rng) for start, end in parts]
         offset += clip.n_frames
     return tuple(numbers)
 

@@ -17,6 +17,8 @@ from vrthinker.world.world import UNITS, WORLD_COMMENT, ClipTruth, Defect, Hint,
 
 _BACKGROUND = 0.25
 _TEXTURE = 0.02
+_LANE = -0.13
+"""How much darker a lane is than the background."""
 _FADE = 0.07
 _BAR_UNITS = 3
 _RADIUS = {1: 8.0, 2: 6.0}
@@ -40,6 +42,9 @@ def draw_clip(pair: PairTruth, clip: ClipTruth) -> Iterator[np.ndarray]:
     rng = np.random.default_rng(clip.seed)
     units = np.arange(pair.size) * UNITS // pair.size
     texture = rng.normal(_BACKGROUND, _TEXTURE, (UNITS, UNITS, 3)).astype(np.float32)
+    drawn = texture.transpose(1, 0, 2) if pair.vertical else texture
+    for lane in pair.lanes(clip):
+        drawn[int(lane) - 1 : int(lane) + 1] += _LANE
     plain = _to_bytes(_enlarge(texture, units))
     radius = _RADIUS[len(pair.objects)]
     for index in range(clip.n_frames):

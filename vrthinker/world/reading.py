@@ -33,6 +33,7 @@ class ReadFrame:
         place: The letter of the place where the objects are; None if none is named.
         hints: The hints that are named, each once, with the name of the gap that it marks; None where no gap
             is named.
+        come: How many places the objects have come since the frame before; None if it is not said.
     """
 
     video: int
@@ -41,6 +42,7 @@ class ReadFrame:
     defects: tuple[Defect, ...] = ()
     place: str | None = None
     hints: tuple[tuple[Hint, int | None], ...] = ()
+    come: int | None = None
 
 
 @dataclass(frozen=True)
@@ -109,7 +111,7 @@ _DEFECTS = {word: defect for defect, word in DEFECT_WORDS.items()}
 _HINTS = {word: hint for hint, word in HINT_WORDS.items()}
 _WORDS = re.compile(
     "(?:"
-    + "|".join([*_DEFECTS, *(f" {color}" for color in COLORS), " at [A-Za-z]"])
+    + "|".join([*_DEFECTS, *(f" {color}" for color in COLORS), " at [A-Za-z]", rf" \+{_NUMBER}"])
     + f"|(?:{'|'.join(_HINTS)})(?: {_NUMBER})?)(?= |$)"
 )
 _HINT = re.compile(f"({'|'.join(_HINTS)})(?: ({_NUMBER}))?")
@@ -169,6 +171,7 @@ def read_snapshot(content: str, unread: list[str] | None = None) -> tuple[ReadFr
                     colors=tuple(word[1:] for word in words if word[1:] in COLORS),
                     defects=_distinct(words, _DEFECTS.get),
                     place=places[0] if places else None,
+                    come=next((int(word[2:]) for word in words if word.startswith(" +")), None),
                     hints=_distinct(words, _hint),
                 )
             )

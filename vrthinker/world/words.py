@@ -40,8 +40,7 @@ def defect_words(defects: Sequence[Defect]) -> str:
 def place(pair: PairTruth, frame_number: int) -> str:
     """The letter of the place along the way where the objects are in a frame."""
     clip, index = pair.locate(frame_number)
-    vertical = pair.direction >= 2
-    return place_letter(pair.centres(pair.clips[clip], index)[-1][vertical], vertical=vertical)
+    return place_letter(pair.centres(pair.clips[clip], index)[-1][pair.vertical], vertical=pair.vertical)
 
 
 def place_letter(along: float, *, vertical: bool) -> str:
@@ -82,28 +81,41 @@ def gap_name(pair: PairTruth, clip_number: int, gap: tuple[int, int], span: floa
 def first_frame_words(
     pair: PairTruth, frame_number: int, name: int, shown: Collection[int], span: float | None = None
 ) -> str:
-    """The words for a frame of the first input, such as `3 red noise at k pale bars 26`.
+    """The words for a frame of the first input, such as `3 red noise at k +1 pale bars 26`.
 
-    They also say where the objects are, and which hints there are. Each hint names the gap that it marks
-    (`gap_name`), if frames can be asked for.
+    They also say where the objects are, how many places they have come since the clip's frame before, and
+    which hints there are. Each hint names the gap that it marks (`gap_name`), if frames can be asked for.
 
     Args:
         pair: The pair.
         frame_number: The frame.
         name: Its 1-based place in the first input.
-        shown: All frames of the first input. That an object has come too far can only be seen beside the
-            frame in front of the gap.
+        shown: All frames of the first input. That an object has come too far can only be seen beside a frame
+            in front of its leap.
         span: The value of `WorldConfig.span[0]`; None if no frames can be asked for.
     """
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
-    hints = [event for event in clip.events if event.hidden and event.hint_index == index]
-    marks = []
-    for event in sorted(hints, key=lambda event: event.gap[0]):
-        if event.hint is not None and (index == event.gap[0] or frame_number - index + event.gap[0] in shown):
-            named = "" if span is None else f" {gap_name(pair, clip_number, event.gap, span)}"
-            marks.append(HINT_WORDS[event.hint] + named)
-    return f"{frame_words(pair, frame_number, name)} at {place(pair, frame_number)}{''.join(marks)}"
+    earlier = [number for number in shown if number < frame_number and pair.locate(number)[0] == clip_number]
+    marks, come = [], ""
+    if earlier:
+        before = max(earlier)
+        start = index - (frame_number - before)
+        come = f" +{_places_between(place(pair, before), place(pair, frame_number))}"
+        leaps = [event for event in clip.events if event.hint is Hint.SPEED]
+        marks += [event for event in leaps if start < event.first_index <= index][-1:]
+    marks += [e for e in clip.events if e.hint not in (None, Hint.SPEED) and e.hint_index == index]
+    told = []
+    for event in marks:
+        assert event.hint is not None
+        named = "" if span is None else f" {gap_name(pair, clip_number, event.gap, span)}"
+        told.append(HINT_WORDS[event.hint] + named)
+    return f"{frame_words(pair, frame_number, name)} at {place(pair, frame_number)}{come}{''.join(told)}"
+
+
+def _places_between(one: str, other: str) -> int:
+    letters = next(letters for letters in PLACES if one in letters)
+    return abs(letters.index(one) - letters.index(other))
 
 
 def snapshot(pair: PairTruth, frame_numbers: Sequence[int], *, first: bool, span: float | None = None) -> str:
@@ -217,6 +229,7 @@ PHRASES = (
     "\ncheck ",
     " left ",
     " at ",
+    *(f" +{places}" for places in range(10)),
     "\nlook around",
     "\ndone",
     " and ",

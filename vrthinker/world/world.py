@@ -39,10 +39,11 @@ ID_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}"
 """The pattern of a pair's id, which is part of file names."""
 UNITS = 56
 """The number of units per side of the picture."""
-TRAVEL = 32.0
-"""The distance from a clip's first frame to its end in units, including the leaps of speed hints."""
-LEAP = 5.0
-"""The distance in units that an object leaps inside a gap that a speed hint marks."""
+TRAVEL = 11.0
+"""The distance from a clip's first frame to its end in units, without the leaps of speed hints."""
+LEAP = 7.0
+"""The distance in units that an object leaps inside a gap that a speed hint marks: at least two and a half
+times what it comes in a gap otherwise."""
 FIRST_ALONG = 12.0
 """The distance in units from the picture's edge at which an object starts, before its clip's `start`."""
 LANES = {1: (28.0,), 2: (17.0, 39.0)}
@@ -248,10 +249,8 @@ class ClipTruth(_Model):
 
     def travelled(self, frame_index: int) -> float:
         """How far the objects have come in a frame: units from the edge at which they started."""
-        leaps = [event.first_index for event in self.events if event.hint is Hint.SPEED]
-        speed = (TRAVEL - LEAP * len(leaps)) / self.n_frames
-        leapt = LEAP * sum(frame_index >= first for first in leaps)
-        return FIRST_ALONG + self.start + speed * frame_index + leapt
+        leaps = sum(event.hint is Hint.SPEED and frame_index >= event.first_index for event in self.events)
+        return FIRST_ALONG + self.start + TRAVEL * frame_index / self.n_frames + LEAP * leaps
 
     @property
     def counts(self) -> tuple[int, int, int]:
@@ -310,15 +309,24 @@ class PairTruth(_Model):
         """The same pair with its second clip as video 1."""
         return self.model_copy(update={"clips": self.clips[::-1]})
 
+    @property
+    def vertical(self) -> bool:
+        """Whether the objects move down or up, and not to a side."""
+        return self.direction >= 2
+
+    def lanes(self, clip: ClipTruth) -> list[float]:
+        """Where each object's lane is in one of the clips: units from the top edge, or from the left one."""
+        return [lane + clip.lane for lane in LANES[len(self.objects)]]
+
     def centres(self, clip: ClipTruth, frame_index: int) -> list[tuple[float, float]]:
         """The (x, y) of each object's centre in a frame of one of the clips, in units from the top left."""
         along = clip.travelled(frame_index)
         if self.direction in (1, 3):
             along = UNITS - 1 - along
         jump = clip.jump if Defect.JUMP in clip.defects_at(frame_index) else 0.0
-        lanes = [lane + clip.lane for lane in LANES[len(self.objects)]]
+        lanes = self.lanes(clip)
         lanes[0] += jump
-        return [(along, lane) if self.direction < 2 else (lane, along) for lane in lanes]
+        return [(lane, along) if self.vertical else (along, lane) for lane in lanes]
 
     def locate(self, frame_number: int) -> tuple[int, int]:
         """The (clip 0 or 1, frame_index) of a frame number, if every frame is numbered."""
