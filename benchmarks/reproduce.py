@@ -1,17 +1,22 @@
 """What each stage is worth on planted truth: the stages' matrix on the synthetic world.
 
-    python benchmarks/reproduce.py --work FOLDER [--seeds 0 1 2] [--difficulty easy]
+    python benchmarks/reproduce.py --work FOLDER [--seeds 1 2 3] [--difficulty easy]
+        [--cold-start 'RUNS/nano-{seed}/model']
 
 Arms, per seed, all from one cold-start model:
 
 - `rejection`: rejection sampling (recipe `nano-rejection`);
 - `rejection+grpo`: GRPO (recipe `nano-grpo`) from there;
 - `grpo`: GRPO from the cold start;
-- `control`: as many supervised steps as rejection sampling, on the oracle's traces (recipe `nano-more`).
+- `control`: as many supervised steps as rejection sampling, on the oracle's traces (recipe `nano-more`);
+- `rejection+grpo, calls cost`: as `rejection+grpo`, but every call costs a little of the reward.
 
-Every model judges the same held-out pairs, sampled at T = 1 and greedily. Differences to the cold start are
-paired over pairs. Everything is made by commands of the package and can be stopped: the same command goes on.
-An arm's row is appended when it is done, and an arm that has a row is skipped.
+Every model judges the same held-out pairs, sampled at T = 1 and greedily. Differences to the models that it
+started from are paired over pairs. The model after all stages then judges them once more in other ways:
+frames picked by chance or by a grid, another memory mode, another window.
+
+Everything is made by commands of the package and can be stopped: the same command goes on. An arm's row is
+appended when it is done, and an arm that has a row is skipped.
 """
 
 from __future__ import annotations
@@ -19,17 +24,61 @@ from __future__ import annotations
 import argparse
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from stages import MEASURES, WAYS, evaluate, train
+from stages import MEASURES, WAYS, evaluate, evaluate_once, train
 
 from vrthinker.evals.metrics import difference, measure
+from vrthinker.evals.world import load_report, load_scores
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.provenance import append_row
+from vrthinker.reward.settings import CallCostTerm, RewardSettings
+from vrthinker.world.world import PRESETS
 
-ARMS = ("cold start", "rejection", "rejection+grpo", "grpo", "control")
 CURVES = ("rollouts/oa_tau", "rollouts/tool_calls", "rollouts/sampled_tokens_per_round", "kl/ref")
+
+
+@dataclass(frozen=True)
+class Arm:
+    """How a model is trained.
+
+    Attributes:
+        stage: The command; None for the model that all others start from.
+        start: The arm that it starts from.
+        settings: Settings that replace the recipe's.
+    """
+
+    stage: str | None
+    start: str = "cold start"
+    settings: tuple[str, ...] = ()
+
+
+def _reward_with_cost() -> str:
+    terms = (*RewardSettings().terms, CallCostTerm())
+    return json.dumps([term.model_dump() for term in terms])
+
+
+ARMS = {
+    "cold start": Arm(None),
+    "rejection": Arm("rejection"),
+    "rejection+grpo": Arm("grpo", "rejection"),
+    "grpo": Arm("grpo"),
+    "control": Arm("cold-start"),
+    "rejection+grpo, calls cost": Arm("grpo", "rejection", (f"reward.terms={_reward_with_cost()}",)),
+}
+FINAL = "rejection+grpo"
+"""The arm with all stages, which is looked at in other ways too."""
+VIEWS: dict[str, tuple[object, ...]] = {
+    "frames picked in other ways": ("--retrieval", "own", "random", "uniform"),
+    "memory evict": ("--memory", "evict"),
+    "memory renumber": ("--memory", "renumber"),
+    "window 0": ("--window", 0),
+    "window 2": ("--window", 2),
+    "window all": ("--window", "all"),
+}
+"""Options of `vrthinker eval world`, by what they show. All decode greedily."""
 
 
 def done(rows: Path, key: Mapping[str, Any]) -> bool:
@@ -49,67 +98,97 @@ class Matrix:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
         self.folder = given.work / given.difficulty / f"seed-{seed}"
+        self.start = str(given.cold_start).format(seed=seed)
 
-    def model(self, arm: str) -> Path | str:
+    def model(self, name: str) -> Path | str:
         """Trains the model of an arm, after those that it starts from."""
-        given, folder = self.given, self.folder / arm
-        if arm == "cold start":
-            return str(given.cold_start)
-        start = self.model("rejection" if arm == "rejection+grpo" else "cold start")
-        common: list[object] = ["--set", f"model={start}", "--seed", self.seed]
-        if arm == "control":
-            return train("cold-start", "nano-more", folder, *common)
-        stage = "rejection" if arm == "rejection" else "grpo"
-        first = 9000 if stage == "rejection" else 11_000
-        common += ["--set", f"items.seed={first + 1000 * self.seed}"]
+        given, arm, seed = self.given, ARMS[name], self.seed
+        if arm.stage is None:
+            return self.start
+        common: list[object] = ["--set", f"model={self.model(arm.start)}", "--seed", seed]
+        if arm.stage == "cold-start":
+            world = "phases.0.traces.world"
+            recipe = "nano-more"
+        else:
+            first = 9000 if arm.stage == "rejection" else 11_000
+            common += ["--set", f"items.seed={first + 1000 * seed}"]
+            world, recipe = "items.world", f"nano-{arm.stage}"
         if given.difficulty != "easy":
             # The recipes have the default world; another one has the settings of its preset.
-            from vrthinker.world.world import PRESETS
-
-            common += ["--set", f"items.world={PRESETS[given.difficulty].model_dump_json()}"]
-        for assignment in given.set_grpo if stage == "grpo" else given.set_rejection:
+            common += ["--set", f"{world}={PRESETS[given.difficulty].model_dump_json()}"]
+        more = {"grpo": given.set_grpo, "rejection": given.set_rejection}.get(arm.stage, [])
+        for assignment in (*arm.settings, *more):
             common += ["--set", assignment]
-        return train(stage, f"nano-{stage}", folder, *common)
+        return train(arm.stage, recipe, self.folder / name, *common)
 
-    def row(self, arm: str) -> dict[str, Any]:
-        """Trains and evaluates an arm."""
+    def scores(self, name: str) -> dict[str, Any]:
+        """The scored pairs of an arm's model."""
         given = self.given
-        where = {"difficulty": given.difficulty}
-        before = evaluate(
-            given.cold_start,
-            given.work / given.difficulty / "cold start",
+        return evaluate(
+            self.model(name),
+            self.folder / f"{name}-eval",
             given.pairs,
             given.eval_seed,
-            **where,
+            difficulty=given.difficulty,
+            clips=given.work / "clips",
         )
-        model = self.model(arm)
-        after = before
-        if arm != "cold start":
-            after = evaluate(model, self.folder / f"{arm}-eval", given.pairs, given.eval_seed, **where)
+
+    def row(self, name: str) -> dict[str, Any]:
+        """Trains and evaluates an arm."""
+        found = self.scores(name)
         row: dict[str, Any] = {}
+        before, at = [], name
+        while ARMS[at].stage is not None:
+            at = ARMS[at].start
+            before.append(at)
         for way in WAYS:
-            row[way] = {name: vars(estimate) for name, estimate in measure(after[way]).items()}
-            if arm != "cold start":
-                row[f"{way} minus cold start"] = {
-                    name: vars(difference(after[way], before[way], name)) for name in MEASURES
-                }
-        if arm.endswith("grpo"):
-            lines = read_metrics(self.folder / arm / METRICS_FILE)
+            row[way] = {measured: vars(estimate) for measured, estimate in measure(found[way]).items()}
+            report, _ = load_report(self.folder / f"{name}-eval" / way)
+            row[way]["calls_by_hidden_events"] = {n: vars(e) for n, e in report.calls.items()}
+            for other in before:
+                earlier = self.scores(other)[way]
+                row[f"{way} minus {other}"] = {m: vars(difference(found[way], earlier, m)) for m in MEASURES}
+        if ARMS[name].stage == "grpo":
+            lines = read_metrics(self.folder / name / METRICS_FILE)
             row["curves"] = {
-                name: [[line["step"], line[name]] for line in lines if line.get(name) is not None]
-                for name in CURVES
+                curve: [[line["step"], line[curve]] for line in lines if line.get(curve) is not None]
+                for curve in CURVES
             }
         return row
+
+    def view(self, name: str) -> dict[str, Any]:
+        """Evaluates the model after all stages in another way, greedily."""
+        given = self.given
+        usual = self.scores(FINAL)["greedy"]
+        run = self.folder / f"{FINAL}-views" / name
+        evaluate_once(
+            self.model(FINAL),
+            run,
+            given.pairs,
+            given.eval_seed,
+            *("--temperature", 0.0, *VIEWS[name]),
+            difficulty=given.difficulty,
+            clips=given.work / "clips",
+        )
+        report, _ = load_report(run)
+        scores = load_scores(run)
+        return {
+            "judged": {way: {m: vars(e) for m, e in found.items()} for way, found in report.judged.items()},
+            "perfect_reader": {way: vars(found["oa/tau"]) for way, found in report.perfect.items()},
+            "own above": {way: vars(estimate) for way, estimate in report.gains.items()},
+            "minus the usual way": {m: vars(difference(scores, usual, m)) for m in MEASURES},
+        }
 
 
 def main() -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for runs and evaluations")
-    parser.add_argument("--cold-start", default="nano", help="the model that all arms start from")
-    parser.add_argument("--difficulty", choices=["easy", "medium", "hard"], default="easy")
-    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--arms", nargs="+", choices=ARMS, default=list(ARMS))
+    parser.add_argument("--cold-start", default="nano", help="the first model; {seed} stands for the seed")
+    parser.add_argument("--difficulty", choices=list(PRESETS), default="easy")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
+    parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
+    parser.add_argument("--views", nargs="*", choices=list(VIEWS), default=list(VIEWS))
     parser.add_argument("--pairs", type=int, default=512, help="held-out pairs")
     parser.add_argument("--eval-seed", type=int, default=771_000, help="of the held-out pairs")
     parser.add_argument("--set-grpo", action="append", default=[], help="a setting of nano-grpo, KEY=VALUE")
@@ -118,18 +197,20 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:
         matrix = Matrix(given, seed)
-        for arm in given.arms:
+        for name in (*given.arms, *given.views):
             key = {
                 "experiment": "stages on the synthetic world",
                 "difficulty": given.difficulty,
-                "arm": arm,
+                "arm" if name in ARMS else "view": name,
                 "seed": seed,
-                "cold_start": str(given.cold_start),
                 "pairs": given.pairs,
                 "settings": [*given.set_grpo, *given.set_rejection],
             }
             if not done(given.out, key):
-                append_row(given.out, {**key, "eval_seed": given.eval_seed, **matrix.row(arm)})
+                found = matrix.row(name) if name in ARMS else matrix.view(name)
+                append_row(
+                    given.out, {**key, "cold_start": matrix.start, "eval_seed": given.eval_seed, **found}
+                )
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ Everything can be stopped: the same call goes on where it was.
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -32,11 +33,66 @@ def train(stage: str, recipe: str, run: Path, *options: object) -> Path:
 
 
 def evaluate(
-    model: Path | str, folder: Path, pairs: int, seed: int, *options: object, difficulty: str = "easy"
+    model: Path | str,
+    folder: Path,
+    pairs: int,
+    seed: int,
+    *options: object,
+    difficulty: str = "easy",
+    clips: Path | None = None,
 ) -> dict[str, Any]:
-    """Judges held-out pairs in both ways. Returns the scored pairs by way."""
+    """Judges held-out pairs in both ways. Returns the scored pairs by way.
+
+    Args:
+        model: The judge's model.
+        folder: The folder for the evaluations, with a folder for each way.
+        pairs: The number of pairs.
+        seed: The seed of the pairs.
+        options: More options of `vrthinker eval world`.
+        difficulty: The difficulty of the world.
+        clips: A folder that keeps the clips of worlds that were evaluated on, so that they are drawn once.
+    """
     for way, temperature in WAYS.items():
-        where = ("--difficulty", difficulty, "--limit", pairs, "--seed", seed, "--out", folder / way)
-        decoding = ("--retrieval", "own", "--temperature", temperature)
-        vrthinker("eval", "world", "--model", model, *where, *decoding, *options)
+        run = folder / way
+        evaluate_once(
+            model,
+            run,
+            pairs,
+            seed,
+            "--temperature",
+            temperature,
+            *options,
+            difficulty=difficulty,
+            clips=clips,
+        )
     return {way: load_scores(folder / way) for way in WAYS}
+
+
+def evaluate_once(
+    model: Path | str,
+    run: Path,
+    pairs: int,
+    seed: int,
+    *options: object,
+    difficulty: str = "easy",
+    clips: Path | None = None,
+) -> None:
+    """Judges held-out pairs in one way, into a run's folder."""
+    kept = None if clips is None else clips / f"{difficulty}-{seed}-{pairs}"
+    if kept is not None and kept.is_dir():
+        _link_tree(kept, run / "world")
+    where = ("--difficulty", difficulty, "--limit", pairs, "--seed", seed, "--out", run)
+    if "--retrieval" not in options:
+        options = ("--retrieval", "own", *options)
+    vrthinker("eval", "world", "--model", model, *where, *options)
+    if kept is not None and not kept.is_dir():
+        _link_tree(run / "world", kept)
+
+
+def _link_tree(source: Path, target: Path) -> None:
+    """Hard links to all files of a folder. What is there is kept."""
+    for path in sorted(source.rglob("*")):
+        link = target / path.relative_to(source)
+        if path.is_file() and not link.exists():
+            link.parent.mkdir(parents=True, exist_ok=True)
+            os.link(path, link)

@@ -47,6 +47,8 @@ class EvalWorldCommand:
     """How retrieved frames are picked. own is always included; "none" is scored from its first rounds."""
     temperature: Annotated[float | None, option("T")] = None
     """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
+    window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
+    """The number of rounds a retrieved frame stays visible, or all. The checkpoint's own by default."""
     memory: Annotated[Literal["rerender", "evict", "renumber"] | None, option("MODE")] = None
     """How expired frames are removed from the context (docs/memory.md). The checkpoint's own by default."""
     batch_size: int = 64
@@ -88,8 +90,10 @@ class EvalWorldCommand:
         check_device(self.device)
         if self.row is not None:
             check_writable("--row", self.row)
-        options = {"temperature": self.temperature, "memory": self.memory}
+        options = {"temperature": self.temperature, "window": self.window, "memory": self.memory}
         overrides: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
+        if self.window == "all":
+            overrides["window"] = None
         Judge.configuration_of(self.model, **overrides)  # refused before torch loads, if it cannot be used
         announce(f"loading {self.model}")
         with (
@@ -117,6 +121,7 @@ class EvalWorldCommand:
                 "pairs": self.limit,
                 "seed": self.seed,
                 "temperature": judge.settings.episode.temperature,
+                "window": judge.settings.episode.window,
                 "memory": judge.settings.episode.memory,
             }
             append_row(self.row, {**about, **report.as_json()})
