@@ -50,7 +50,10 @@ def place_letter(along: float, *, vertical: bool) -> str:
 
 
 def frame_words(pair: PairTruth, frame_number: int, name: int) -> str:
-    """The words for a frame that a call showed, such as `3 red noise`.
+    """The words for a frame that a call showed, such as `3 red noise`, or `3 red wrong color blue noise`.
+
+    That a colour is wrong stands right behind that colour: a small model compares two words more reliably if
+    the one that it has just written is one of them.
 
     Args:
         pair: The pair.
@@ -60,10 +63,11 @@ def frame_words(pair: PairTruth, frame_number: int, name: int) -> str:
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
     defects = clip.defects_at(index)
-    colors = [COLORS[color] for color, _ in pair.objects]
+    first, *others = (f" {COLORS[color]}" for color, _ in pair.objects)
     if Defect.COLOR in defects:
-        colors[0] = COLORS[clip.wrong_color]
-    return f"{name} {' '.join(colors)}{defect_words(defects)}"
+        first = f" {COLORS[clip.wrong_color]}{DEFECT_WORDS[Defect.COLOR]}"
+    rest = [defect for defect in defects if defect is not Defect.COLOR]
+    return f"{name}{first}{''.join(others)}{defect_words(rest)}"
 
 
 def gap_name(pair: PairTruth, clip_number: int, gap: tuple[int, int], span: float) -> int:
