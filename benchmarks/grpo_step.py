@@ -19,7 +19,8 @@ from typing import Any
 
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.provenance import append_row
-from vrthinker.train.grpo import grpo_settings, run_grpo
+from vrthinker.train.grpo import run_grpo
+from vrthinker.train.grpo_settings import grpo_settings
 from vrthinker.train.settings import load_recipe
 
 PARTS = ("rollout", "logprobs", "pack", "weight_update")

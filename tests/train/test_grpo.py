@@ -32,16 +32,9 @@ from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.reward.advantages import advantages
 from vrthinker.reward.scoring import GroupRewards
 from vrthinker.reward.settings import DrGrpoAdvantage, GrpoAdvantage
-from vrthinker.train.grpo import (
-    Batch,
-    LossSettings,
-    PackedEpisodes,
-    grpo_settings,
-    pack_batch,
-    packed_loss,
-    resume_settings,
-    run_grpo,
-)
+from vrthinker.train.grpo import run_grpo
+from vrthinker.train.grpo_batch import Batch, PackedEpisodes, pack_batch, packed_loss
+from vrthinker.train.grpo_settings import LossSettings, grpo_settings, resume_settings
 from vrthinker.train.rollouts import Group
 from vrthinker.train.settings import load_recipe
 from vrthinker.train.trials import Trial
@@ -158,8 +151,8 @@ def test_killed_anywhere_a_run_ends_in_the_same_bits(
         at("vrthinker.records.verdict_log:VerdictLog.append", 3, "SIGKILL"),
         at("vrthinker.train.rollouts:replace_file", 1, "SIGKILL"),
         at("vrthinker.train.grpo:advantages", 1, "SIGKILL"),
-        at("vrthinker.train.grpo:packed_logprobs", 2, "SIGKILL"),
-        at("vrthinker.train.grpo:replace_file", 1, "SIGKILL", after=True),
+        at("vrthinker.train.grpo_logprobs:packed_logprobs", 2, "SIGKILL"),
+        at("vrthinker.train.grpo_logprobs:replace_file", 1, "SIGKILL", after=True),
         at("torch:Tensor.backward", 1, "SIGKILL"),
         at("vrthinker.train.loop.loop:save_checkpoint", 1, "SIGKILL", after=True),
         at("torch:Tensor.backward", 2, "SIGKILL", after=True),

@@ -63,7 +63,8 @@ class GrpoCommand:
         """Samples and trains; returns 130 if a signal ended the run early (what is recorded is kept)."""
         out = self._checked_out()
         announce("starting to train: torch is loading")
-        from vrthinker.train.grpo import grpo_settings, resume_settings, run_grpo
+        from vrthinker.train.grpo import run_grpo
+        from vrthinker.train.grpo_settings import grpo_settings, resume_settings
 
         settings = resume_settings(out) if self.resume is not None else grpo_settings(self._values())
         trained = run_grpo(settings, out)
