@@ -2,8 +2,8 @@
 
 What it does, over and over: it samples groups of episodes per pair, scores them, compares each with its own
 group, packs every group into one sequence, and takes a few clipped steps. The sampler then gets the new
-weights. The old policy's log-probabilities are recomputed by the training forward when the sampler is
-refreshed; the sampler's own are kept to measure the drift between the two.
+weights. The old policy's log-probabilities come from the training forward; the sampler's own are kept to
+measure the drift between the two, and no step is taken beyond its bound.
 
 How it differs from the paper: the two clip widths may differ; redraws of dynamic sampling have a bound; the
 standard deviation of a group is the sample's; the order of the clips is drawn per group.
@@ -16,8 +16,8 @@ standard deviation of a group is the sample's; the order of the clips is drawn p
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import functools
-import time
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -35,18 +35,19 @@ from vrthinker.policy.batches import FrameLoader
 from vrthinker.progress import Progress, counted
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
 from vrthinker.records.trackers import open_tracker
-from vrthinker.reward.advantages import advantages
+from vrthinker.reward.advantages import Advantages, advantages
 from vrthinker.reward.group import EpisodeTruth
-from vrthinker.train.grpo_batch import Batch, dealt, own_packs, pack_batch, packed_loss
+from vrthinker.train.grpo_batch import Batch, dealt, drift, own_packs, pack_batch, packed_loss
 from vrthinker.train.grpo_logprobs import Logprobs
 from vrthinker.train.grpo_settings import GRPO, GrpoSettings
 from vrthinker.train.held_out import BEST_FOLDER
 from vrthinker.train.loop.checkpoint import latest_checkpoint
+from vrthinker.train.loop.clock import Clock
 from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
 from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.model import live_weights
 from vrthinker.train.rejection import pairs_of_items
-from vrthinker.train.rollouts import ROLLOUTS, Rollouts, refuse_what_cannot_be_trained
+from vrthinker.train.rollouts import ROLLOUTS, Refresh, Rollouts, refuse_what_cannot_be_trained
 from vrthinker.train.sft import (
     Start,
     base_folder,
@@ -129,6 +130,7 @@ class _Trainer:
         self._markup = Markup(policy.tokenizer, policy.vocabulary_size)
         factor = policy.patch_size * policy.merge_size
         self._factor = (factor, factor)
+        self._clock = Clock(policy.device)
         loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
         stack.callback(loader.close)
         self._logprobs = Logprobs(
@@ -139,6 +141,7 @@ class _Trainer:
             ranks,
             temperature=sampled.temperature,
             banned=self._markup.vocabulary(policy.device).banned,
+            clock=self._clock,
         )
         self._rollouts = Rollouts(
             settings.rollouts,
@@ -153,7 +156,7 @@ class _Trainer:
         )
         self._judge: Judge | None = None
         self._stack = stack
-        self._refreshed: tuple[int, list[Batch], dict[str, float]] | None = None
+        self._refreshed: tuple[int, list[Batch]] | None = None
         self._too_far = False
         self._step = 0
 
@@ -215,85 +218,119 @@ class _Trainer:
         )
 
     def micro_losses(self, step: int) -> Iterator[MicroLoss]:
-        """The losses of this process's packs in a 0-based step: sample, reward, advantage, pack, step."""
+        """A 0-based step: sample, reward, advantage, pack, step. Gives the losses of this process's packs.
+
+        Raises:
+            InputError: The run's files are not those that this step needs.
+            VRThinkerError: There is nothing to learn from, training and sampling differ by too much, or
+                something cannot be read or written.
+            StepInterrupted: A signal came while it sampled.
+        """
         self._step = step
-        number, place = divmod(step, self._settings.learn.steps_per_refresh)
+        learn, ranks, clock = self._settings.learn, self._ranks, self._clock
+        number, place = divmod(step, learn.steps_per_refresh)
+        metrics: dict[str, float] = {}
         if self._refreshed is None or self._refreshed[0] != number:
-            self._refreshed = (number, *self._refresh(number, step))
-        _, batches, metrics = self._refreshed
-        batch = batches[place]
-        loss = self._settings.loss
-        for turn, (index, counts) in enumerate(own_packs(batch, self._ranks)):
-            packed = batch.packs[index]
-            logprobs, entropies = self._logprobs.of_policy(packed.pack)
-            ref = batch.ref.get(index)
-            summed, sums, largest = packed_loss(loss, packed, batch, logprobs, batch.old[index], ref)
-            sums["policy/entropy"] = torch.cat(entropies).sum() / batch.n_tokens
-            share = 1.0 if counts else 0.0
-            told: dict[str, float | torch.Tensor] = {name: value * share for name, value in sums.items()}
-            if turn == 0 and self._ranks.is_first:
-                told |= metrics if place == 0 else {}
-                told["batch/episodes"], told["batch/tokens"] = float(batch.n_episodes), float(batch.n_tokens)
-            n_tokens = packed.pack.n_tokens if counts else 0
-            yield MicroLoss(summed * share, n_tokens, told, {"ratio/max": largest})
+            sampled = self._sample(number, is_new=place == 0)  # with their rewards
+            compared = advantages(
+                self._settings.advantage,
+                {group.id: group.rewards.totals for group in sampled.groups},
+                device=self._start.policy.device,
+            )
+            with clock.counts("pack"):
+                batches = ranks.together(lambda: self._packed(sampled, compared))
+            if place == 0:
+                self._logprobs.keep_old(number, batches)
+                metrics = {**sampled.metrics, **compared.metrics}
+            else:  # the old policy is gone
+                self._logprobs.load_old(number, batches)
+            self._refreshed = number, batches
+        batch, own_drift = self._refreshed[1][place], 0.0
+        own = own_packs(batch, ranks)
+        for turn, (index, counts) in enumerate(own):
+            micro = self._micro_loss(batch, index, share=1.0 if counts else 0.0)
+            own_drift += float(micro.sums.get("drift/mean", 0.0))
+            if turn == len(own) - 1 and ranks.is_first:
+                sizes = {"batch/episodes": float(batch.n_episodes), "batch/tokens": float(batch.n_tokens)}
+                micro = dataclasses.replace(micro, sums={**micro.sums, **metrics, **clock.take(), **sizes})
+            yield micro
+        self._refuse_drift(sum(ranks.gather(own_drift)))  # all gradients are there, no weight has moved yet
 
-    # A refresh
+    # The parts of a step
 
-    def _refresh(self, number: int, step: int) -> tuple[list[Batch], dict[str, float]]:
-        """Samples with the weights of now, compares, packs, and computes the old and reference logprobs."""
-        learn, clock = self._settings.learn, _Clock()
-        first_step = number * learn.steps_per_refresh
-        steps = min(learn.steps_per_refresh, learn.steps - first_step)
-        # In the middle of a refresh, everything was sampled before, by weights that are gone.
-        judge = self._sampler(first_step) if step == first_step else None
-        clock.lap("weight_update")
-        refresh = self._rollouts.sample(
-            number, judge, wanted=steps * learn.groups_per_step, weights=f"after {first_step} steps"
+    def _micro_loss(self, batch: Batch, index: int, *, share: float) -> MicroLoss:
+        """The loss of a pack; a share of 0 makes it one that only fills up."""
+        packed, found = batch.packs[index], self._logprobs.of_step(batch, index)
+        loss, sums, largest = packed_loss(
+            self._settings.loss, packed, batch, found.policy, found.old, found.ref
         )
-        if judge is not None:
-            judge.engine.free_caches()  # type: ignore[attr-defined]
-        clock.lap("rollout")
+        sums["policy/entropy"] = torch.cat(found.entropies).sum() / batch.n_tokens
+        maxima = {"ratio/max": largest}
+        if n_known := batch.n_known:
+            drifts = drift(packed, found.old)
+            sums["drift/mean"], maxima["drift/max"] = drifts.sum() / n_known, drifts.max()
+        told = {name: value * share for name, value in sums.items()}
+        return MicroLoss(loss * share, packed.pack.n_tokens if share else 0, told, maxima)
+
+    def _sample(self, number: int, *, is_new: bool) -> Refresh:
+        """Samples and scores the groups of a refresh by the weights of now. If it is not new, reads them.
+
+        Raises:
+            _NothingToLearn: No group is left.
+        """
+        learn = self._settings.learn
+        first_step = number * learn.steps_per_refresh
+        with self._clock.counts("weight_update"):
+            # In the middle of a refresh, everything was sampled before, by weights that are gone.
+            judge = self._sampler(first_step) if is_new else None
+        with self._clock.counts("rollout"):
+            refresh = self._rollouts.sample(
+                number,
+                judge,
+                wanted=self._steps_of(number) * learn.groups_per_step,
+                weights=f"after {first_step} steps",
+            )
+            if judge is not None:
+                judge.engine.free_caches()  # type: ignore[attr-defined]
         if not refresh.groups:
-            raise _NothingToLearn(
-                f"{GRPO.name}: step {step}: nothing to learn from: none of {len(refresh.drawn)} groups has "
-                "episodes that differ in accuracy "
+            error = _NothingToLearn(
+                f"{GRPO.name}: step {self._step}: nothing to learn from: none of {len(refresh.drawn)} groups "
+                "has episodes that differ in accuracy "
                 f"(mean accuracy {refresh.metrics.get('reward/accuracy', float('nan')):.3f}, "
                 f"failed episodes {refresh.metrics.get('reward/failed', 0.0):.0%}); give harder or easier "
                 f"pairs, or set rollouts.dynamic=false; {self._out / ROLLOUTS} has the episodes"
             )
-        compared = advantages(
-            self._settings.advantage,
-            {group.id: group.rewards.totals for group in refresh.groups},
-            device=self._start.policy.device,
-        )
-        batches = self._ranks.together(
-            lambda: [
-                pack_batch(
-                    groups,
-                    compared,
-                    self._markup,
-                    self._factor,
-                    memory=self._memory,
-                    max_tokens=learn.max_pack_tokens,
-                )
-                for groups in dealt(refresh.groups, steps)
-            ]
-        )
-        clock.lap("pack")
-        if step == first_step:
-            self._logprobs.compute(batches)
-            self._logprobs.store(number, batches)
-        else:
-            self._logprobs.load(number, batches)
-        clock.lap("logprobs")
-        drift = self._logprobs.drift(batches)
-        metrics = {
-            **refresh.metrics,
-            **compared.metrics,
-            **drift,
-            **{f"perf/{name}_seconds": seconds for name, seconds in clock.seconds.items()},
-        }
-        return batches, metrics
+            raise self._ranks.told_once(error)
+        return refresh
+
+    def _steps_of(self, number: int) -> int:
+        """The number of steps of a refresh: the last may have fewer."""
+        learn = self._settings.learn
+        return min(learn.steps_per_refresh, learn.steps - number * learn.steps_per_refresh)
+
+    def _packed(self, refresh: Refresh, compared: Advantages) -> list[Batch]:
+        """The packs of each step of a refresh."""
+        return [
+            pack_batch(
+                groups,
+                compared,
+                self._markup,
+                self._factor,
+                memory=self._memory,
+                max_tokens=self._settings.learn.max_pack_tokens,
+            )
+            for groups in dealt(refresh.groups, self._steps_of(refresh.number))
+        ]
+
+    def _refuse_drift(self, mean: float) -> None:
+        most = self._settings.loss.most_drift
+        if not mean <= most:
+            error = VRThinkerError(
+                f"{GRPO.name}: step {self._step}: the training forward and the sampler differ by {mean:.3g} "
+                f"nats per token, allowed: up to {most} (loss.most_drift); they do not compute the same "
+                "policy, and training on this would ruin it"
+            )
+            raise self._ranks.told_once(error)
 
     def _sampler(self, version: int) -> Judge:
         """The judge that samples, with the policy's weights of now."""
@@ -323,20 +360,6 @@ class _Trainer:
         """Remembers whether the last step went beyond the limit of the KL."""
         limit = self._settings.loss.most_kl
         self._too_far = limit is not None and any((line.get("kl/ref") or 0.0) > limit for line in lines)
-
-
-class _Clock:
-    """Wall-clock seconds by name."""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = {}
-        self._began = time.perf_counter()
-
-    def lap(self, name: str) -> None:
-        """Counts the time since the last call for this name."""
-        now = time.perf_counter()
-        self.seconds[name] = self.seconds.get(name, 0.0) + now - self._began
-        self._began = now
 
 
 def _truth_of(truths: Mapping[str, PairTruth], trial: Trial) -> EpisodeTruth:

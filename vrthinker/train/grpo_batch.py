@@ -40,7 +40,7 @@ class PackedEpisodes:
     sampler: torch.Tensor
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(frozen=True)
 class Batch:
     """The packs of one step.
 
@@ -49,15 +49,18 @@ class Batch:
         n_episodes: The number of episodes with sampled tokens.
         n_tokens: The number of their sampled tokens.
         old: The old policy's log-probabilities, in the form of `PackedEpisodes.sampler`, for this process's
-            packs, by the packs' numbers.
-        ref: The reference's; empty without one.
+            packs, by the packs' numbers. Empty in the first step of a refresh, whose policy is the old one.
     """
 
     packs: list[PackedEpisodes]
     n_episodes: int
     n_tokens: int
-    old: dict[int, torch.Tensor]
-    ref: dict[int, torch.Tensor]
+    old: dict[int, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+    @property
+    def n_known(self) -> int:
+        """The number of sampled tokens whose log-probability the sampler gave."""
+        return sum(int((~packed.sampler.isnan()).sum()) for packed in self.packs)
 
 
 def pack_batch(
@@ -105,7 +108,7 @@ def pack_batch(
             )
         n_episodes += sum(len(logprobs) > 0 for logprobs in sampler)
         n_tokens += sum(map(len, sampler))
-    return Batch(packs, n_episodes, n_tokens, {}, {})
+    return Batch(packs, n_episodes, n_tokens)
 
 
 def _sampler_logprobs(rounds: Sequence[Any]) -> np.ndarray:
@@ -177,6 +180,19 @@ def packed_loss(
                 sums[name] = sums.get(name, torch.zeros((), device=device)) + mean * (count / batch.n_tokens)
         start = end
     return torch.stack(losses).sum(), sums, torch.stack(largest).max()
+
+
+def drift(packed: PackedEpisodes, old: torch.Tensor) -> torch.Tensor:
+    """How far the training forward is from the sampler, in nats per token.
+
+    Args:
+        packed: The pack.
+        old: The old policy's log-probabilities, `[sampled of all]`.
+
+    Returns:
+        The absolute differences, `[sampled of all]`; 0 where the sampler gave nothing.
+    """
+    return (old - packed.sampler.to(old.device)).abs().nan_to_num(nan=0.0)
 
 
 def own_packs(batch: Batch, ranks: Ranks) -> list[tuple[int, bool]]:

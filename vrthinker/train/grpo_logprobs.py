@@ -1,12 +1,17 @@
 """The log-probabilities of a step's packs: of the policy, of the old policy and of the reference.
 
-The old policy's and the reference's are computed when the sampler is refreshed, by the forward that trains.
-They are kept in a file, because a run that is resumed in the middle of a refresh has other weights.
+All come from the forward that trains. In the first step of a refresh the policy still is the old policy, so
+that the step's own forward gives the old policy's. Those of the refresh's later steps are computed before the
+weights change. They are kept in a file, because a run that is resumed in the middle of a refresh has other
+weights.
+
+A pack's frames are loaded once per step, for the policy and the reference.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,20 +19,38 @@ import numpy as np
 import torch
 
 from vrthinker.engine.base import FrameKey
-from vrthinker.engine.hf.model import VisionLanguageModel
-from vrthinker.errors import InputError, VRThinkerError
+from vrthinker.engine.hf.model import FrameFeatures, VisionLanguageModel
+from vrthinker.errors import InputError
 from vrthinker.policy.batches import FrameLoader
-from vrthinker.policy.packed_forward import packed_logprobs, packed_logprobs_and_entropy
+from vrthinker.policy.packed_forward import LoadFrames, packed_logprobs, packed_logprobs_and_entropy
 from vrthinker.policy.packing import Pack
 from vrthinker.records.files import replace_file
 from vrthinker.train.grpo_batch import Batch, own_packs
-from vrthinker.train.grpo_settings import GRPO, GrpoSettings
+from vrthinker.train.grpo_settings import GrpoSettings
+from vrthinker.train.loop.clock import Clock
 from vrthinker.train.loop.ranks import Ranks
 from vrthinker.train.model import TrainedPolicy, without_adapters
 from vrthinker.train.rollouts import ROLLOUTS
 from vrthinker.train.sft import base_folder
 
 LOGPROBS_FILE = "logprobs.safetensors"
+
+
+@dataclasses.dataclass(frozen=True)
+class StepLogprobs:
+    """The log-probabilities of a pack's sampled tokens.
+
+    Attributes:
+        policy: Those of the policy by trajectory, with gradient, float32 `[sampled]` each.
+        entropies: The entropies in nats of what the policy drew from, in the same form, without gradient.
+        old: Those of the old policy, the trajectories one after the other, float32 `[sampled of all]`.
+        ref: Those of the reference, in the same form; None without one.
+    """
+
+    policy: list[torch.Tensor]
+    entropies: list[torch.Tensor]
+    old: torch.Tensor
+    ref: torch.Tensor | None
 
 
 class Logprobs:
@@ -41,6 +64,8 @@ class Logprobs:
         ranks: The processes of the run.
         temperature: The temperature of sampling.
         banned: The tokens that sampling never draws, bool `[vocab]`.
+        clock: The clock that counts `frames`, `encode` (of a tower that is not trained) and `logprobs` (the
+            forwards of the old policy and of the reference).
     """
 
     def __init__(
@@ -53,42 +78,43 @@ class Logprobs:
         *,
         temperature: float,
         banned: torch.Tensor,
+        clock: Clock,
     ) -> None:
         self._settings, self._trained, self._loader = settings, trained, loader
-        self._out, self._ranks = out, ranks
+        self._out, self._ranks, self._clock = out, ranks, clock
         self._temperature, self._banned = temperature, banned
         self._reference: VisionLanguageModel | None = None
 
-    def of_policy(self, pack: Pack) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
-        """The policy's log-probabilities, with gradient, and entropies (`packed_logprobs_and_entropy`)."""
-        return self._trained.forward(
-            _logprobs_and_entropy, self._trained.policy, pack, *self._arguments(pack)
+    def of_step(self, batch: Batch, index: int) -> StepLogprobs:
+        """All log-probabilities that the loss of a pack needs.
+
+        Raises:
+            VRThinkerError: A frame cannot be read.
+        """
+        pack = batch.packs[index].pack
+        arguments = self._arguments(pack)
+        # The policy comes first: FSDP must not see adapters for the first time while they are switched off.
+        policy, entropies = self._trained.forward(
+            _logprobs_and_entropy, self._trained.policy, pack, *arguments
         )
+        with self._clock.counts("logprobs"):
+            ref = self._of_reference(pack, arguments) if self._settings.loss.kl_weight > 0 else None
+        old = batch.old.get(index)
+        return StepLogprobs(policy, entropies, torch.cat(policy).detach() if old is None else old, ref)
 
     @torch.no_grad()
-    def compute(self, batches: Sequence[Batch]) -> None:
-        """Computes the old policy's and the reference's, with the weights of now for the old policy."""
-        policy, wants_ref = self._trained.policy, self._settings.loss.kl_weight > 0
-        for batch in batches:
-            for index, _ in own_packs(batch, self._ranks):
-                pack = batch.packs[index].pack
-                arguments = (pack, *self._arguments(pack))
-                batch.old[index] = torch.cat(self._trained.forward(_logprobs, policy, *arguments))
-                if not wants_ref:
-                    continue
-                if self._settings.lora is not None:
-                    with without_adapters(policy.model):
-                        found = self._trained.forward(_logprobs, policy, *arguments)
-                else:
-                    reference = self._reference_model()
-                    with torch.autocast(  # as in `TrainedPolicy.forward`
-                        reference.device.type,
-                        dtype=torch.bfloat16,
-                        enabled=self._settings.precision == "bfloat16",
-                        cache_enabled=False,
-                    ):
-                        found = _logprobs(reference, *arguments)
-                batch.ref[index] = torch.cat(found)
+    def _of_reference(self, pack: Pack, arguments: tuple[Any, ...]) -> torch.Tensor:
+        if self._settings.lora is not None:
+            with without_adapters(self._trained.model):
+                return torch.cat(self._trained.forward(_logprobs, self._trained.policy, pack, *arguments))
+        reference = self._reference_model()
+        with torch.autocast(  # as in `TrainedPolicy.forward`
+            reference.device.type,
+            dtype=torch.bfloat16,
+            enabled=self._settings.precision == "bfloat16",
+            cache_enabled=False,
+        ):
+            return torch.cat(_logprobs(reference, pack, *arguments))
 
     def _reference_model(self) -> VisionLanguageModel:
         if self._reference is None:
@@ -101,38 +127,63 @@ class Logprobs:
         return self._reference
 
     def _arguments(self, pack: Pack) -> tuple[Any, ...]:
-        """The frames of a pack, read before the forward in which all processes wait for each other."""
-        pixels = self._ranks.together(lambda: self._loader.load(pack.frames))
+        """What all forwards over a pack share: its frames, the temperature and the bans.
+
+        The frames are read before the forward in which all processes wait for each other. A tower that is not
+        trained is that of the reference too, and encodes them once for both.
+        """
+        with self._clock.counts("frames"):
+            pixels = self._ranks.together(lambda: self._loader.load(pack.frames))
+        features = None
+        if not self._settings.train_vision and pixels:
+            with self._clock.counts("encode"), torch.no_grad():
+                features = self._trained.forward(self._trained.policy.encode, pixels)
 
         def load(keys: Sequence[FrameKey]) -> list[np.ndarray]:
             return pixels
 
-        return load, self._temperature, self._banned
+        return load, features, self._temperature, self._banned
 
-    # A resumed run
+    # The old policy
 
-    def store(self, number: int, batches: Sequence[Batch]) -> None:
-        """Keeps them for a run that is resumed in the middle of a refresh, when the old weights are gone."""
+    @torch.no_grad()
+    def keep_old(self, number: int, batches: Sequence[Batch]) -> None:
+        """Computes the old policy's with the weights of now, for all steps of a refresh but the first.
+
+        They are kept in a file for a run that is resumed in the middle of the refresh, when these weights are
+        gone.
+
+        Args:
+            number: The number of the refresh.
+            batches: The packs of its steps.
+
+        Raises:
+            VRThinkerError: A frame cannot be read, or the file cannot be written.
+        """
         from safetensors.torch import save
 
-        own = {
-            f"{kind}.{place}.{index}": values.cpu()
-            for place, batch in enumerate(batches)
-            for kind, by_index in (("old", batch.old), ("ref", batch.ref))
-            for index, values in by_index.items()
-        }
-        path = self._file(number)
-        self._ranks.together(lambda: replace_file(path, save(own)))
+        kept = {}
+        for place, batch in enumerate(batches[1:], 1):
+            for index, _ in own_packs(batch, self._ranks):
+                pack = batch.packs[index].pack
+                arguments = self._arguments(pack)
+                with self._clock.counts("logprobs"):
+                    found = self._trained.forward(_logprobs, self._trained.policy, pack, *arguments)
+                batch.old[index] = torch.cat(found)
+                kept[_key(place, index)] = batch.old[index].cpu()
+        if kept:
+            path = self._file(number)
+            self._ranks.together(lambda: replace_file(path, save(kept)))
 
-    def load(self, number: int, batches: Sequence[Batch]) -> None:
-        """Reads what `store` kept.
+    def load_old(self, number: int, batches: Sequence[Batch]) -> None:
+        """Reads what `keep_old` kept, in the middle of the refresh.
 
         Raises:
             InputError: The file is missing, or is not that of these packs.
         """
-        self._ranks.together(lambda: self._load(number, batches))
+        self._ranks.together(lambda: self._load_old(number, batches))
 
-    def _load(self, number: int, batches: Sequence[Batch]) -> None:
+    def _load_old(self, number: int, batches: Sequence[Batch]) -> None:
         from safetensors.torch import load
 
         path = self._file(number)
@@ -140,16 +191,12 @@ class Logprobs:
             stored: dict[str, torch.Tensor] = {}
             for file in sorted(path.parent.glob(f"*{LOGPROBS_FILE}")):
                 stored |= load(file.read_bytes())
-            for place, batch in enumerate(batches):
+            for place, batch in enumerate(batches[1:], 1):
                 for index, _ in own_packs(batch, self._ranks):
-                    length = sum(map(len, batch.packs[index].pack.sampled))
-                    for kind, by_index in (("old", batch.old), ("ref", batch.ref)):
-                        if kind == "ref" and self._settings.loss.kl_weight == 0:
-                            continue
-                        values = stored[f"{kind}.{place}.{index}"]
-                        if values.shape != (length,):
-                            raise KeyError(kind)
-                        by_index[index] = values.to(self._trained.policy.device)
+                    values = stored[_key(place, index)]
+                    if values.shape != (sum(map(len, batch.packs[index].pack.sampled)),):
+                        raise KeyError(index)
+                    batch.old[index] = values.to(self._trained.policy.device)
         except Exception as error:
             raise InputError(
                 f"{path}: not the log-probabilities of this refresh ({type(error).__name__}); a run goes on "
@@ -160,57 +207,41 @@ class Logprobs:
         own = "" if self._ranks.size == 1 else f"{self._ranks.rank}-of-{self._ranks.size}-"
         return self._out / ROLLOUTS / f"refresh-{number:05d}" / f"{own}{LOGPROBS_FILE}"
 
-    # The sampler's
 
-    def drift(self, batches: Sequence[Batch]) -> dict[str, float]:
-        """How far the training forward is from the sampler, over all packs.
-
-        Returns:
-            The metrics; empty if the sampler gave no log-probabilities.
-
-        Raises:
-            VRThinkerError: The two differ by more than `loss.most_drift`.
-        """
-        parts = [
-            (batch.old[index].cpu() - batch.packs[index].sampler).abs()
-            for batch in batches
-            for index, counts in own_packs(batch, self._ranks)
-            if counts
-        ]
-        known = torch.cat(parts) if parts else torch.zeros(0)
-        known = known[~known.isnan()]
-        told = [float(known.sum()), float(known.max()) if len(known) else 0.0, float(len(known))]
-        reports = self._ranks.gather(told)
-        number = sum(report[2] for report in reports)
-        if not number:
-            return {}
-        mean, largest = sum(r[0] for r in reports) / number, max(r[1] for r in reports)
-        if not mean <= self._settings.loss.most_drift:
-            raise VRThinkerError(
-                f"{GRPO.name}: the training forward and the sampler differ by {mean:.3g} nats per token, "
-                f"allowed: up to {self._settings.loss.most_drift} (loss.most_drift); they do not compute the "
-                "same policy, and training on this would ruin it"
-            )
-        return {"drift/mean": mean, "drift/max": largest}
+def _key(place: int, index: int) -> str:
+    """The name of a pack's tensor in the file: the step's place in the refresh, and the pack's number."""
+    return f"old.{place}.{index}"
 
 
 def _logprobs(
     policy: VisionLanguageModel,
     pack: Pack,
-    load: Callable[[Sequence[FrameKey]], list[np.ndarray]],
+    load: LoadFrames,
+    features: Sequence[FrameFeatures] | None,
     temperature: float,
     banned: torch.Tensor,
 ) -> list[torch.Tensor]:
     """`packed_logprobs` by position, as `TrainedPolicy.forward` calls functions."""
-    return packed_logprobs(policy, pack, load, temperature=temperature, banned=banned, implementation="torch")
+    return packed_logprobs(
+        policy,
+        pack,
+        load,
+        features=features,
+        temperature=temperature,
+        banned=banned,
+        implementation="torch",
+    )
 
 
 def _logprobs_and_entropy(
     policy: VisionLanguageModel,
     pack: Pack,
-    load: Callable[[Sequence[FrameKey]], list[np.ndarray]],
+    load: LoadFrames,
+    features: Sequence[FrameFeatures] | None,
     temperature: float,
     banned: torch.Tensor,
 ) -> tuple[list[torch.Tensor], list[torch.Tensor]]:
     """`packed_logprobs_and_entropy` by position."""
-    return packed_logprobs_and_entropy(policy, pack, load, temperature=temperature, banned=banned)
+    return packed_logprobs_and_entropy(
+        policy, pack, load, features=features, temperature=temperature, banned=banned
+    )

@@ -26,6 +26,7 @@ from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.progress import silence
 
 Result = TypeVar("Result")
+Failure = TypeVar("Failure", bound=VRThinkerError)
 
 _PATIENCE = timedelta(days=2)
 """How long a process waits for another one that works alone (it writes traces, or an export). A process that
@@ -110,6 +111,12 @@ class Ranks:
         elsewhere = kind(report["line"])
         elsewhere.said_elsewhere = True  # type: ignore[attr-defined]
         raise elsewhere
+
+    def told_once(self, error: Failure) -> Failure:
+        """An error that every process raises by itself, for the same reason: the first one alone tells it."""
+        if not self.is_first:
+            error.said_elsewhere = True  # type: ignore[attr-defined]
+        return error
 
     def first(self, act: Callable[[], Any]) -> Any:
         """Runs `act` on the first process alone; the others wait for it.
