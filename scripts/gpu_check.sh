@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # Everything that needs a GPU, in one call:  scripts/gpu_check.sh OUT [PYTHON]
 # Builds the package with CUDA into PYTHON's environment (which has torch and the build tools), runs the
-# gpu tests (a skip is a failure), then every microbenchmark, whose rows go to OUT/<op>_cuda.jsonl. Where
-# the tree travels without its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
+# gpu tests (a skip is a failure), then every microbenchmark, whose rows go to OUT/<op>_cuda.jsonl, and then
+# ten steps of GRPO by a random model of 3B, whose rows go to OUT/grpo_step_cuda.jsonl. Where the tree
+# travels without its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
 set -euo pipefail
 [[ $# -ge 1 ]] || { echo "usage: scripts/gpu_check.sh OUT [PYTHON]" >&2; exit 2; }
 mkdir -p "$1"
@@ -45,4 +46,9 @@ for row in measure_op(op, "cuda", rounds=25, seed=time.time_ns() % 2**31):
     append_row(out, row, command=f"vrthinker bench {op} --device cuda --out {op}_cuda.jsonl")
 PY
 done
+
+echo "==> GRPO"
+# Only this part wants what training wants: pip install '.[train]' brings it.
+run "$PWD/benchmarks/grpo_step.py" --model-size 3b --device cuda --packed both --refreshes 5 --groups 4 \
+    --out "$out/grpo_step_cuda.jsonl" || status=$?
 exit "$status"
