@@ -219,7 +219,8 @@ def test_ctrl_c_while_one_process_samples_ends_all_and_the_run_goes_on(
 
 @pytest.mark.slow
 @pytest.mark.multi_process
-def test_grpo_by_two_processes_is_that_of_one(ranked: Outcomes, run: Path) -> None:
+@pytest.mark.parametrize("more", [{}, {"train_vision": False, "lora": {"rank": 4, "alpha": 8.0}}])
+def test_grpo_by_two_processes_is_that_of_one(more: dict[str, Any], ranked: Outcomes, run: Path) -> None:
     """They sample each refresh together, and take the steps of one process; one of them may be killed."""
     make_world(run / "world", PRESETS["medium"], pairs=6, seed=43, workers=1)
     recipe = run / "recipe.yaml"
@@ -233,7 +234,7 @@ def test_grpo_by_two_processes_is_that_of_one(ranked: Outcomes, run: Path) -> No
         "rollouts": {"group_size": 3, "batch_size": 12, "temperature": 1.5},
         "learn": {**learn, "learning_rate": {"peak": 1e-4}},
     }
-    recipe.write_text(yaml.safe_dump(values))
+    recipe.write_text(yaml.safe_dump({**values, **more}))
 
     def given(out: Path) -> list[str]:
         return list(map(str, ["train", "grpo", "--recipe", recipe, "--out", out]))
@@ -243,7 +244,7 @@ def test_grpo_by_two_processes_is_that_of_one(ranked: Outcomes, run: Path) -> No
     one, two = (load_file(run / name / "model" / "model.safetensors") for name in ("one", "two"))
     for name, tensor in one.items():
         torch.testing.assert_close(two[name], tensor, rtol=0, atol=1e-5)
-    names = ("reward/total", "rollouts/groups_drawn", "batch/tokens", "loss/grpo", "policy/entropy")
+    names = ("reward/total", "rollouts/groups_drawn", "batch/tokens", "loss/grpo", "policy/entropy", "kl/ref")
     lines = [[line for line in read_metrics(run / n / METRICS_FILE) if line["step"]] for n in ("one", "two")]
     for alone, together in zip(*lines, strict=True):
         assert [name for name in names if name in together] == [name for name in names if name in alone]
