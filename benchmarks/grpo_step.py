@@ -24,6 +24,7 @@ from __future__ import annotations
 import argparse
 import collections
 import dataclasses
+import gc
 import os
 import statistics
 import tempfile
@@ -225,6 +226,7 @@ class PeakMemory:
 
     def __init__(self, device: str) -> None:
         self._device = device
+        gc.collect()
         if device == "cuda":
             import torch
 

@@ -35,19 +35,23 @@ MEASURES = {
 
 
 def latest(rows: list[dict[str, Any]], model: str, *, sampled: bool) -> dict[str, dict[str, Any]]:
-    """The last row of each world with this model, by the world's difficulty."""
+    """The last row of each world with this model, by the world's difficulty. Greedy ones have all ways."""
+    wanted = set() if sampled else set(WAYS)
     return {
         row["difficulty"]: row
         for row in rows
         if row["model"] == model
         and (row["temperature"] > 0) is sampled
-        and row.get("memory", "rerender") == "rerender"
+        and (row.get("memory", "rerender"), row.get("window", 1)) == ("rerender", 1)
+        and wanted <= set(row["judged"])
     }
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Three digits, without a leading zero."""
-    return f"{value:.3f}".removeprefix("0") if value >= 0 else f"-{number(-value)}"
+    if value is None:
+        return "none"
+    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
 def interval(estimate: Mapping[str, float]) -> str:

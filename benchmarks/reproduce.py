@@ -22,6 +22,7 @@ appended when it is done, and an arm that has a row is skipped.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -68,6 +69,8 @@ ARMS = {
     "control": Arm("cold-start"),
     "rejection+grpo, calls cost": Arm("grpo", "rejection", (f"reward.terms={_reward_with_cost()}",)),
 }
+CALLS = {"easy": 2, "medium": 3, "hard": 6}
+"""The most calls of the oracle's traces, as in the recipe `nano`."""
 FINAL = "rejection+grpo"
 """The arm with all stages, which is looked at in other ways too."""
 VIEWS: dict[str, tuple[object, ...]] = {
@@ -97,8 +100,11 @@ class Matrix:
 
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
-        self.folder = given.work / given.difficulty / f"seed-{seed}"
         self.start = str(given.cold_start).format(seed=seed)
+        # What was trained or judged in other ways is in other folders.
+        ways = [self.start, given.pairs, given.eval_seed, given.set_grpo, given.set_rejection]
+        name = hashlib.sha256(json.dumps(ways).encode()).hexdigest()[:8]
+        self.folder = given.work / given.difficulty / f"seed-{seed}-{name}"
 
     def model(self, name: str) -> Path | str:
         """Trains the model of an arm, after those that it starts from."""
@@ -107,10 +113,10 @@ class Matrix:
             return self.start
         common: list[object] = ["--set", f"model={self.model(arm.start)}", "--seed", seed]
         if arm.stage == "cold-start":
-            world = "phases.0.traces.world"
-            recipe = "nano-more"
+            recipe, world = "nano-more", "phases.0.traces.world"
+            common += ["--set", f"phases.0.traces.calls={CALLS[given.difficulty]}"]
         else:
-            first = 9000 if arm.stage == "rejection" else 11_000
+            first = 100_000 if arm.stage == "rejection" else 200_000
             common += ["--set", f"items.seed={first + 1000 * seed}"]
             world, recipe = "items.world", f"nano-{arm.stage}"
         if given.difficulty != "easy":
@@ -197,20 +203,20 @@ def main() -> None:
     given = parser.parse_args()
     for seed in given.seeds:
         matrix = Matrix(given, seed)
-        for name in (*given.arms, *given.views):
+        for name in (*given.arms, *(given.views if FINAL in given.arms else ())):
             key = {
                 "experiment": "stages on the synthetic world",
                 "difficulty": given.difficulty,
                 "arm" if name in ARMS else "view": name,
                 "seed": seed,
                 "pairs": given.pairs,
+                "eval_seed": given.eval_seed,
+                "cold_start": matrix.start,
                 "settings": [*given.set_grpo, *given.set_rejection],
             }
             if not done(given.out, key):
                 found = matrix.row(name) if name in ARMS else matrix.view(name)
-                append_row(
-                    given.out, {**key, "cold_start": matrix.start, "eval_seed": given.eval_seed, **found}
-                )
+                append_row(given.out, {**key, **found})
 
 
 if __name__ == "__main__":

@@ -38,8 +38,10 @@ CURVE_NAMES = dict(
 Rows = Sequence[Mapping[str, Any]]
 
 
-def number(value: float) -> str:
+def number(value: float | None) -> str:
     """Three digits, without a leading zero."""
+    if value is None:
+        return "none"
     return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
 
 
@@ -63,14 +65,15 @@ def levels(rows: Rows) -> str:
     lines = []
     for arm in ARMS:
         found = of_arm(rows, arm)
+        if not found:
+            continue
         cells = []
         for way in WAYS:
             for name in ("oa/tau", "hidden_events/seen", "tool_calls/mean"):
                 values = [row[way][name]["value"] for row in found]
                 spread = f" ({number(min(values))} to {number(max(values))})" if len(set(values)) > 1 else ""
                 cells.append(number(fmean(values)) + spread)
-        if found:
-            lines.append([arm, str(len(found)), *cells])
+        lines.append([arm, str(len(found)), *cells])
     names = [
         f"{NAMES[n]}, {way}" for way in WAYS for n in ("oa/tau", "hidden_events/seen", "tool_calls/mean")
     ]
@@ -151,6 +154,8 @@ def figures(rows: Rows, folder: Path, difficulty: str) -> list[str]:
         for axis, curve in zip(axes, CURVES, strict=True):
             for color, arm in enumerate(grpo):
                 for row in of_arm(rows, arm):
+                    if not row["curves"][curve]:
+                        continue
                     steps, values = zip(*row["curves"][curve], strict=True)
                     label = arm if row is of_arm(rows, arm)[0] else None
                     axis.plot(steps, values, color=f"C{color}", linewidth=1, alpha=0.8, label=label)
@@ -172,8 +177,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/reproduction.jsonl"))
     parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"))
+    parser.add_argument("--pairs", type=int, default=512, help="only rows of so many held-out pairs")
+    parser.add_argument("--settings", nargs="*", default=[], help="only rows with these --set options")
     given = parser.parse_args()
     every = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines() if line.strip()]
+    every = [row for row in every if row["settings"] == given.settings and row["pairs"] == given.pairs]
     parts = []
     for difficulty in ("easy", "medium", "hard"):
         rows = [row for row in every if row["difficulty"] == difficulty]
@@ -184,6 +192,8 @@ def main() -> None:
         if any("view" in row for row in rows):
             parts.append(views(rows))
     text = given.page.read_text("utf-8")
+    if (text.count(START), text.count(END)) != (1, 1):
+        raise SystemExit(f"{given.page}: wanted {START} and {END}, each once")
     before, _, rest = text.partition(START)
     after = rest.partition(END)[2]
     tables = "\n\n".join(parts)

@@ -5,12 +5,14 @@ Everything can be stopped: the same call goes on where it was.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from vrthinker.errors import InputError
 from vrthinker.evals.world import load_scores
 
 MEASURES = ("oa/tau", "hidden_events/seen", "all_four", "tool_calls/mean", "format/well_formed")
@@ -77,7 +79,11 @@ def evaluate_once(
     difficulty: str = "easy",
     clips: Path | None = None,
 ) -> None:
-    """Judges held-out pairs in one way, into a run's folder."""
+    """Judges held-out pairs in one way, into a run's folder. What is judged already is not judged again."""
+    if "--retrieval" not in options:
+        with contextlib.suppress(InputError):
+            load_scores(run)
+            return
     kept = None if clips is None else clips / f"{difficulty}-{seed}-{pairs}"
     if kept is not None and kept.is_dir():
         _link_tree(kept, run / "world")
@@ -86,7 +92,10 @@ def evaluate_once(
         options = ("--retrieval", "own", *options)
     vrthinker("eval", "world", "--model", model, *where, *options)
     if kept is not None and not kept.is_dir():
-        _link_tree(run / "world", kept)
+        spare = kept.with_name(f"{kept.name}.{os.getpid()}")
+        _link_tree(run / "world", spare)
+        with contextlib.suppress(OSError):  # another process was faster
+            spare.rename(kept)
 
 
 def _link_tree(source: Path, target: Path) -> None:

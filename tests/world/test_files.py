@@ -28,6 +28,7 @@ from vrthinker.world.files import (
     sample_world,
     write_pairs,
 )
+from vrthinker.world.pixels import DRAWING
 from vrthinker.world.world import PRESETS, PairTruth, sample_pair
 
 EASY, MEDIUM = PRESETS["easy"], PRESETS["medium"]
@@ -64,6 +65,7 @@ def test_a_folder_holds_clips_pairs_truths_and_its_configuration(world: Path) ->
         "pairs": 4,
         "seed": 1,
         "prefix": "world",
+        "drawing": DRAWING,
     }
 
 

@@ -354,8 +354,10 @@ class _Walk:
         if self.dialect.places and true.place is not None and read.place != true.place:
             self._add(SlipKind.PLACE, f"{told} is at {true.place}, read as {read.place or 'none'}")
         elif read.come is not None and read.come != true.come:
-            said = "nothing" if true.come is None else f"{true.come} places"
-            self._add(SlipKind.PLACE, f"{told} has come {said}, read as {read.come}")
+            before = (
+                "is the first of its clip" if true.come is None else f"has come {counted(true.come, 'place')}"
+            )
+            self._add(SlipKind.PLACE, f"{told} {before}, read as {read.come}")
 
     def _hints(
         self, name: int, own: Mapping[int, tuple[int, Hint]], true: Mapping[int, tuple[int, Hint]]

@@ -26,7 +26,7 @@ from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.errors import InputError, VRThinkerError, first_problem, unwritable
 from vrthinker.records.files import replace_file
 from vrthinker.records.run_folder import adopt_run
-from vrthinker.world.pixels import write_clip
+from vrthinker.world.pixels import DRAWING, write_clip
 from vrthinker.world.world import ID_PATTERN, PairTruth, WorldConfig, sample_pair
 
 PAIRS_FILE, TRUTH_FILE, WORLD_FILE = "pairs.jsonl", "truth.jsonl", "world.json"
@@ -76,7 +76,8 @@ def make_world(
             f"world: got prefix {prefix[:60]!r}, allowed: up to {_MAX_PREFIX_CHARS} of A-Z a-z 0-9 . _ -"
         )
     _make_folder(out / "clips")
-    run = {"world": config.model_dump(mode="json"), "pairs": pairs, "seed": seed, "prefix": prefix}
+    about = {"pairs": pairs, "seed": seed, "prefix": prefix, "drawing": DRAWING}
+    run = {"world": config.model_dump(mode="json"), **about}
     adopt_run(out / WORLD_FILE, run, (), out)
     truths = sample_world(config, pairs, seed, prefix)
     todo = [truth for truth in truths if not all(path.exists() for path in clip_paths(out, truth))]

@@ -15,6 +15,8 @@ import numpy as np
 
 from vrthinker.world.world import UNITS, WORLD_COMMENT, ClipTruth, Defect, Hint, PairTruth
 
+DRAWING = 2
+"""Counts the ways in which equal truths were drawn, so that clips of two ways are not mixed in a folder."""
 _BACKGROUND = 0.25
 _TEXTURE = 0.02
 _LANE = -0.13

@@ -87,8 +87,9 @@ def first_frame_words(
 ) -> str:
     """The words for a frame of the first input, such as `3 red noise at k +1 pale bars 26`.
 
-    They also say where the objects are, how many places they have come since the clip's frame before, and
-    which hints there are. Each hint names the gap that it marks (`gap_name`), if frames can be asked for.
+    They also say where the objects are, how many places they have come since the frame of the clip that is
+    shown before it, and which hints there are. Each hint names the gap that it marks (`gap_name`), if frames
+    can be asked for.
 
     Args:
         pair: The pair.
@@ -96,7 +97,8 @@ def first_frame_words(
         name: Its 1-based place in the first input.
         shown: All frames of the first input. That an object has come too far can only be seen beside a frame
             in front of its leap.
-        span: The value of `WorldConfig.span[0]`; None if no frames can be asked for.
+        span: The value of `WorldConfig.span[0]`; None if no frames can be asked for. If they can be, a leap
+            is said only between the two frames around its gap, because no others tell where it is.
     """
     clip_number, index = pair.locate(frame_number)
     clip = pair.clips[clip_number]
@@ -107,7 +109,11 @@ def first_frame_words(
         start = index - (frame_number - before)
         come = f" +{_places_between(place(pair, before), place(pair, frame_number))}"
         leaps = [event for event in clip.events if event.hint is Hint.SPEED]
-        marks += [event for event in leaps if start < event.first_index <= index][-1:]
+        marks += [
+            event
+            for event in leaps
+            if start < event.first_index <= index and (span is None or (start, index) == event.gap)
+        ]
     marks += [e for e in clip.events if e.hint not in (None, Hint.SPEED) and e.hint_index == index]
     told = []
     for event in marks:

@@ -42,8 +42,8 @@ UNITS = 56
 TRAVEL = 11.0
 """The distance from a clip's first frame to its end in units, without the leaps of speed hints."""
 LEAP = 7.0
-"""The distance in units that an object leaps inside a gap that a speed hint marks: at least two and a half
-times what it comes in a gap otherwise."""
+"""The distance in units that an object leaps inside a gap that a speed hint marks: more than twice what it
+comes in a gap otherwise."""
 FIRST_ALONG = 12.0
 """The distance in units from the picture's edge at which an object starts, before its clip's `start`."""
 LANES = {1: (28.0,), 2: (17.0, 39.0)}
