@@ -271,10 +271,10 @@ def test_train_refuses_bad_options_before_torch_loads(
     ("given", "words"),
     [
         (["--out", "RUN", "--recipe", "nanno"], "recipe 'nanno'"),
-        (["--out", "RUN", "--recipe", "nano", "--steps", "3"], "--steps: the recipe has 8 phases; name one"),
+        (["--out", "RUN", "--recipe", "nano", "--steps", "3"], "--steps: the recipe has 7 phases; name one"),
         (
             ["--out", "RUN", "--recipe", "nano", "--learning-rate", "1"],
-            "--set phases.7.learning_rate.peak=...",
+            "--set phases.6.learning_rate.peak=...",
         ),
         (["--out", "RUN", "--recipe", "RECIPE", "--set", "phases.0.stepz=3"], "cold start: phases.0.stepz: "),
         (["--out", "RUN", "--recipe", "RECIPE", "--set", "phases.1.steps=3"], "got 1, allowed: 0 to 0"),
