@@ -15,17 +15,18 @@ WHEEL_CUDA ?= $(shell command -v nvcc >/dev/null && echo ON || echo OFF)
 WHEEL_ARGS ?=
 NANO_SEED ?= 0
 NANO_RUN ?= build/nano-$(NANO_SEED)
+REPRODUCTION ?= build/reproduction
 
 NATIVE := CMakeLists.txt $(wildcard cmake/* csrc/* kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
 CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu) \
 	$(shell find tests/native -name "*.h" -o -name "*.cpp")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo nano test full-check lint format wheel clean distclean install install-dev
+.PHONY: help demo nano reproduce test full-check lint format wheel clean distclean install install-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make nano, make full-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+	@echo "also: make nano, make reproduce, make full-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
 
 demo: install
 	@echo "==> vrthinker demo"
@@ -41,6 +42,12 @@ nano: install
 		$(VENV)/bin/vrthinker eval world --model $(NANO_RUN)/model --difficulty $$difficulty --limit 256 \
 			--seed 77 --errors --out $(NANO_RUN)/eval-$$difficulty || exit 1; \
 	done
+
+# What each stage of training is worth on the synthetic world (docs/reproduction.md): hours, an arm at a time.
+# Stopped or killed, the same command goes on.
+reproduce: install-dev
+	@$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION)
+	@$(VENV)/bin/python benchmarks/reproduction_page.py
 
 test: install-dev
 	@echo "==> pytest, a process per core (the slow tests: make test PYTEST_ARGS='-m slow')"
