@@ -86,7 +86,7 @@ def test_five_frames_of_four_quarters_are_refused() -> None:
 def test_an_episode_shows_the_lessons_frames_and_is_answered_from_them(tmp_path: Path) -> None:
     config = PRESETS["medium"]
     truths = make_world(tmp_path, config, pairs=6, seed=1, workers=1)
-    engine = OracleEngine(truths_by_clip(tmp_path, truths), BehaviorMix(oracle=0, immediate=1))
+    engine = OracleEngine(truths_by_clip(tmp_path, truths), BehaviorMix(oracle=0, immediate=1), calls=0)
     runner = EpisodeRunner(engine, EpisodeSettings(max_rounds=1))
     reader, cache = open_reader(), FrameCache(64 << 20)
 
