@@ -46,6 +46,8 @@ KINDS = ("qwen2.5-vl", "qwen3-vl", "nano")
 WINDOWS = (0, 1, 2, None)
 LOGITS = 1e-5
 """Of the largest logit. Engine and pack sum in other orders (a cached prefix, token by token): some 1e-6."""
+STEEP = 3e-5
+"""The same for nano, which begins with heads of steep attention: they make more of a rounding."""
 GRADIENTS = 1e-4
 """Of a parameter's gradient norm, in float32."""
 COSINE = 0.99999
@@ -129,7 +131,7 @@ def test_logits_of_every_sampled_token_are_those_of_the_engine(
         counts = [len(record.token_ids or ()) for record in trajectory.rounds]
         assert np.bincount(rounds, minlength=len(counts)).tolist() == counts
         wanted = torch.cat([begun.logits for begun in sampled if begun.logits is not None])
-        assert error_of(logits[torch.from_numpy(own)], wanted) < LOGITS
+        assert error_of(logits[torch.from_numpy(own)], wanted) < (STEEP if kind == "nano" else LOGITS)
     # Sharing pays: what the group's contexts have in common stands in the pack once.
     assert pack.n_tokens < pack.n_context_tokens
 

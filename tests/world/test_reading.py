@@ -46,8 +46,10 @@ def spelled(frames: Sequence[ReadFrame]) -> str:
     lines = []
     for video in (1, 2):
         entries = [
-            " ".join([str(frame.name), *frame.colors])
-            + words.defect_words(frame.defects)
+            " ".join([str(frame.name), *frame.colors[:1]])
+            + words.defect_words([d for d in frame.defects if d is Defect.COLOR])
+            + "".join(f" {color}" for color in frame.colors[1:])
+            + words.defect_words([d for d in frame.defects if d is not Defect.COLOR])
             + ("" if frame.place is None else f" at {frame.place}")
             + ("" if frame.come is None else f" +{frame.come}")
             + "".join(words.HINT_WORDS[hint] + (f" {gap}" if gap else "") for hint, gap in frame.hints)
