@@ -69,6 +69,7 @@ def nothing_to_learn(world: Path, pairs: Path, out: Path) -> tuple[str, dict[str
     return str(caught.value), json.loads((out / "rollouts/refresh-00000/refresh.json").read_text())
 
 
+@pytest.mark.slow
 def test_nothing_to_learn_is_one_line_and_the_episodes_stay(world: Path, tmp_path: Path) -> None:
     line, record = nothing_to_learn(world, world / PAIRS_FILE, tmp_path / "run")
     assert f"(mean accuracy {record['metrics']['reward/accuracy']:.3f}, failed episodes 0%)" in line
@@ -130,6 +131,7 @@ def test_a_judge_that_never_calls_is_trained_and_counted_so(world: Path, tmp_pat
     assert {len(trajectory.rounds) for trajectory in episodes(out)} == {1}
 
 
+@pytest.mark.slow
 def test_training_that_differs_from_sampling_ends_before_the_first_step(world: Path, tmp_path: Path) -> None:
     """Sampling in half precision differs, if only by a little."""
     more = {"loss": {"most_drift": 1e-6}, "rollouts": {**values(world)["rollouts"], "dtype": "bfloat16"}}
@@ -143,6 +145,7 @@ def test_training_that_differs_from_sampling_ends_before_the_first_step(world: P
 # The reference of adapters
 
 
+@pytest.mark.slow
 def test_the_reference_of_adapters_is_the_base_without_them(
     world: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
