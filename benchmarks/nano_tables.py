@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+
+from tables import interval, number, table
 
 WORLDS = ("easy", "medium", "hard")
 WAYS = {
@@ -45,24 +46,6 @@ def latest(rows: list[dict[str, Any]], model: str, *, sampled: bool) -> dict[str
         and (row.get("memory", "rerender"), row.get("window", 1)) == ("rerender", 1)
         and wanted <= set(row["judged"])
     }
-
-
-def number(value: float | None) -> str:
-    """Three digits, without a leading zero."""
-    if value is None:
-        return "none"
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
-
-
-def interval(estimate: Mapping[str, float]) -> str:
-    """A value with its 95 % interval."""
-    return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
-
-
-def table(head: list[str], lines: list[list[str]]) -> str:
-    """A table in Markdown."""
-    rows = [head, ["---"] * len(head), *lines]
-    return "\n".join("| " + " | ".join(row) + " |" for row in rows)
 
 
 def main() -> None:

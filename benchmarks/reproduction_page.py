@@ -17,6 +17,7 @@ from typing import Any
 
 from reproduce import ARMS, CURVES, FINAL, VIEWS
 from stages import MEASURES, WAYS
+from tables import interval, number, table
 
 from vrthinker.records.files import replace_file
 
@@ -36,23 +37,6 @@ CURVE_NAMES = dict(
     )
 )
 Rows = Sequence[Mapping[str, Any]]
-
-
-def number(value: float | None) -> str:
-    """Three digits, without a leading zero."""
-    if value is None:
-        return "none"
-    return f"{value:.3f}".replace("0.", ".", 1) if abs(value) < 1 else f"{value:.3f}"
-
-
-def interval(estimate: Mapping[str, float]) -> str:
-    """A value with its 95 % interval."""
-    return f"{number(estimate['value'])} [{number(estimate['low'])}, {number(estimate['high'])}]"
-
-
-def table(head: Sequence[str], lines: Sequence[Sequence[str]]) -> str:
-    """A table in Markdown."""
-    return "\n".join("| " + " | ".join(row) + " |" for row in (head, ["---"] * len(head), *lines))
 
 
 def of_arm(rows: Rows, arm: str) -> list[Mapping[str, Any]]:
