@@ -22,7 +22,7 @@ from vrthinker.evals.retrieval import Retrieval
 from vrthinker.evals.world import evaluate_world
 from vrthinker.evals.world_errors import EpisodeSlips, KindCount, diagnose, errors_of, slip_lines
 from vrthinker.evals.world_errors_table import print_errors
-from vrthinker.evals.world_slips import Slip, SlipKind
+from vrthinker.evals.world_slip_kinds import Slip, SlipKind
 from vrthinker.judge import Judge
 from vrthinker.world.files import sample_world, write_pairs
 from vrthinker.world.nano import nano_settings, nano_templates

@@ -11,17 +11,9 @@ from hypothesis import strategies as st
 from world_play import SPAN, Stage, checked, known_pair
 
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.evals.world_slips import (
-    INVENTED,
-    MISSED,
-    Dialect,
-    Slip,
-    SlipKind,
-    dialect_of,
-    is_judged,
-    new_frames,
-    slips_of,
-)
+from vrthinker.evals.world_gaps import new_frames
+from vrthinker.evals.world_slip_kinds import INVENTED, MISSED, Slip, SlipKind
+from vrthinker.evals.world_slips import Dialect, dialect_of, is_judged, slips_of
 from vrthinker.world.files import make_world, write_pairs
 from vrthinker.world.oracle import BehaviorMix
 from vrthinker.world.world import (

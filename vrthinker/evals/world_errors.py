@@ -15,16 +15,9 @@ from typing import Any
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import unwritable
 from vrthinker.evals.world import load_episodes
-from vrthinker.evals.world_slips import (
-    READING,
-    Dialect,
-    Slip,
-    SlipKind,
-    dialect_of,
-    is_judged,
-    new_frames,
-    slips_of,
-)
+from vrthinker.evals.world_gaps import new_frames
+from vrthinker.evals.world_slip_kinds import READING, Slip, SlipKind
+from vrthinker.evals.world_slips import Dialect, dialect_of, is_judged, slips_of
 from vrthinker.evals.world_truth import page_truth
 from vrthinker.records.files import replace_file
 from vrthinker.report.page.page import write_page

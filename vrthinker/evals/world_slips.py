@@ -5,19 +5,18 @@ truth. Everything else is compared with what the judge itself had written before
 counted once and not again in all that follows from it. The *first slip that matters* of an episode with a
 wrong overall verdict is taken for its cause.
 
-A judge names a frame by its place among those that its message showed, and a gap by the number of the first
-frame that looks into it. Slips are told with frame numbers, since people look frames up by them.
+Slips are told with frame numbers, since people look frames up by them.
 """
 
 from __future__ import annotations
 
-import enum
-from bisect import bisect_right
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from vrthinker.episode.dimensions import Judgments
 from vrthinker.episode.trajectory import WRITTEN_STOPS, RoundRecord, Trajectory
+from vrthinker.evals.world_gaps import SeenFrames
+from vrthinker.evals.world_slip_kinds import HARMLESS, INVENTED, MISSED, Slip, SlipKind
 from vrthinker.progress import counted
 from vrthinker.world.reading import (
     ReadDecision,
@@ -27,7 +26,6 @@ from vrthinker.world.reading import (
     read_round,
     read_snapshot,
 )
-from vrthinker.world.truth_reader import probes
 from vrthinker.world.words import (
     HINT_WORDS,
     Found,
@@ -37,91 +35,6 @@ from vrthinker.world.words import (
     frame_words,
 )
 from vrthinker.world.world import DEFECTS, Defect, Hint, PairTruth, judgments_from_counts
-
-
-class SlipKind(enum.StrEnum):
-    """The kinds of slips, in the order in which a round can make them."""
-
-    FORM = "form_broken"
-    """A round is not well formed, parts of it are not in the world's words, or it ends without a verdict."""
-    FRAMES_LISTED = "frames_listed_wrong"
-    """The snapshot leaves out a frame, lists one that there is not, one twice, or one under the other video.
-    Frames about which there is nothing to say, or nothing is said, do no harm by this."""
-    COLOR_MISSED = "wrong_color_missed"
-    COLOR_INVENTED = "wrong_color_invented"
-    NOISE_MISSED = "noise_missed"
-    NOISE_INVENTED = "noise_invented"
-    JUMP_MISSED = "off_lane_missed"
-    JUMP_INVENTED = "off_lane_invented"
-    COLOR_WORD = "color_word_wrong"
-    """The colours of a frame are named wrong, although it says rightly whether there is a wrong one."""
-    PLACE = "place_misread"
-    """The place where the objects are is wrong, or how far they have come. This does no harm by itself."""
-    HINT_MISSED = "hint_missed"
-    HINT_INVENTED = "hint_invented"
-    HINT_WORD = "hint_word_wrong"
-    """Another hint is named than there is, which marks the same gap. This does no harm by itself."""
-    EVENTS = "event_list_wrong"
-    """The findings list other events than the judge's own snapshots say."""
-    SUM = "sum_wrong"
-    """A tally or a sum does not follow from the numbers that it is made of."""
-    UNMARKED_GAP = "gap_without_hint_asked_for"
-    TO_DO = "to_do_list_wrong"
-    """The list of what is left is not the previous list without what is checked."""
-    GAP_LEFT = "marked_gap_never_asked_for"
-    """It answers although it has read a hint, has not looked there, and could have."""
-    ANSWER = "answer_wrong"
-    """A judgment of an answer does not follow from the judge's own tallies and sums."""
-    FRAMES_ASKED = "frames_not_of_the_named_gap"
-    """A call asks for other frames than those that look into the gaps that the decision names."""
-
-    @property
-    def words(self) -> str:
-        """The kind in words."""
-        return self.value.replace("_", " ")
-
-
-MISSED = {
-    Defect.COLOR: SlipKind.COLOR_MISSED,
-    Defect.NOISE: SlipKind.NOISE_MISSED,
-    Defect.JUMP: SlipKind.JUMP_MISSED,
-}
-INVENTED = {
-    Defect.COLOR: SlipKind.COLOR_INVENTED,
-    Defect.NOISE: SlipKind.NOISE_INVENTED,
-    Defect.JUMP: SlipKind.JUMP_INVENTED,
-}
-READING = frozenset(
-    {
-        SlipKind.FRAMES_LISTED,
-        *MISSED.values(),
-        *INVENTED.values(),
-        SlipKind.COLOR_WORD,
-        SlipKind.PLACE,
-        SlipKind.HINT_MISSED,
-        SlipKind.HINT_INVENTED,
-        SlipKind.HINT_WORD,
-    }
-)
-"""The kinds that are counted per frame; the others are counted per round."""
-_HARMLESS = frozenset({SlipKind.PLACE, SlipKind.HINT_WORD})
-
-
-@dataclass(frozen=True)
-class Slip:
-    """One slip.
-
-    Attributes:
-        round_number: The round in which it was made, from 1.
-        kind: Its kind.
-        detail: What happened, in plain English.
-        matters: Whether it can make the overall verdict wrong by itself.
-    """
-
-    round_number: int
-    kind: SlipKind
-    detail: str
-    matters: bool = True
 
 
 @dataclass(frozen=True)
@@ -149,11 +62,6 @@ def dialect_of(trajectories: Iterable[Trajectory]) -> Dialect:
             if words.decision is not None and words.decision.checked:
                 checks.append(words.decision.left is not None)
     return Dialect(places=any(frames) or not frames, left=any(checks) or not checks)
-
-
-def new_frames(record: RoundRecord) -> list[int]:
-    """The numbers of the frames that a round was the first to see, as the call before it showed them."""
-    return [shown.frame_number for shown in record.live if shown.outcome == record.round_number - 1]
 
 
 def is_judged(trajectory: Trajectory) -> bool:
@@ -189,15 +97,8 @@ class _Walk:
     dialect: Dialect
     slips: list[Slip] = field(default_factory=list)
     number: int = 0
-    new: list[int] = field(default_factory=list)
-    """The frames that the round was the first to see, in the order in which they were shown."""
-    first: list[int] = field(default_factory=list)
-    """The frames of the first input, in the order in which they were shown."""
-    starts: list[int] = field(default_factory=list)
-    """The frames of the first input, ascending."""
-    gaps: dict[int, int] = field(default_factory=dict)
-    """The name of each gap -> the frame in front of it."""
-    shown: set[int] = field(default_factory=set)
+    """The round that is read, from 1."""
+    seen: SeenFrames = field(init=False)
     marks: set[int] = field(default_factory=set)
     """The gaps that the judge itself has read as marked, each by the number of the frame in front of it."""
     asked: set[int] = field(default_factory=set)
@@ -208,15 +109,14 @@ class _Walk:
     """The gaps with an event that it has counted."""
     tallies: list[Tally | None] = field(default_factory=lambda: [(0, 0, 0), (0, 0, 0)])
 
+    def __post_init__(self) -> None:
+        self.seen = SeenFrames(self.trajectory, self.span)
+
     def round(self, record: RoundRecord) -> None:
         """Adds the slips of the next round."""
         words = read_round(record.text)
         self.number = record.round_number
-        self.new = new_frames(record)
-        self.shown.update(self.new)
-        if self.number == 1:
-            self.first, self.starts = self.new, sorted(self.new)
-            self.gaps = {self._gap_name(start): start for start in self.starts}
+        self.seen.enter(record)
         self._form(record, words)
         if words.frames or not words.unread:
             self._snapshot(words.frames)
@@ -233,7 +133,7 @@ class _Walk:
             self._add(SlipKind.FORM, f"no verdict: {outcome.reason}")
 
     def _add(self, kind: SlipKind, detail: str, *, matters: bool = True) -> None:
-        self.slips.append(Slip(self.number, kind, detail, matters and kind not in _HARMLESS))
+        self.slips.append(Slip(self.number, kind, detail, matters and kind not in HARMLESS))
 
     # Form and snapshot
 
@@ -246,8 +146,8 @@ class _Walk:
             self._add(SlipKind.FORM, "; ".join(dict.fromkeys(reasons[:3])) + more)
 
     def _snapshot(self, frames: Sequence[ReadFrame]) -> None:
-        truths = {name: self._true_frame(name, number) for name, number in enumerate(self.new, start=1)}
-        true_marks, own_marks = self._marks(truths.values()), self._marks(frames)
+        truths = {name: self._true_frame(name, number) for name, number in enumerate(self.seen.new, start=1)}
+        true_marks, own_marks = self.seen.marks(truths.values()), self.seen.marks(frames)
         left_out = sorted(truths.keys() - {frame.name for frame in frames})
         read: set[int] = set()
         for frame in frames:
@@ -256,13 +156,15 @@ class _Walk:
                 again = "" if true is None else " a second time"
                 says_something = bool(frame.defects or frame.hints)
                 self._add(
-                    SlipKind.FRAMES_LISTED, f"lists {self._told(frame.name)}{again}", matters=says_something
+                    SlipKind.FRAMES_LISTED,
+                    f"lists {self.seen.told(frame.name)}{again}",
+                    matters=says_something,
                 )
                 continue
             while left_out and left_out[0] < frame.name:
                 self._leave_out(truths[left_out.pop(0)])
             if frame.video != true.video:
-                told = self._told(frame.name)
+                told = self.seen.told(frame.name)
                 self._add(SlipKind.FRAMES_LISTED, f"lists {told} under video {frame.video}")
             read.add(frame.name)
             self._frame(frame, true)
@@ -276,9 +178,9 @@ class _Walk:
                 gap
                 for frame in frames
                 for _, gap in frame.hints
-                if gap is not None and (frame.name not in truths or gap not in self.gaps)
+                if gap is not None and (frame.name not in truths or gap not in self.seen.gaps)
             }
-            self.to_do = sorted(strange | {self._gap_name(gap) for gap in own_marks})
+            self.to_do = sorted(strange | {self.seen.gap_name(gap) for gap in own_marks})
 
     def _leave_out(self, true: ReadFrame) -> None:
         shown = " and ".join(
@@ -286,63 +188,20 @@ class _Walk:
         )
         self._add(
             SlipKind.FRAMES_LISTED,
-            f"leaves out {self._told(true.name)}, which shows {shown or 'nothing'}",
+            f"leaves out {self.seen.told(true.name)}, which shows {shown or 'nothing'}",
             matters=bool(shown),
         )
-
-    def _number(self, name: int) -> int | None:
-        """The frame that has this name in the round; None if none has it."""
-        return self.new[name - 1] if 0 < name <= len(self.new) else None
-
-    def _gap_name(self, start: int) -> int:
-        """The name of the gap behind a frame of the first input; the frame's own number if it is empty."""
-        return min(self._probes(start), default=start)
-
-    def _told(self, name: int) -> str:
-        """A frame of the round for people."""
-        shown_by = "first input" if self.number == 1 else "call"
-        number = self._number(name)
-        if number is None:
-            return f"a frame no. {name} of the {shown_by}, which has {len(self.new)}"
-        return f"frame {number} ({_ordinal(name)} of the {shown_by})"
-
-    def _told_gap(self, gap: int) -> str:
-        """A frame in front of a gap for people."""
-        return f"{gap} ({_ordinal(self.first.index(gap) + 1)})"
-
-    def _told_gaps(self, names: Iterable[int]) -> str:
-        starts = [(name, self.gaps.get(name)) for name in names]
-        told = [f"no. {name}" if start is None else self._told_gap(start) for name, start in starts]
-        return ", ".join(told) or "nothing"
-
-    def _marks(self, frames: Iterable[ReadFrame]) -> dict[int, tuple[int, Hint]]:
-        """The gaps that hints mark: the frame in front of each -> the hint, behind its frame's name."""
-        marks: dict[int, tuple[int, Hint]] = {}
-        for frame in frames:
-            number = self._number(frame.name)
-            if number is None:
-                continue
-            before = [n for n in self.starts if n < number and self._video(n) == self._video(number)]
-            for hint, named in frame.hints:
-                by_place = before[-1] if hint is Hint.SPEED and before else number
-                gap = by_place if named is None else self.gaps.get(named)
-                if gap is not None:
-                    marks.setdefault(gap, (frame.name, hint))
-        return marks
-
-    def _video(self, number: int) -> int:
-        return 1 if number <= self.trajectory.n_frames_1 else 2
 
     def _true_frame(self, name: int, number: int) -> ReadFrame:
         if self.number == 1:
             span = self.span if self.trajectory.settings.max_rounds > 1 else None
-            words = first_frame_words(self.truth, number, name, self.new, span)
+            words = first_frame_words(self.truth, number, name, self.seen.new, span)
         else:
             words = frame_words(self.truth, number, name)
-        return read_snapshot(f"video {self._video(number)}: {words}")[0]
+        return read_snapshot(f"video {self.seen.video(number)}: {words}")[0]
 
     def _frame(self, read: ReadFrame, true: ReadFrame) -> None:
-        told = self._told(true.name)
+        told = self.seen.told(true.name)
         for defect in DEFECTS:
             if (defect in read.defects) != (defect in true.defects):
                 kind = (MISSED if defect in true.defects else INVENTED)[defect]
@@ -363,15 +222,15 @@ class _Walk:
         self, name: int, own: Mapping[int, tuple[int, Hint]], true: Mapping[int, tuple[int, Hint]]
     ) -> None:
         """Compares the gaps that a frame of the first input marks."""
-        told = self._told(name)
+        told = self.seen.told(name)
         for gap, (frame, hint) in sorted(true.items()):
             if frame != name:
                 continue
             if gap not in own:
-                marked = f"which marks the gap behind {self._told_gap(gap)}"
+                marked = f"which marks the gap behind {self.seen.told_gap(gap)}"
                 self._add(SlipKind.HINT_MISSED, f"{told} shows {_named(hint)}, {marked}")
             elif own[gap] != (frame, hint):
-                other = f"{_named(own[gap][1])} on {self._told(own[gap][0])}"
+                other = f"{_named(own[gap][1])} on {self.seen.told(own[gap][0])}"
                 self._add(SlipKind.HINT_WORD, f"{told} shows {_named(hint)}, read as {other}")
         for gap, (frame, hint) in sorted(own.items()):
             if frame == name and gap not in true:
@@ -388,11 +247,11 @@ class _Walk:
                 if {(n, frozenset(d)) for n, d in events} != {(n, frozenset(d)) for n, d in wanted.values()}:
                     self._add(
                         SlipKind.EVENTS,
-                        f"video {video}: lists {self._listed(events)}, its snapshot says "
-                        f"{self._listed(wanted.values())}",
+                        f"video {video}: lists {self.seen.listed(events)}, its snapshot says "
+                        f"{self.seen.listed(wanted.values())}",
                     )
-                numbers = (self._number(name) for name, _ in events)
-                self.counted.update(self._gap_of(number) for number in numbers if number is not None)
+                numbers = (self.seen.number(name) for name, _ in events)
+                self.counted.update(self.seen.gap_of(number) for number in numbers if number is not None)
             earlier = self.tallies[video - 1]
             if findings.before is not None and earlier not in (None, findings.before):
                 self._add(
@@ -406,7 +265,7 @@ class _Walk:
                 if findings.after != (a, b, c):
                     self._add(
                         SlipKind.SUM,
-                        f"video {video}: {_spelled(findings.before)} + {self._listed(events)} is "
+                        f"video {video}: {_spelled(findings.before)} + {self.seen.listed(events)} is "
                         f"{_spelled((a, b, c))}, written as {_spelled(findings.after)}",
                     )
             if findings.after is not None and findings.total != sum(findings.after):
@@ -428,29 +287,18 @@ class _Walk:
         """
         events: dict[int, dict[int, Found]] = {1: {}, 2: {}}
         for frame in sorted(frames, key=lambda frame: frame.name):
-            number = self._number(frame.name)
-            video = frame.video if number is None else self._video(number)
-            gap = -frame.name if number is None else self._gap_of(number)
+            number = self.seen.number(frame.name)
+            video = frame.video if number is None else self.seen.video(number)
+            gap = -frame.name if number is None else self.seen.gap_of(number)
             if frame.defects and gap not in self.counted:
                 events[video].setdefault(gap, (frame.name, frame.defects))
         return events
 
-    def _listed(self, events: Iterable[Found]) -> str:
-        told = []
-        for name, defects in events:
-            number = self._number(name)
-            frame = f"no. {name}" if number is None else f"{number} ({_ordinal(name)})"
-            told.append(frame + defect_words(defects))
-        return "; ".join(told) or "nothing"
-
-    def _gap_of(self, number: int) -> int:
-        """The first-input frame at or before a frame; events of one gap are one event."""
-        before = bisect_right(self.starts, number)
-        return self.starts[before - 1] if before else number
-
     def _decision(self, record: RoundRecord, decision: ReadDecision | None) -> None:
         if decision is not None and decision.checked:
-            for gap, told in ((self.gaps.get(name), self._told_gaps([name])) for name in decision.checked):
+            for gap, told in (
+                (self.seen.gaps.get(name), self.seen.told_gaps([name])) for name in decision.checked
+            ):
                 if gap is None:
                     self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, which is no gap")
                 elif gap in self.asked:
@@ -459,15 +307,15 @@ class _Walk:
                     self._add(SlipKind.UNMARKED_GAP, f"names the gap behind {told}, where it read no hint")
             left = [name for name in self.to_do if name not in decision.checked]
             if decision.left is None and self.dialect.left:
-                self._add(SlipKind.TO_DO, f"does not say that {self._told_gaps(left)} is left")
+                self._add(SlipKind.TO_DO, f"does not say that {self.seen.told_gaps(left)} is left")
             elif decision.left is not None and list(decision.left) != left:
-                said = self._told_gaps(decision.left)
+                said = self.seen.told_gaps(decision.left)
                 self._add(
-                    SlipKind.TO_DO, f"says that {said} is left, its own list has {self._told_gaps(left)}"
+                    SlipKind.TO_DO, f"says that {said} is left, its own list has {self.seen.told_gaps(left)}"
                 )
             self.to_do = left if decision.left is None else list(decision.left)
             if record.tools:
-                self.asked.update(self._starts_of(decision.checked))
+                self.asked.update(self.seen.starts_of(decision.checked))
         is_last = record is self.trajectory.rounds[-1]
         calls_left = self.trajectory.settings.max_rounds - self.number
         if is_last and self.trajectory.outcome.judgments is not None and calls_left > 0:
@@ -475,24 +323,13 @@ class _Walk:
                 if not self._resolved(gap):
                     self._add(
                         SlipKind.GAP_LEFT,
-                        f"read a hint to the gap behind {self._told_gap(gap)} and answers, with "
+                        f"read a hint to the gap behind {self.seen.told_gap(gap)} and answers, with "
                         f"{counted(calls_left, 'call')} left",
                     )
 
-    def _starts_of(self, names: Iterable[int]) -> list[int]:
-        return [start for start in map(self.gaps.get, names) if start is not None]
-
     def _resolved(self, gap: int) -> bool:
         """Whether other frames than those that looked into the gap have shown all that is in it."""
-        return gap in self.counted or set(self._probes(gap)) <= self.shown
-
-    def _probes(self, gap: int) -> list[int]:
-        """The frame numbers that look into the gap behind a frame of the first input."""
-        ends = (self.trajectory.n_frames_1 + 1, self.trajectory.n_frames + 1)
-        following = bisect_right(self.starts, gap)
-        next_start = self.starts[following] if following < len(self.starts) else ends[1]
-        end = min(next_start, ends[gap > self.trajectory.n_frames_1])
-        return list(probes((gap, end), self.span))
+        return gap in self.counted or set(self.seen.probes(gap)) <= self.seen.shown
 
     # Ending
 
@@ -532,24 +369,19 @@ class _Walk:
                 self._add(SlipKind.FRAMES_ASKED, f"its call fails: {errors[0]}")
             return
         asked = sorted({number for tool in record.tools for number in tool.frame_numbers})
-        gaps = self._starts_of(decision.checked)
-        wanted = sorted(number for gap in set(gaps) for number in self._probes(gap))
+        gaps = self.seen.starts_of(decision.checked)
+        wanted = sorted(number for gap in set(gaps) for number in self.seen.probes(gap))
         notes = [tool.note for tool in record.tools if tool.note is not None]
         if not decision.checked:
             self._add(SlipKind.FRAMES_ASKED, f"says done and asks for {_numbers(asked)}")
         elif notes:
             self._add(SlipKind.FRAMES_ASKED, f"its call is cut: {notes[0]}")
         elif gaps and asked != wanted:
-            looks = self._told_gaps(decision.checked)
+            looks = self.seen.told_gaps(decision.checked)
             self._add(
                 SlipKind.FRAMES_ASKED,
                 f"looks behind {looks} and asks for {_numbers(asked)}, wanted {_numbers(wanted)}",
             )
-
-
-def _ordinal(name: int) -> str:
-    ending = "th" if 10 < name % 100 < 14 else {1: "st", 2: "nd", 3: "rd"}.get(name % 10, "th")
-    return f"{name}{ending}"
 
 
 def _named(hint: Hint) -> str:
