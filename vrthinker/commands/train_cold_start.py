@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 from vrthinker.commands.options import option
-from vrthinker.commands.train_options import StageCommand
+from vrthinker.commands.train_options import Set, StageCommand
 from vrthinker.errors import InputError
 
 
@@ -32,6 +32,8 @@ class ColdStartCommand(StageCommand):
     """The number of sequences per step. The recipe's, or 32 as in the paper, by default."""
     learning_rate: Annotated[float | None, option("LR")] = None
     """The peak learning rate. The recipe's, or 1.5e-6 as in the paper, by default."""
+    set: Set = ()
+    """Replace one setting, by its place in the recipe: --set phases.0.steps=100. May be given again."""
 
     def _check(self) -> None:
         if self.traces is None:
