@@ -103,7 +103,7 @@ def test_no_imports_go_in_a_circle() -> None:
 def test_train_holds_stages_and_the_loop_only() -> None:
     names = {path.name for path in (ROOT / "vrthinker" / "train").iterdir()} - {"__pycache__"}
     stages = {"cold_start.py", "rejection.py", "grpo.py"}
-    episodes = {"traces.py", "teacher.py", "trials.py", "replies.py", "rollouts.py"}
+    episodes = {"items.py", "traces.py", "teacher.py", "trials.py", "replies.py", "rollouts.py"}
     grpo = {"grpo_settings.py", "grpo_batch.py", "grpo_logprobs.py"}
     shared = {"settings.py", "sft.py", "phases.py", "frame_phase.py", "held_out.py", "model.py"}
     assert names == {"__init__.py", *stages, *episodes, *grpo, *shared, "recipes", "loop", "plan"}

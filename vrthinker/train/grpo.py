@@ -41,12 +41,12 @@ from vrthinker.train.grpo_batch import Batch, dealt, drift, own_packs, pack_batc
 from vrthinker.train.grpo_logprobs import Logprobs
 from vrthinker.train.grpo_settings import GRPO, GrpoSettings
 from vrthinker.train.held_out import BEST_FOLDER
+from vrthinker.train.items import pairs_of_items
 from vrthinker.train.loop.checkpoint import latest_checkpoint
 from vrthinker.train.loop.clock import Clock
 from vrthinker.train.loop.loop import LoopResult, LoopSettings, MicroLoss, run_loop
 from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.model import live_weights
-from vrthinker.train.rejection import pairs_of_items
 from vrthinker.train.rollouts import ROLLOUTS, Refresh, Rollouts, refuse_what_cannot_be_trained
 from vrthinker.train.sft import (
     Start,

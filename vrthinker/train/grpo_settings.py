@@ -7,13 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, model_validator
 
 from vrthinker.reward.settings import AdvantageSettings, GrpoAdvantage, RewardSettings
+from vrthinker.train.items import Items
 from vrthinker.train.loop.schedule import LearningRate
-from vrthinker.train.rejection import FilePairs, WorldPairs
 from vrthinker.train.rollouts import RolloutSettings
 from vrthinker.train.settings import (
     MAX_STEPS,
@@ -90,7 +90,7 @@ class GrpoPhase(StageSettings):
 class GrpoSettings(RunSettings):
     """All settings of GRPO."""
 
-    items: Annotated[FilePairs | WorldPairs, Field(discriminator="kind")]
+    items: Items
     rollouts: RolloutSettings = RolloutSettings()
     reward: RewardSettings = RewardSettings()
     advantage: AdvantageSettings = GrpoAdvantage()

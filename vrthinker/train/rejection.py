@@ -17,19 +17,18 @@ from __future__ import annotations
 
 import functools
 import gc
-import hashlib
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Any, Literal
 
 from pydantic import Field, field_validator
 
-from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.engine.hf.checkpoint import weights_fingerprint
 from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.judge import Judge
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
+from vrthinker.train.items import FilePairs, Items, check_items, pairs_of_items, sources_of
 from vrthinker.train.loop.ranks import Ranks, current_ranks
 from vrthinker.train.phases import TraceLessons
 from vrthinker.train.settings import (
@@ -49,9 +48,7 @@ from vrthinker.train.sft import (
     train,
 )
 from vrthinker.train.teacher import TRACES, Collection, collect, select, write_selection
-from vrthinker.train.trials import Trial, check_clips, make_trials, write_pairs_file
-from vrthinker.world.files import MAX_PAIRS, PAIRS_FILE, load_truths, make_world
-from vrthinker.world.world import PairTruth, WorldConfig
+from vrthinker.train.trials import Trial, make_trials, write_pairs_file
 
 REJECTION = Stage("rejection sampling", "rejection")
 SAMPLES = "samples"
@@ -59,29 +56,6 @@ SAMPLES = "samples"
 
 
 # Settings
-
-
-class FilePairs(StageSettings):
-    """The pairs of a pairs file. A pair without a label for a dimension is not checked in it."""
-
-    kind: Literal["file"] = "file"
-    path: Path
-
-    @field_validator("path")
-    @classmethod
-    def _from_anywhere(cls, path: Path) -> Path:
-        """Makes a path absolute, because a run may be resumed from another folder."""
-        return path.absolute()
-
-
-class WorldPairs(StageSettings):
-    """The pairs of a synthetic world, which is generated for them."""
-
-    kind: Literal["world"] = "world"
-    world: WorldConfig = WorldConfig()
-    pairs: int = Field(ge=1, le=MAX_PAIRS)
-    seed: int = Field(0, ge=0, le=1 << 40)
-    """Seed of the pairs. It should differ from seeds that are trained or evaluated on."""
 
 
 class Sampling(StageSettings):
@@ -112,7 +86,7 @@ class RejectionPhase(SftPhase):
 class RejectionSettings(RunSettings):
     """All settings of rejection sampling fine-tuning."""
 
-    items: Annotated[FilePairs | WorldPairs, Field(discriminator="kind")]
+    items: Items
     sampling: Sampling = Sampling()
     learn: RejectionPhase = RejectionPhase()
     """How long and how fast it learns from what was kept."""
@@ -162,13 +136,11 @@ def run_rejection(settings: RejectionSettings, out: Path) -> Path | None:
     """
     with stage_folder(out, SAMPLES):
         ranks, items, sampling = current_ranks(), settings.items, settings.sampling
-        # A file is read first, because it may be missing.
-        pairs = ranks.together(lambda: _pairs_of(items.path) if isinstance(items, FilePairs) else [])
+        ranks.together(lambda: check_items(items))
         ranks.together(lambda: _check_for_grpo(settings))
         begin_run(settings, out)
         try:
-            if isinstance(items, WorldPairs):
-                pairs = ranks.first_then_others(functools.partial(_world_pairs, items, out / "data"))
+            pairs, _ = pairs_of_items(items, out / "data", ranks)
             trials = make_trials(pairs, samples=sampling.samples, seed=settings.seed, swap=sampling.swap)
             # All processes of a run share the trials, as they would share a results file.
             base = ranks.first_then_others(functools.partial(base_folder, settings, out))
@@ -268,42 +240,11 @@ def _selected(settings: RejectionSettings, trials: Sequence[Trial], out: Path) -
 
 def _check_for_grpo(settings: RejectionSettings) -> None:
     """Refuses a file for the next stage that would replace this one's pairs, or that has no folder."""
-    path, items = settings.for_grpo, settings.items
+    path = settings.for_grpo
     if path is None:
         return
-    if isinstance(items, FilePairs) and path.resolve() == items.path.resolve():
+    sampled = [one.path for one in sources_of(settings.items) if isinstance(one, FilePairs)]
+    if path.resolve() in [one.resolve() for one in sampled]:
         raise InputError(f"for_grpo: {path}: holds the pairs that are sampled; choose another file")
     if not path.parent.is_dir():
         raise InputError(f"for_grpo: {path}: its folder is not there; make it, or choose another file")
-
-
-def _pairs_of(path: Path) -> list[Pair]:
-    pairs = load_pairs(path)
-    check_clips(pairs, path)
-    return pairs
-
-
-def pairs_of_items(
-    items: FilePairs | WorldPairs, data: Path, ranks: Ranks
-) -> tuple[list[Pair], dict[str, PairTruth]]:
-    """The pairs to sample, and by id the truths of those of a synthetic world, which is made in `data`.
-
-    Raises:
-        InputError: The file cannot be read, a clip is missing, or the folder holds another world.
-        VRThinkerError: A clip could not be written.
-    """
-    if isinstance(items, FilePairs):
-        return ranks.together(lambda: _pairs_of(items.path)), {}
-    pairs = ranks.first_then_others(functools.partial(_world_pairs, items, data))
-    truths = ranks.together(lambda: load_truths(_world_of(items, data)))
-    return pairs, {truth.id: truth for truth in truths}
-
-
-def _world_of(items: WorldPairs, data: Path) -> Path:
-    return data / hashlib.sha256(items.model_dump_json().encode()).hexdigest()[:12]
-
-
-def _world_pairs(items: WorldPairs, data: Path) -> list[Pair]:
-    folder = _world_of(items, data)
-    make_world(folder, items.world, pairs=items.pairs, seed=items.seed)
-    return load_pairs(folder / PAIRS_FILE)
