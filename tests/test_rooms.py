@@ -103,10 +103,11 @@ def test_no_imports_go_in_a_circle() -> None:
 def test_train_holds_stages_and_the_loop_only() -> None:
     names = {path.name for path in (ROOT / "vrthinker" / "train").iterdir()} - {"__pycache__"}
     stages = {"cold_start.py", "rejection.py", "grpo.py"}
-    episodes = {"items.py", "traces.py", "teacher.py", "trials.py", "replies.py", "rollouts.py"}
+    traces = {"trace_sources.py", "traces.py", "world_traces.py", "teacher.py"}
+    episodes = {"items.py", "trials.py", "replies.py", "rollouts.py"}
     grpo = {"grpo_settings.py", "grpo_batch.py", "grpo_logprobs.py"}
     shared = {"settings.py", "sft.py", "phases.py", "frame_phase.py", "held_out.py", "model.py"}
-    assert names == {"__init__.py", *stages, *episodes, *grpo, *shared, "recipes", "loop", "plan"}
+    assert names == {"__init__.py", *stages, *traces, *episodes, *grpo, *shared, "recipes", "loop", "plan"}
 
 
 @pytest.mark.parametrize("above", ["train", "reward", "judge", "judge_file", "evals", "commands", "world"])

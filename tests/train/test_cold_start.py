@@ -38,7 +38,7 @@ from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.settings import load_recipe
 from vrthinker.train.sft import TRACES_FILE
-from vrthinker.train.traces import FileTraces, WorldTraces, sources_of
+from vrthinker.train.trace_sources import FileTraces, WorldTraces, sources_of
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import OracleEngine, truths_by_clip

@@ -24,7 +24,8 @@ from vrthinker.engine.endpoint.wire import Reply
 from vrthinker.episode.trajectory import load_trajectories
 from vrthinker.errors import InputError
 from vrthinker.train.replies import StoredReplies
-from vrthinker.train.traces import FileTraces, read_traces
+from vrthinker.train.trace_sources import FileTraces
+from vrthinker.train.traces import read_traces
 from vrthinker.world.files import PAIRS_FILE, make_world
 from vrthinker.world.world import PRESETS
 

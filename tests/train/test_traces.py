@@ -25,18 +25,10 @@ from vrthinker.judge_file import judge_file, run_configuration
 from vrthinker.policy.replay import round_ids
 from vrthinker.policy.sequences import training_sequences
 from vrthinker.records.verdict_log import VerdictLog
-from vrthinker.train import traces
-from vrthinker.train.traces import (
-    Dropped,
-    FileTraces,
-    MixedTraces,
-    Selection,
-    WorldTraces,
-    make_traces,
-    read_traces,
-    sources_of,
-    why_dropped,
-)
+from vrthinker.train import world_traces
+from vrthinker.train.trace_sources import FileTraces, MixedTraces, WorldTraces, sources_of
+from vrthinker.train.traces import Dropped, Selection, read_traces, why_dropped
+from vrthinker.train.world_traces import make_traces
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.oracle import BehaviorMix, OracleEngine, truths_by_clip
@@ -298,7 +290,7 @@ def shards(folder: Path) -> dict[str, bytes]:
 def test_killed_and_made_again_the_files_are_equal_whatever_the_number_of_workers(
     tmp_path: Path, outcomes_of: Outcomes, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(traces, "_SHARD_PAIRS", traces_worker.SHARD_PAIRS)
+    monkeypatch.setattr(world_traces, "_SHARD_PAIRS", traces_worker.SHARD_PAIRS)
     alone, folder = tmp_path / "alone", tmp_path / "data"
     traces_worker.make(alone, workers=1)
     paths = (str(alone).encode(), str(folder).encode())  # traces name their clips
@@ -481,4 +473,4 @@ def test_paths_are_kept_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert (source.path, source.pairs) == (tmp_path / "t.jsonl", tmp_path / "p.jsonl")
     assert FileTraces.model_validate_json(source.model_dump_json()) == source
     assert FileTraces(path=Path("t.jsonl")).pairs is None
-    assert traces._SHARD_PAIRS > traces_worker.SHARD_PAIRS
+    assert world_traces._SHARD_PAIRS > traces_worker.SHARD_PAIRS

@@ -9,11 +9,12 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from vrthinker.train import traces
+from vrthinker.train import world_traces as traces
+from vrthinker.train.trace_sources import WorldTraces
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.oracle import BehaviorMix
 
-SOURCE = traces.WorldTraces(
+SOURCE = WorldTraces(
     pairs=24,
     seed=5,
     calls=2,

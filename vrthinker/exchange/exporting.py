@@ -21,7 +21,8 @@ from vrthinker.exchange.formats import DATASET, TRACE_FORMATS, dataset_info
 from vrthinker.exchange.frames import FOLDER, FrameFiles
 from vrthinker.exchange.samples import SampleKind, expires, samples_of
 from vrthinker.records.files import replace_file
-from vrthinker.train.traces import FileTraces, read_traces
+from vrthinker.train.trace_sources import FileTraces
+from vrthinker.train.traces import read_traces
 
 REPORT_FILE, INFO_FILE = "export.json", "dataset_info.json"
 

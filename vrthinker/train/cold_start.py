@@ -27,16 +27,9 @@ from vrthinker.train.loop.ranks import current_ranks
 from vrthinker.train.phases import Lessons, TraceLessons
 from vrthinker.train.settings import RunSettings, SftPhase, Stage, stage_settings, stored_settings
 from vrthinker.train.sft import Start, begin_run, load_start, stage_folder, train
-from vrthinker.train.traces import (
-    FileTraces,
-    MixedTraces,
-    Selection,
-    TraceSource,
-    WorldTraces,
-    make_traces,
-    read_traces,
-    sources_of,
-)
+from vrthinker.train.trace_sources import FileTraces, MixedTraces, TraceSource, WorldTraces, sources_of
+from vrthinker.train.traces import Selection, read_traces
+from vrthinker.train.world_traces import make_traces
 
 COLD_START = Stage("cold start", "cold-start")
 

@@ -33,7 +33,8 @@ from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.model import TrainedPolicy
 from vrthinker.train.phases import PhaseRun
 from vrthinker.train.settings import MAX_STEPS, StageSettings
-from vrthinker.train.traces import MAX_SEED, MAX_TRACE_PAIRS, world_folder
+from vrthinker.train.trace_sources import MAX_SEED, MAX_TRACE_PAIRS
+from vrthinker.train.world_traces import world_folder
 from vrthinker.video.frame_cache import file_state
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.world.files import clip_paths, load_truths

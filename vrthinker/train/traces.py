@@ -1,9 +1,7 @@
-"""Traces to train on: made from the synthetic world by its oracle, or read from a file.
+"""Traces to train on: which ones are kept, and those of a file.
 
 Cold start (method section 5) keeps a trace only if every round has the right form and all four judgments are
-right, as its texts say when they are parsed again. Making traces is resumable: finished traces of a killed
-run are not made again. Invariant: equal sources make equal files, in the same folder, whatever the number of
-processes.
+right, as its texts say when they are parsed again.
 """
 
 from __future__ import annotations
@@ -12,125 +10,23 @@ import dataclasses
 import hashlib
 import json
 import os
-import signal
-import threading
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
-from concurrent.futures import ProcessPoolExecutor
-from multiprocessing import get_context, parent_process
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Literal, Self
-
-import numpy as np
-from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
+from typing import Literal
 
 from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.episode.dimensions import Dimension
-from vrthinker.episode.episode import EpisodeItem
 from vrthinker.episode.grammar import FinalAnswer, parse_round
-from vrthinker.episode.prompts import PromptTemplates, clean
-from vrthinker.episode.runner import EpisodeRunner
-from vrthinker.episode.settings import JudgeSettings
-from vrthinker.episode.trajectory import StopReason, Trajectory, dump_line, load_trajectories
-from vrthinker.errors import InputError, VRThinkerError, one_line
+from vrthinker.episode.prompts import clean
+from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
+from vrthinker.errors import InputError, one_line
 from vrthinker.policy.parts import LearnedPart
-from vrthinker.records.files import replace_file
+from vrthinker.train.trace_sources import FileTraces
 from vrthinker.video.content import clip_content
-from vrthinker.video.frame_cache import FrameCache
-from vrthinker.video.open import open_reader
-from vrthinker.video.workspace import Workspace
-from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
-from vrthinker.world.lessons import lesson_frames
-from vrthinker.world.oracle import Behavior, BehaviorMix, OracleEngine, truths_by_clip
-from vrthinker.world.world import FIRST_FRAMES, PairTruth, WorldConfig
 
-_SHARD_PAIRS = 250
-_CACHE_BYTES = 64 << 20
 _REASONS = 4
 """The most reasons that a line names. The run's `traces.json` has them all."""
-MAX_TRACE_PAIRS, MAX_SEED = 10_000_000, 1 << 40
-
-
-class _Settings(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", use_attribute_docstrings=True)
-
-
-class WorldTraces(_Settings):
-    """Traces that the oracle makes in a synthetic world, which is generated for them."""
-
-    kind: Literal["world"] = "world"
-    world: WorldConfig = WorldConfig()
-    pairs: int = Field(ge=1, le=MAX_TRACE_PAIRS)
-    """Number of pairs, each of which gives one trace, before filtering."""
-    seed: int = Field(0, ge=0, le=MAX_SEED)
-    """Seed of the pairs, added to the run's seed. The sum should differ from seeds that are evaluated on."""
-    mix: BehaviorMix = BehaviorMix()
-    """The oracle's behaviours and their weights."""
-    calls: int = Field(2, ge=0)
-    """The most tool calls of a trace."""
-    lesson_frames: int | None = Field(None, ge=1, le=FIRST_FRAMES)
-    """Make reading lessons instead: episodes of one round about this many chosen frames of each clip."""
-    filter: bool = True
-    """Keep only traces whose four judgments are all right."""
-    learned: LearnedPart = "rounds"
-    """The part of each round that is learned: `rounds` (all of it), `snapshots` (lessons only), or `calls`
-    (how a round asks for frames: the last line of the thinking, the recommended answer and the call)."""
-
-    @model_validator(mode="after")
-    def _behaves(self) -> Self:
-        drawn = {name for name, weight in self.mix.model_dump().items() if weight}
-        if not drawn:
-            raise ValueError("mix: got only zeros, wanted at least one behavior above")
-        if self.lesson_frames is not None and self.most_calls:
-            got = ", ".join(sorted(drawn))
-            raise ValueError(f"mix: got {got}, allowed in a lesson: immediate alone, or calls: 0")
-        return self
-
-    @model_validator(mode="after")
-    def _has_what_is_learned(self) -> Self:
-        if self.learned == "snapshots" and self.most_calls:
-            raise ValueError("learned: got snapshots, allowed with tool calls: rounds, calls")
-        return self
-
-    @property
-    def most_calls(self) -> int:
-        """The most tool calls that the oracle's behaviours can make."""
-        looks = any(weight for name, weight in self.mix.model_dump().items() if name != Behavior.IMMEDIATE)
-        return self.calls if looks else 0
-
-
-class FileTraces(_Settings):
-    """Traces from a trajectories file, written by a teacher (`vrthinker judge --trajectories`)."""
-
-    kind: Literal["file"] = "file"
-    path: Path
-    pairs: Path | None = None
-    """The pairs file with the labels. Without it, traces are filtered by their form only."""
-
-    @field_validator("path", "pairs")
-    @classmethod
-    def _from_anywhere(cls, path: Path | None) -> Path | None:
-        """Makes a path absolute, because a run may be resumed from another folder."""
-        return None if path is None else path.absolute()
-
-
-OneSource = WorldTraces | FileTraces
-
-
-class MixedTraces(_Settings):
-    """Traces from several sources, which are shuffled together."""
-
-    kind: Literal["mixed"] = "mixed"
-    of: tuple[Annotated[OneSource, Field(discriminator="kind")], ...] = Field(min_length=1)
-    """The sources."""
-
-
-TraceSource = OneSource | MixedTraces
-
-
-def sources_of(source: TraceSource) -> tuple[OneSource, ...]:
-    """The sources that a phase's traces come from."""
-    return source.of if isinstance(source, MixedTraces) else (source,)
 
 
 def why_dropped(trajectory: Trajectory, labels: Mapping[str, int] | None) -> str | None:
@@ -196,7 +92,7 @@ class Selection:
             sum(selection.n_read for selection in selections),
             min((s.checked for s in selections), key=("form", "form and labels").index),
             tuple(dropped for selection in selections for dropped in selection.dropped),
-            _learned([part for selection in selections for part in selection.parts]),
+            learned_parts([part for selection in selections for part in selection.parts]),
         )
 
     @property
@@ -229,7 +125,7 @@ class Selection:
         return digest.hexdigest()
 
 
-def _learned(parts: Sequence[LearnedPart]) -> tuple[LearnedPart, ...]:
+def learned_parts(parts: Sequence[LearnedPart]) -> tuple[LearnedPart, ...]:
     """The parts as `Selection` has them: none where all rounds are learned."""
     return tuple(parts) if set(parts) - {"rounds"} else ()
 
@@ -311,178 +207,3 @@ def checked_labels(
                 f"{one_line(video.path)}, another clip"
             )
     return labels
-
-
-def make_traces(
-    source: WorldTraces,
-    folder: Path,
-    settings: JudgeSettings,
-    templates: PromptTemplates,
-    *,
-    seed: int,
-    workers: int | None = None,
-) -> Selection:
-    """Makes a world in a folder and lets the oracle judge it. Existing results are kept.
-
-    Args:
-        source: The world and the traces to make.
-        folder: The folder for worlds and their traces.
-        settings: The settings of the judge to be trained.
-        templates: The prompts of the judge to be trained.
-        seed: The run's seed. Equal seeds make equal traces.
-        workers: The number of processes; by default the number of cores.
-
-    Returns:
-        The traces that pass the filters, in the order of the pairs.
-
-    Raises:
-        InputError: The folder holds other traces, or the judge's settings do not fit the world.
-        VRThinkerError: An episode failed.
-    """
-    rounds = settings.episode.max_rounds
-    if source.most_calls >= rounds:
-        allowed = f"up to {rounds - 1}, one less than the judge's rounds"
-        raise InputError(f"calls: got {source.calls}, allowed: {allowed}")
-    if settings.episode.max_fps is not None:
-        raise InputError(
-            f"max_fps: got {settings.episode.max_fps}, allowed for traces of the synthetic world: none, its "
-            "truth numbers every frame"
-        )
-    workers = workers or len(os.sched_getaffinity(0))
-    folder = world_folder(folder, source.world, source.pairs, source.seed, seed=seed, workers=workers)
-    parts = folder / "traces"
-    parts.mkdir(exist_ok=True)
-    shards = [
-        _Shard(folder, source, settings, templates.sources, seed, start, start + _SHARD_PAIRS)
-        for start in range(0, source.pairs, _SHARD_PAIRS)
-    ]
-    todo = [shard for shard in shards if not shard.path.is_file()]
-    if workers == 1 or len(todo) < 2:
-        for shard in todo:
-            _run_shard(shard)
-    else:
-        # The pool must not fork, because the caller has torch's threads.
-        context, number = get_context("spawn"), min(workers, len(todo))
-        with ProcessPoolExecutor(number, mp_context=context, initializer=_end_with_parent) as pool:
-            for _ in pool.map(_run_shard, todo):
-                pass
-    traces = [trajectory for shard in shards for trajectory in load_trajectories(shard.path)]
-    checked: Literal["form and labels", "form"] = "form and labels" if source.filter else "form"
-    return Selection(traces, source.pairs, checked, learned=_learned([source.learned] * len(traces)))
-
-
-def world_folder(
-    folder: Path, world: WorldConfig, pairs: int, offset: int, *, seed: int, workers: int | None = None
-) -> Path:
-    """Makes a world for a run, in a folder of its own inside `folder`; returns that folder.
-
-    Sources share a world if they differ only in what is learned from it.
-
-    Args:
-        folder: The folder for worlds.
-        world: The difficulty.
-        pairs: The number of pairs.
-        offset: The source's seed, which is added to the run's.
-        seed: The run's seed.
-        workers: The number of processes; by default the number of cores.
-
-    Raises:
-        InputError: The folder holds another world.
-        VRThinkerError: A clip could not be written.
-    """
-    world_seed = offset + 1_000_003 * seed
-    run = f"{world.model_dump_json()}:{pairs}:{world_seed}"
-    made = folder / hashlib.sha256(run.encode()).hexdigest()[:12]
-    folder.mkdir(parents=True, exist_ok=True)
-    make_world(made, world, pairs=pairs, seed=world_seed, workers=workers)
-    return made
-
-
-@dataclasses.dataclass(frozen=True)
-class _Shard:
-    """A part of a source's pairs, whose traces one process writes to one file."""
-
-    folder: Path
-    source: WorldTraces
-    settings: JudgeSettings
-    templates: Mapping[str, str]
-    seed: int
-    start: int
-    stop: int
-
-    @property
-    def path(self) -> Path:
-        """The path of the file. Its name depends on everything that its content depends on."""
-        what = [
-            self.source.model_dump_json(exclude={"learned"}),
-            self.settings.model_dump_json(),
-            json.dumps(dict(self.templates), sort_keys=True),
-            str(self.seed),
-        ]
-        digest = hashlib.sha256("\0".join(what).encode()).hexdigest()[:12]
-        return self.folder / "traces" / f"{digest}-{self.start:06d}.jsonl"
-
-
-def _end_with_parent() -> None:
-    """Makes a worker end with the process that started it. A later process would write the same files."""
-    signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too, which should print nothing
-    parent = parent_process()
-    assert parent is not None
-
-    def wait() -> None:
-        parent.join()
-        os._exit(1)
-
-    threading.Thread(target=wait, daemon=True).start()
-
-
-def _run_shard(shard: _Shard) -> None:
-    truths = load_truths(shard.folder)[shard.start : shard.stop]
-    by_id = {truth.id: truth for truth in truths}
-    engine = OracleEngine(
-        truths_by_clip(shard.folder, truths),
-        shard.source.mix,
-        calls=shard.source.most_calls,
-        span=shard.source.world.span[0],
-    )
-    # The oracle keeps to the grammar by itself.
-    episode = shard.settings.episode.model_copy(update={"guided": False})
-    if shard.source.lesson_frames is not None:
-        episode = episode.model_copy(update={"max_rounds": 1})
-    # The oracle reads the truth. Pixels are not needed before training.
-    runner = EpisodeRunner(engine, episode, templates=PromptTemplates(shard.templates), decode_ahead=False)
-    finished = {}
-    for done in runner.run(_items(shard, truths)):
-        if done.trajectory is None or done.trajectory.outcome.judgments is None:
-            reason = done.error or (done.trajectory and done.trajectory.outcome.reason)
-            raise VRThinkerError(f"traces: pair {done.item.id}: {reason}")
-        # The time has no meaning here, and without it equal sources make equal files.
-        finished[done.item.id] = done.trajectory.model_copy(update={"latency_seconds": 0.0})
-    kept = []
-    for truth_id, truth in by_id.items():
-        labels = truth.judgments.as_dict() if shard.source.filter else None
-        if why_dropped(finished[truth_id], labels) is None:
-            kept.append(finished[truth_id])
-    replace_file(shard.path, "".join(map(dump_line, kept)).encode())
-
-
-def _items(shard: _Shard, truths: Iterable[PairTruth]) -> Iterator[EpisodeItem]:
-    """The items of the shard's episodes."""
-    from vrthinker.episode.episode import episode_seed
-
-    reader, cache = open_reader(), FrameCache(_CACHE_BYTES)
-    pairs = {pair.id: pair for pair in load_pairs(shard.folder / PAIRS_FILE)}
-    for truth in truths:
-        pair = pairs[truth.id]
-        item_seed = episode_seed(shard.seed, f"{shard.source.seed}:{truth.id}")
-        first_frames = None
-        if shard.source.lesson_frames is not None:
-            rng = np.random.default_rng([item_seed, shard.source.lesson_frames])
-            first_frames = lesson_frames(truth, shard.source.lesson_frames, rng)
-
-        def open_workspace(first: Path = pair.video_1, second: Path = pair.video_2) -> Workspace:
-            return Workspace.open(first, second, reader=reader, resize=shard.settings.resize, cache=cache)
-
-        yield EpisodeItem(
-            truth.id, pair.prompt, open_workspace, shard.settings.dataset, item_seed, first_frames
-        )
