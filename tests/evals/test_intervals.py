@@ -116,6 +116,24 @@ def test_the_interval_covers_the_truth_as_often_as_it_says(counted: float) -> No
     assert 0.4 <= np.mean([low <= truth <= high for low, high in map(ends, halves)]) <= 0.62
 
 
+def test_pairs_of_one_cluster_come_and_go_together() -> None:
+    """Ten pairs of each of 40 prompts that are all right or all wrong say no more than 40 pairs."""
+    right = np.array([float(n % 2) for n in range(40)])
+    alone = ratio_estimates(right[:, None], np.ones((40, 1)))[0]
+    terms, ones = np.repeat(right, 10)[:, None], np.ones((400, 1))
+    prompts = [f"prompt {n // 10}" for n in range(400)]
+    clustered = ratio_estimates(terms, ones, clusters=prompts)[0]
+    assert (clustered.value, clustered.low, clustered.high) == (alone.value, alone.low, alone.high)
+    assert (clustered.n, alone.n) == (400, 40), "the number of pairs, not of clusters"
+    naive = ratio_estimates(terms, ones)[0]
+    assert naive.low > clustered.low
+    assert ratio_estimates(terms, ones, clusters=list(range(400)))[0] == naive, "each pair its own cluster"
+    difference = ratio_difference((terms[:, 0], ones[:, 0]), (1 - terms[:, 0], ones[:, 0]), clusters=prompts)
+    assert difference.high - difference.low == pytest.approx(2 * (clustered.high - clustered.low))
+    with pytest.raises(InputError, match="clusters: got 3, allowed: one for each of 400"):
+        ratio_estimates(terms, ones, clusters=["a", "b", "c"])
+
+
 def test_nothing_measured_is_none_and_never_a_division_by_zero() -> None:
     with np.errstate(all="raise"):
         nothing = ratio_estimates(np.zeros((3, 1)), np.zeros((3, 1)), resamples=50)

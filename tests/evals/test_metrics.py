@@ -480,3 +480,15 @@ def test_events_outside_the_workspace_are_refused(clips: tuple[Path, Path]) -> N
     assert from_trajectory(trajectory, None, hidden_frames=[range(22, 25)]).hidden_events_seen == 1
     with pytest.raises(InputError, match="label: got OA=4"):
         from_trajectory(trajectory, {"OA": 4})
+
+
+def test_pairs_of_one_prompt_are_resampled_together() -> None:
+    alone = [ScoredPair(str(n), {"OA": 1}, {"OA": 1 + n % 2}) for n in range(20)]
+    repeated = [replace(pair, id=f"{pair.id}-{copy}", cluster=pair.id) for pair in alone for copy in range(8)]
+    wanted, found = measure(alone)["oa/tau"], measure(repeated)["oa/tau"]
+    assert (found.value, found.low, found.high) == (wanted.value, wanted.low, wanted.high)
+    assert found.n == 8 * wanted.n
+    other = [replace(pair, prediction={"OA": 2}) for pair in repeated]
+    assert difference(repeated, other, "oa/tau").high == wanted.high
+    only = measure(repeated, measures={"oa/tau": MEASURES["oa/tau"]})
+    assert only == {"oa/tau": found}

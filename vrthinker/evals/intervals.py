@@ -1,25 +1,27 @@
-"""Confidence intervals for ratios of sums: the percentile bootstrap, with the pair as its unit.
+"""Confidence intervals for ratios of sums: the percentile bootstrap, over pairs or over clusters of them.
 
 A measure is the sum of the pairs' numerators over the sum of their denominators. A resample draws as many
 pairs as there are, with replacement, and computes the ratio again. The interval holds the middle `confidence`
-of these ratios.
+of these ratios. Pairs that share a prompt are not independent of each other. If clusters are given, a
+resample draws whole clusters, and pairs of one cluster come and go together.
 
 Invariants:
 
-- Resample r is a vector of counts that depends only on the number of pairs and the seed. All measures
-  of a call, and both sides of a difference, see the same resamples.
+- Resample r is a vector of counts that depends only on the number of pairs (or clusters) and the seed. All
+  measures of a call, and both sides of a difference, see the same resamples.
 - Nothing is divided by zero. A resample in which a denominator sums to zero is not used in the measure's
   interval. Such an interval is conditional on at least one pair counting. If few pairs count, it rests on
   fewer resamples.
 - Terms that are whole numbers are summed exactly, so that a measure that is the same in every resample has an
   interval of zero width, without rounding errors.
 
-If all pairs agree, the interval has zero width. With fewer than about 30 pairs it is too narrow to be
-trusted.
+If all pairs agree, the interval has zero width. With fewer than about 30 pairs (or clusters) it is too narrow
+to be trusted.
 """
 
 from __future__ import annotations
 
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -65,6 +67,7 @@ def ratio_estimates(
     numerators: FloatArray,
     denominators: FloatArray,
     *,
+    clusters: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -74,6 +77,7 @@ def ratio_estimates(
     Args:
         numerators: The numerators, float64 `[pairs, measures]`, finite.
         denominators: The denominators, float64 `[pairs, measures]`, not negative; 0 if a pair does not count.
+        clusters: The cluster of each pair, such as its prompt. By default every pair is a cluster of its own.
         resamples: The number of resamples, at least 1.
         confidence: The share of the resampled ratios that the interval holds, between 0 and 1.
         seed: The seed of the resamples, not negative.
@@ -87,7 +91,8 @@ def ratio_estimates(
     _check_settings(resamples, confidence, seed)
     _check_terms(numerators, denominators)
     measures = numerators.shape[1]
-    sums = _resampled_sums(np.hstack([numerators, denominators]), resamples, seed)
+    terms = _by_cluster(np.hstack([numerators, denominators]), clusters)
+    sums = _resampled_sums(terms, resamples, seed)
     above, below = numerators.sum(axis=0), denominators.sum(axis=0)
     return [
         _estimate(
@@ -104,6 +109,7 @@ def ratio_difference(
     a: tuple[FloatArray, FloatArray],
     b: tuple[FloatArray, FloatArray],
     *,
+    clusters: Sequence[Hashable] | None = None,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -113,6 +119,7 @@ def ratio_difference(
     Args:
         a: The numerators and denominators of one side, each float64 `[pairs]`.
         b: The numerators and denominators of the other side.
+        clusters: The cluster of each pair. By default every pair is a cluster of its own.
         resamples: The number of resamples. Each draws the same pairs on both sides, and is not used if either
             denominator sums to zero.
         confidence: The share of the resampled differences that the interval holds, between 0 and 1.
@@ -132,10 +139,27 @@ def ratio_difference(
     _check_terms(terms[:, ::2], terms[:, 1::2])
     return _estimate(
         _differences(terms.sum(axis=0, keepdims=True)),
-        _differences(_resampled_sums(terms, resamples, seed)),
+        _differences(_resampled_sums(_by_cluster(terms, clusters), resamples, seed)),
         confidence,
         int(np.count_nonzero(terms[:, 1::2].any(axis=1))),
     )
+
+
+def _by_cluster(terms: FloatArray, clusters: Sequence[Hashable] | None) -> FloatArray:
+    """The sums of the terms `[pairs, columns]` over each cluster, `[clusters, columns]`, in order.
+
+    Raises:
+        InputError: There are not as many clusters as pairs.
+    """
+    if clusters is None:
+        return terms
+    if len(clusters) != len(terms):
+        raise InputError(f"clusters: got {len(clusters)}, allowed: one for each of {len(terms)} pairs")
+    numbers: dict[Hashable, int] = {}
+    places = [numbers.setdefault(cluster, len(numbers)) for cluster in clusters]
+    sums = np.zeros((len(numbers), terms.shape[1]))
+    np.add.at(sums, places, terms)
+    return sums
 
 
 def _resampled_sums(terms: FloatArray, resamples: int, seed: int) -> FloatArray:

@@ -59,6 +59,7 @@ class ScoredPair:
         hidden_events_seen: The number of those that at least one live frame showed.
         group: The group for tables by group, for instance the number of hidden events.
         retrieved_frames: The number of frames that the tool calls showed; None if there are no tools.
+        cluster: What pairs are resampled by, such as the prompt; None for a cluster of its own.
 
     Raises:
         InputError: A code or a preference is unknown, or a count is impossible.
@@ -73,6 +74,7 @@ class ScoredPair:
     hidden_events_seen: int = 0
     group: str | None = None
     retrieved_frames: int | None = None
+    cluster: str | None = None
 
     def __post_init__(self) -> None:
         _check_judgments(self.id, "label", self.label)
@@ -109,7 +111,7 @@ class Measure(NamedTuple):
     arrays: _Arrays
 
 
-def _per_pair(term: Callable[[ScoredPair], tuple[float, float]]) -> _Arrays:
+def per_pair(term: Callable[[ScoredPair], tuple[float, float]]) -> _Arrays:
     """Makes the function of `Measure.arrays` from a function of one pair's numerator and denominator."""
 
     def arrays(pairs: Sequence[ScoredPair]) -> tuple[FloatArray, FloatArray]:
@@ -123,7 +125,7 @@ def _is_right(pair: ScoredPair, code: str) -> bool:
     return pair.prediction is not None and pair.prediction.get(code) == pair.label[code]
 
 
-def _accuracy(*codes: str, ties: bool = True) -> _Arrays:
+def accuracy(*codes: str, ties: bool = True) -> _Arrays:
     """The share of pairs with these labels whose judgments are all right; without `ties`, of untied pairs."""
 
     def term(pair: ScoredPair) -> tuple[float, float]:
@@ -133,7 +135,7 @@ def _accuracy(*codes: str, ties: bool = True) -> _Arrays:
             return 0.0, 0.0
         return float(all(_is_right(pair, code) for code in codes)), 1.0
 
-    return _per_pair(term)
+    return per_pair(term)
 
 
 def _optional(value: float | None) -> tuple[float, float]:
@@ -142,32 +144,32 @@ def _optional(value: float | None) -> tuple[float, float]:
 
 MEASURES: Mapping[str, Measure] = MappingProxyType(
     {
-        "oa/tau": Measure("overall accuracy, ties being a class", _accuracy("OA")),
+        "oa/tau": Measure("overall accuracy, ties being a class", accuracy("OA")),
         "oa/diff": Measure(
             "overall accuracy over the pairs that people did not tie; a predicted tie is wrong",
-            _accuracy("OA", ties=False),
+            accuracy("OA", ties=False),
         ),
-        "all_four": Measure("share of pairs with all four judgments right", _accuracy(*_CODES)),
-        "ta/accuracy": Measure("accuracy of TA, ties being a class", _accuracy("TA")),
-        "vq/accuracy": Measure("accuracy of VQ, ties being a class", _accuracy("VQ")),
-        "mq/accuracy": Measure("accuracy of MQ, ties being a class", _accuracy("MQ")),
+        "all_four": Measure("share of pairs with all four judgments right", accuracy(*_CODES)),
+        "ta/accuracy": Measure("accuracy of TA, ties being a class", accuracy("TA")),
+        "vq/accuracy": Measure("accuracy of VQ, ties being a class", accuracy("VQ")),
+        "mq/accuracy": Measure("accuracy of MQ, ties being a class", accuracy("MQ")),
         "hidden_events/seen": Measure(
             "share of the planted events outside the first frames that were looked at",
-            _per_pair(lambda pair: (float(pair.hidden_events_seen), float(pair.hidden_events))),
+            per_pair(lambda pair: (float(pair.hidden_events_seen), float(pair.hidden_events))),
         ),
         "tool_calls/mean": Measure(
-            "tool calls that showed frames, per episode", _per_pair(lambda pair: _optional(pair.tool_calls))
+            "tool calls that showed frames, per episode", per_pair(lambda pair: _optional(pair.tool_calls))
         ),
         "retrieved_frames/mean": Measure(
             "frames that tool calls showed, per episode",
-            _per_pair(lambda pair: _optional(pair.retrieved_frames)),
+            per_pair(lambda pair: _optional(pair.retrieved_frames)),
         ),
         "format/well_formed": Measure(
             "share of episodes whose every round has the right form",
-            _per_pair(lambda pair: _optional(pair.well_formed)),
+            per_pair(lambda pair: _optional(pair.well_formed)),
         ),
         "verdicts/share": Measure(
-            "share of pairs with a verdict", _per_pair(lambda pair: (float(pair.prediction is not None), 1.0))
+            "share of pairs with a verdict", per_pair(lambda pair: (float(pair.prediction is not None), 1.0))
         ),
     }
 )
@@ -177,6 +179,7 @@ MEASURES: Mapping[str, Measure] = MappingProxyType(
 def measure(
     pairs: Iterable[ScoredPair],
     *,
+    measures: Mapping[str, Measure] = MEASURES,
     resamples: int = RESAMPLES,
     confidence: float = CONFIDENCE,
     seed: int = 0,
@@ -186,27 +189,29 @@ def measure(
     A resample in which no pair counts for a measure is not used in that measure's interval.
 
     Args:
-        pairs: The pairs. Each id may appear once, because the pair is the unit of the bootstrap.
+        pairs: The pairs. Each id may appear once. Pairs of one `cluster` are resampled together.
+        measures: The measures.
         resamples: The number of resamples.
         confidence: The share of the resamples that the intervals hold.
         seed: The seed of the resamples. The same seed and pairs, in the same order, give the same intervals.
 
     Returns:
-        All of `MEASURES`, in its order. The values are None if no pair counts.
+        All of `measures`, in its order. The values are None if no pair counts.
 
     Raises:
         InputError: An id appears twice, or a setting is out of its range.
     """
     unique_pairs = list(_by_id("pairs", pairs).values())
-    terms = [entry.arrays(unique_pairs) for entry in MEASURES.values()]
+    terms = [entry.arrays(unique_pairs) for entry in measures.values()]
     estimates = ratio_estimates(
         np.stack([numerators for numerators, _ in terms], axis=1),
         np.stack([denominators for _, denominators in terms], axis=1),
+        clusters=_clusters(unique_pairs),
         resamples=resamples,
         confidence=confidence,
         seed=seed,
     )
-    return dict(zip(MEASURES, estimates, strict=True))
+    return dict(zip(measures, estimates, strict=True))
 
 
 def difference(
@@ -248,6 +253,7 @@ def difference(
     return ratio_difference(
         arrays(list(first.values())),
         arrays([second[key] for key in first]),
+        clusters=_clusters(list(first.values())),
         resamples=resamples,
         confidence=confidence,
         seed=seed,
@@ -357,6 +363,13 @@ def _first_judgments(trajectory: Trajectory) -> Judgments | None:
     if recommendation is not None:
         return recommendation.judgments
     return trajectory.outcome.judgments if len(trajectory.rounds) == 1 else None
+
+
+def _clusters(pairs: Sequence[ScoredPair]) -> list[tuple[str, str]] | None:
+    """The cluster of each pair; None if every pair is its own."""
+    if all(pair.cluster is None for pair in pairs):
+        return None
+    return [("pair", pair.id) if pair.cluster is None else ("cluster", pair.cluster) for pair in pairs]
 
 
 def _check_judgments(pair_id: str, what: str, judgments: Mapping[str, int]) -> None:
