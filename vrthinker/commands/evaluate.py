@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.evaluate_files import EvalCompareCommand, EvalScoreCommand
 from vrthinker.commands.judges import JudgeSource
 from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError
@@ -372,5 +373,7 @@ def _print(
 EvalCommand = (
     Annotated[EvalWorldCommand, tyro.conf.subcommand("world", prefix_name=False)]
     | Annotated[EvalPairsCommand, tyro.conf.subcommand("pairs", prefix_name=False)]
+    | Annotated[EvalScoreCommand, tyro.conf.subcommand("score", prefix_name=False)]
+    | Annotated[EvalCompareCommand, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
 )

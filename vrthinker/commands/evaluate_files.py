@@ -1,0 +1,112 @@
+"""`vrthinker eval` on finished work: score anybody's verdicts, compare runs."""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from vrthinker.commands.options import Flag, announce, option
+from vrthinker.errors import InputError
+
+
+@dataclass(frozen=True)
+class EvalScoreCommand:
+    """Score anybody's verdicts by the protocol of this package.
+
+    vrthinker eval score verdicts.csv --data DIR
+
+    A row has an id and a verdict: TA, VQ, MQ, OA (or overall), or two scores (score_1, score_2). What cannot
+    be read, and pairs without a row, count as wrong.
+    """
+
+    verdicts: Annotated[tyro.conf.Positional[Path], option("VERDICTS")]
+    """The file of verdicts (.csv, .jsonl)."""
+    data: Annotated[Path, option("DIR")]
+    """The labelled pairs: a pairs file, or a folder that `vrthinker data import` wrote."""
+    out: Annotated[Path | None, option("RUN")] = None
+    """A folder for eval.json and items.jsonl, so that `eval compare` and `eval page` can read the run."""
+    name: Annotated[str | None, option("NAME")] = None
+    """The judge's name in tables. The file's name by default."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> int:
+        """Scores and prints."""
+        from vrthinker.evals.items import item_of_answer
+        from vrthinker.evals.labelled_data import load_labelled
+        from vrthinker.evals.run_files import write_run
+        from vrthinker.evals.summary import summarise
+        from vrthinker.evals.summary_table import print_summary
+        from vrthinker.evals.verdict_files import read_answers
+
+        if self.out is not None and self.out.exists() and not self.out.is_dir():
+            raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
+        answers = read_answers(self.verdicts)
+        data = load_labelled(self.data)
+        items = [item_of_answer(p, answers.get(p.id), data.tie_kinds.get(p.id)) for p in data.pairs]
+        known = {pair.id for pair in data.pairs}
+        unknown = [name for name in answers if name not in known]
+        left_out = dict(data.left_out)
+        if unknown:
+            left_out["verdicts about ids that are no labelled pair"] = len(unknown)
+        if len(unknown) == len(answers):
+            raise InputError(
+                f"{self.verdicts}: none of its {len(answers)} ids is a labelled pair of {data.source}; "
+                "give the pairs that were judged"
+            )
+        summary = summarise(items, left_out=left_out)
+        judge = self.name or self.verdicts.name
+        if self.out is not None:
+            about = {"evaluation": "verdict file", "judge": judge, "data": data.name, "protocol": {}}
+            write_run(self.out, items, summary, about)
+        if self.json:
+            _print_json(summary)
+        else:
+            print_summary(summary, judge=judge, data=data.name)
+        return 0
+
+
+@dataclass(frozen=True)
+class EvalCompareCommand:
+    """Compare runs on the items that they have in common, pair by pair.
+
+    vrthinker eval compare RUN1 RUN2 ...
+
+    The first run is what the others are compared with.
+    """
+
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], option("RUN")]
+    """The folders of two or more evaluations."""
+    json: Flag = False
+    """Print JSON instead of tables."""
+
+    def run(self) -> int:
+        """Compares and prints."""
+        from vrthinker.evals.compare import compare, print_comparisons
+        from vrthinker.evals.run_files import read_run
+
+        loaded, settings = {}, {}
+        for folder in self.runs:
+            if [other.resolve() for other in self.runs].count(folder.resolve()) > 1:
+                raise InputError(f"compare: got {folder} twice, allowed: each run once")
+            items, about = read_run(folder)
+            name = folder.name if folder.name not in loaded else str(folder)
+            loaded[name], settings[name] = items, about.get("summary", {}).get("protocol_version")
+        if len(set(settings.values())) > 1:
+            announce(f"the runs were summed up by different versions of the protocol: {settings}")
+        found = compare(loaded)
+        if self.json:
+            _print_json([one.as_json() for one in found])
+        else:
+            print_comparisons(next(iter(loaded)), found)
+        return 0
+
+
+def _print_json(value: object) -> None:
+    import json
+
+    sys.stdout.write(json.dumps(value, indent=2) + "\n")
