@@ -18,6 +18,7 @@ from vrthinker._version import __version__ as __version__
 
 if TYPE_CHECKING:
     from vrthinker.episode.dimensions import Dimension, Judgments, Preference
+    from vrthinker.episode.probabilities import LabelProbabilities, Probabilities
     from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
     from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
     from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
@@ -27,6 +28,8 @@ _HOMES = {
     "Dimension": "episode.dimensions",
     "Judgments": "episode.dimensions",
     "Preference": "episode.dimensions",
+    "LabelProbabilities": "episode.probabilities",
+    "Probabilities": "episode.probabilities",
     "EpisodeSettings": "episode.settings",
     "JudgeSettings": "episode.settings",
     "StopReason": "episode.trajectory",
@@ -46,6 +49,8 @@ __all__ = [  # noqa: RUF022 - grouped by what they are for
     "Dimension",
     "Judgments",
     "Preference",
+    "LabelProbabilities",
+    "Probabilities",
     "EpisodeSettings",
     "JudgeSettings",
     "StopReason",

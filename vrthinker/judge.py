@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vrthinker.episode.dimensions import Confidence, Judgments, Preference
 from vrthinker.episode.episode import EpisodeItem, episode_seed
+from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
 from vrthinker.episode.settings import (
@@ -63,6 +64,9 @@ class Verdict:
         reason: The reason why there are no judgments; None if there are.
         notes: What a reader of the verdict should know (a truncated clip, random weights).
         trajectory: The full record of the episode.
+        probabilities: How likely the model finds each label of its final answer; None if the engine cannot
+            tell.
+        probabilities_reason: The reason why some or all probabilities are not known; None if all are.
     """
 
     judgments: Judgments | None
@@ -75,6 +79,8 @@ class Verdict:
     reason: str | None
     notes: tuple[str, ...]
     trajectory: Trajectory
+    probabilities: Probabilities | None = None
+    probabilities_reason: str | None = None
 
     def __repr__(self) -> str:
         """One line, without the trajectory."""
@@ -107,7 +113,13 @@ class Verdict:
             reason=trajectory.outcome.reason,
             notes=(*trajectory.notes, *((note,) if note else ())),
             trajectory=trajectory,
+            probabilities=trajectory.outcome.probabilities,
+            probabilities_reason=trajectory.outcome.probabilities_reason,
         )
+
+    def to_dict(self) -> dict[str, Any]:
+        """The verdict as plain values that JSON can hold: its record, without the trajectory."""
+        return self.record(self.trajectory.id).model_dump(mode="json")
 
     def record(self, pair_id: str) -> VerdictRecord:
         """The verdict as a line of a results file."""
@@ -133,6 +145,8 @@ class Verdict:
                 "sampled_tokens": trajectory.sampled_tokens,
                 "seed": trajectory.seed,
                 "model": trajectory.engine,
+                "probabilities": self.probabilities,
+                "probabilities_reason": self.probabilities_reason,
             }
         )
 
@@ -177,7 +191,7 @@ class Judge:
         self.templates = templates or PromptTemplates.load()
         self._reader = reader or open_reader()
         self._cache = FrameCache(frame_cache_bytes)
-        self._runner = EpisodeRunner(engine, self.settings.episode, templates=self.templates)
+        self._runner = self._make_runner()
         self._closed = False
 
     @property
@@ -330,7 +344,7 @@ class Judge:
         """
         runner = self._runner
         if tools is not None:
-            runner = EpisodeRunner(self.engine, self.settings.episode, templates=self.templates, tools=tools)
+            runner = self._make_runner(tools)
         yield from runner.run(
             self._item(
                 *(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset), episode_seed(seed, pair.id)
@@ -374,6 +388,10 @@ class Judge:
             group_seeds=tuple(episode_seed(seed, pair.id) for pair in pairs),
             group_ids=tuple(pair.id for pair in pairs),
         )
+
+    def _make_runner(self, tools: ToolRegistry | None = None) -> EpisodeRunner:
+        episode, templates = self.settings.episode, self.templates
+        return EpisodeRunner(self.engine, episode, templates=templates, tools=tools, probabilities=True)
 
     def close(self) -> None:
         """Shuts the engine down (connections, caches). A closed judge judges no more.

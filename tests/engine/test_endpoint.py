@@ -927,3 +927,26 @@ def test_no_body_escapes_collect(server):
                     assert seen.error is None
 
         answers()
+
+
+def test_a_server_is_asked_only_where_labels_are_watched_and_not_again_if_it_refuses(server):
+    reply = completion("TA=1")
+    top = [{"token": label, "logprob": score} for label, score in (("1", -0.1), ("0", -3.0), ("2", -4.0))]
+    listed = [{"token": "TA=", "logprob": 0.0}, {"token": "1", "logprob": -0.1, "top_logprobs": top}]
+    reply["choices"][0]["logprobs"] = {"content": listed}
+    refusal = {"error": {"message": "Unsupported: top_logprobs", "param": "top_logprobs"}}
+    plain = completion("TA=1")
+    server.answers = [says(reply), says(reply), says(refusal, 400), says(plain), says(plain)]
+    watching = RoundLimits(watch=("0", "1", "2"))
+    with engine_for(server) as engine:
+        assert one_round(engine).watched is None
+        told = one_round(engine, limits=watching)
+        assert told.watched is not None
+        assert told.watched[0].start == 3
+        untold = one_round(engine, limits=watching)
+        assert untold.finish_reason is FinishReason.STOP
+        assert untold.watched is None
+        assert untold.unwatched == "the server sent no log-probabilities"
+        one_round(engine, limits=watching)
+    asked = ["top_logprobs" in json.dumps(request) for request in server.requests]
+    assert asked == [False, True, True, False, False]

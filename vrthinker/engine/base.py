@@ -139,12 +139,15 @@ class RoundLimits:
         temperature: The sampling temperature; 0 is greedy.
         top_p: The nucleus mass in (0, 1]; 1 keeps every token.
         form: The form of a guided round; None lets the model write freely.
+        watch: Texts of one token each. Wherever the round writes one of them, the result says how likely each
+            of them was there (`RoundResult.watched`).
     """
 
     max_tokens: int = 512
     temperature: float = 0.0
     top_p: float = 1.0
     form: Form | None = None
+    watch: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         if self.max_tokens < 1:
@@ -196,6 +199,21 @@ class RoundRequest:
 
 
 @dataclass(frozen=True)
+class WatchedToken:
+    """A sampled token that is one of `RoundLimits.watch`, and how likely each of those was in its place.
+
+    Attributes:
+        start: The index in `RoundResult.text` of the character at which the token begins.
+        scores: The log-probability of each watched text, up to one constant that they share. It is the
+            model's own: before temperature, nucleus and form, so that it does not depend on how the token was
+            drawn. None where the engine does not know it.
+    """
+
+    start: int
+    scores: tuple[float | None, ...]
+
+
+@dataclass(frozen=True)
 class RoundResult:
     """A round that an engine wrote.
 
@@ -210,6 +228,9 @@ class RoundResult:
             `top_p` below 1 they are those before the nucleus was cut out, which no training may use.
         prompt_tokens: The number of context tokens that the round was written from.
         prefilled_tokens: The number of those that were computed for this round. The rest came from a cache.
+        watched: The sampled tokens that are one of `RoundLimits.watch`, in order; None if there are none to
+            watch, or if the engine cannot tell.
+        unwatched: The reason why the engine cannot tell.
         error: The reason of the failure, if `finish_reason` is ERROR, REFUSED or CONTEXT.
         logits: The logits before temperature and bans, float32 `[tokens, vocabulary]`, if the engine was
             asked to keep them (for tests and the drift report).
@@ -222,6 +243,8 @@ class RoundResult:
     logprobs: tuple[float, ...] | None = None
     prompt_tokens: int | None = None
     prefilled_tokens: int | None = None
+    watched: tuple[WatchedToken, ...] | None = None
+    unwatched: str | None = None
     error: str | None = None
     logits: Any = field(default=None, compare=False, repr=False)
 

@@ -32,6 +32,7 @@ from vrthinker.episode.grammar import (
     ToolRequest,
     parse_round,
 )
+from vrthinker.episode.probabilities import answer_probabilities
 from vrthinker.episode.prompts import PromptContext, PromptFrame, PromptTemplates, clean
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolError, ToolOutcome
@@ -127,6 +128,7 @@ class Episode:
     tools: ToolRegistry
     engine_name: str
     policy_version: int = 0
+    watch: tuple[str, ...] = ()
     outcome: Outcome | None = None
     _rounds: list[RoundRecord] = field(default_factory=list)
     _first: tuple[Message, ...] = ()
@@ -184,7 +186,8 @@ class Episode:
                 max_tokens=self.settings.max_round_tokens,
             )
         limits = RoundLimits(
-            self.settings.max_round_tokens, self.settings.temperature, self.settings.top_p, form
+            *(self.settings.max_round_tokens, self.settings.temperature, self.settings.top_p),
+            *(form, self.watch),
         )
         return entry, self._pending, limits
 
@@ -267,11 +270,16 @@ class Episode:
             said = clean(result.text)[answer.span.start : answer.span.end]
             if _squeezed(_TAGS.sub("", said)) in _squeezed(self.item.prompt):
                 self._notes.append(QUOTED_NOTE)
+            probabilities, why_not = None, None
+            if self.watch:
+                probabilities, why_not = answer_probabilities(answer, result)
             return Outcome(
                 judgments=answer.judgments,
                 confidence=answer.confidence or self._last_confidence(),
                 stop_reason=StopReason.ANSWERED,
                 reason=None,
+                probabilities=probabilities,
+                probabilities_reason=why_not,
             )
         if result.finish_reason is FinishReason.CONTEXT:
             reason = result.error or f"round {round_number}: the context is full"

@@ -23,7 +23,8 @@ from __future__ import annotations
 
 import enum
 import re
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, NamedTuple
 
 from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
@@ -102,11 +103,16 @@ class Element:
 
 @dataclass(frozen=True)
 class Answer:
-    """A recommended or final answer's judgments, and its confidence, if it has one."""
+    """A recommended or final answer's judgments, and its confidence, if it has one.
+
+    `places` has, by code, the index of the character at which each judgment stands in the round's text. It is
+    empty if the answer was repaired.
+    """
 
     judgments: Judgments
     confidence: Confidence | None
     span: Span
+    places: Mapping[str, int] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -271,17 +277,21 @@ def parse_answer(
     """
     inside = text[content.start : content.end]
     pairs: list[tuple[str, int]] = []
+    places: dict[str, int] = {}
+    start = content.start
     for part in inside.split(","):
         match = _PAIR.fullmatch(part)
         if match is None:
             loose = loose_pairs(inside)
             if loose is None:
                 return _syntax(span, f"got {part.strip()[:40]!r}, wanted CODE=NUMBER")
-            pairs = loose[0]
+            pairs, places = loose[0], {}
             if repairs is not None:
                 repairs += [Repair(kind, span) for kind in sorted(loose[1])]
             break
         pairs.append((match[1].upper(), int(match[2])))
+        places[match[1].upper()] = start + match.start(2)
+        start += len(part) + 1
     values: dict[str, int] = {}
     for code, value in pairs:
         allowed = (1, 2, 3) if code == "CF" else (0, 1, 2)
@@ -296,7 +306,8 @@ def parse_answer(
     if missing:
         return _syntax(span, f"missing {', '.join(missing)}")
     confidence = Confidence(values["CF"]) if "CF" in values else None
-    return Answer(Judgments(**{d.value: Preference(values[d.value]) for d in Dimension}), confidence, span)
+    judgments = Judgments(**{d.value: Preference(values[d.value]) for d in Dimension})
+    return Answer(judgments, confidence, span, places)
 
 
 def parse_tool_call(raw: str, span: Span, repairs: list[Repair] | None = None) -> ToolCall | ParseFailure:

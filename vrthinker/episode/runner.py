@@ -18,6 +18,7 @@ from typing import Any
 
 from vrthinker.engine.base import Engine, Message, RoundRequest, RoundResult, Session
 from vrthinker.episode.episode import Episode, EpisodeItem
+from vrthinker.episode.probabilities import LABELS
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown
@@ -54,6 +55,7 @@ class EpisodeRunner:
         concurrency: The most episodes in progress at once; the engine's `max_sessions` by default.
         decode_ahead: Whether frames are decoded before the engine is shown them. If False, for an engine that
             reads no pixels, nothing is decoded, and a damaged frame is not noticed.
+        probabilities: Whether outcomes have the probabilities of the final answer's labels.
     """
 
     def __init__(
@@ -65,9 +67,11 @@ class EpisodeRunner:
         tools: ToolRegistry | None = None,
         concurrency: int | None = None,
         decode_ahead: bool = True,
+        probabilities: bool = False,
     ) -> None:
         self.engine = engine
         self.decode_ahead = decode_ahead
+        self.watch = LABELS if probabilities else ()
         self.settings = settings or EpisodeSettings()
         self.templates = templates or PromptTemplates.load()
         self.tools = tools or ToolRegistry()
@@ -189,6 +193,7 @@ class _Loop:
                 runner.tools,
                 runner.engine.name,
                 runner.engine.policy_version,
+                runner.watch,
             )
             for member in item.members()
         ]

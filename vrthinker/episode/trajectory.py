@@ -27,6 +27,7 @@ from vrthinker.bounded_files import read_lines
 from vrthinker.engine.base import FinishReason, FrameSegment, Message, Role
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FailureReason
+from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.repairs import RepairKind
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import ToolErrorKind
@@ -273,12 +274,26 @@ class RoundRecord(_Record):
 
 
 class Outcome(_Record):
-    """How the episode ended. If judgments are null, `reason` says why, and only then."""
+    """How the episode ended. If judgments are null, `reason` says why, and only then.
+
+    `probabilities` are those of the final answer's labels. If a dimension's are not known,
+    `probabilities_reason` says why. Both are null if nobody asked.
+    """
 
     judgments: Judgments | None
     confidence: Confidence | None
     stop_reason: StopReason
     reason: str | None
+    probabilities: Probabilities | None = None
+    probabilities_reason: str | None = None
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_probabilities(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        written: dict[str, Any] = handler(self)
+        for name in ("probabilities", "probabilities_reason"):
+            if written.get(name) is None:
+                written.pop(name, None)
+        return written
 
     @model_validator(mode="after")
     def _null_has_a_reason(self) -> Outcome:

@@ -18,10 +18,20 @@ from vrthinker.records.files import replace_file
 from vrthinker.records.verdicts import VerdictRecord
 
 _OTHERS = tuple(
-    name for name in VerdictRecord.model_fields if name not in ("schema_version", "id", "judgment")
+    name
+    for name in VerdictRecord.model_fields
+    if name not in ("schema_version", "id", "judgment", "probabilities", "probabilities_reason")
 )
-COLUMNS = ("id", *(dimension.value for dimension in Dimension), *_OTHERS)
-"""The columns: the id, the judgment (empty if there is none), and the other fields of a record."""
+_FIRST_COLUMNS = ("id", *(dimension.value for dimension in Dimension), *_OTHERS)
+"""The columns of version 0.1.0."""
+_PROBABILITIES = tuple(
+    (f"{dimension.value}_p_{label}", dimension.value, label)
+    for dimension in Dimension
+    for label in ("video_1", "tie", "video_2")
+)
+COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), "probabilities_reason")
+"""The columns: the id, the judgment (empty if there is none), the other fields of a record, and the
+probabilities of the labels (empty if they are not known), such as `OA_p_video_1`."""
 
 
 def check_verdict_table(name: str, path: Path, *others: Path) -> None:
@@ -43,7 +53,7 @@ def check_verdict_table(name: str, path: Path, *others: Path) -> None:
             columns = table_columns(path)
         except InputError:
             columns = []
-        if tuple(columns) != COLUMNS:
+        if tuple(columns) not in (COLUMNS, _FIRST_COLUMNS):
             raise InputError(f"{name}: {path}: holds something else than verdicts; give another file")
 
 
@@ -59,4 +69,10 @@ def write_verdict_table(path: Path, records: Sequence[VerdictRecord]) -> None:
 def _row(record: VerdictRecord) -> dict[str, Any]:
     values = record.model_dump(mode="json")
     judgment = values.pop("judgment") or {}
-    return {**values, **{dimension.value: judgment.get(dimension.value) for dimension in Dimension}}
+    known = values.pop("probabilities", None) or {}
+    return {
+        **values,
+        **{dimension.value: judgment.get(dimension.value) for dimension in Dimension},
+        **{column: (known.get(code) or {}).get(label) for column, code, label in _PROBABILITIES},
+        "probabilities_reason": values.get("probabilities_reason"),
+    }

@@ -9,13 +9,23 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+    model_validator,
+)
 
 from vrthinker.bounded_files import read_lines
 from vrthinker.data.pairs import DimensionLabels, Text
 from vrthinker.episode.dimensions import Dimension
+from vrthinker.episode.probabilities import Probabilities
 from vrthinker.errors import InputError, first_problem
 
 MAX_LINE_BYTES = 16 << 20
@@ -61,6 +71,19 @@ class VerdictRecord(BaseModel):
     sampled_tokens: Count | None
     seed: int
     model: Remark
+    probabilities: Probabilities | None = None
+    """How likely the model finds each label of its final answer; null if that is not known."""
+    probabilities_reason: Remark | None = None
+    """The reason why some or all probabilities are not known."""
+
+    @model_serializer(mode="wrap")
+    def _without_unknown_probabilities(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of judgments without any are what they were before there were probabilities.
+        written: dict[str, Any] = handler(self)
+        for name in ("probabilities", "probabilities_reason"):
+            if written.get(name) is None:
+                written.pop(name, None)
+        return written
 
     @model_validator(mode="after")
     def _is_consistent(self) -> Self:

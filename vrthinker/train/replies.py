@@ -7,7 +7,7 @@ Invariant: `keep` returns when the line is written; a killed writer's unfinished
 from __future__ import annotations
 
 import threading
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -99,7 +99,9 @@ class StoredReplies:
             InputError: The file cannot be written.
             MachineError: The disk is full.
         """
-        line = _Line(key=key, **asdict(reply)).model_dump_json() + "\n"
+        fields = asdict(replace(reply, tokens=()))
+        del fields["tokens"]  # nobody asks for log-probabilities of replies that are kept
+        line = _Line(key=key, **fields).model_dump_json() + "\n"
         with self._lock:
             try:
                 append_line(self._path, line, unfinished="cut")

@@ -45,11 +45,12 @@ class ChatFailure(Exception):
 
     Attributes:
         context: Whether the server says that the context is too long for the model.
+        field: The field of the request that the server refuses, if it names one.
     """
 
-    def __init__(self, message: str, *, context: bool = False) -> None:
+    def __init__(self, message: str, *, context: bool = False, field: str | None = None) -> None:
         super().__init__(message)
-        self.context = context
+        self.context, self.field = context, field
 
 
 class ReplyMemory(Protocol):
@@ -279,7 +280,9 @@ class ChatClient:
             return _Transient(line, retry_after_seconds(response.headers.get("Retry-After")))
         context = is_context_error(status, said)
         field = None if context else self._refused_field(status, content)
-        return ChatFailure(line if field is None else f"{line}; {_without(field)}", context=context)
+        return ChatFailure(
+            line if field is None else f"{line}; {_without(field)}", context=context, field=field
+        )
 
     def _refused_field(self, status: int, content: bytes) -> str | None:
         return refused_field(content, self._optional_fields) if status in (400, 422) else None

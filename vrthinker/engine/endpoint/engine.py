@@ -45,6 +45,7 @@ from vrthinker.engine.base import (
 )
 from vrthinker.engine.context import LiveContext
 from vrthinker.engine.endpoint.client import ChatClient, ChatFailure, EndpointUsage, ReplyMemory
+from vrthinker.engine.endpoint.token_scores import watched_tokens
 from vrthinker.engine.endpoint.wire import ImageFormat, chat_messages, clean_line, data_uri
 from vrthinker.engine.sessions import SessionTable
 from vrthinker.errors import EngineError, InputError
@@ -52,7 +53,10 @@ from vrthinker.visibility import MemoryMode
 
 _IMAGE_CACHE_BYTES = 256 * 2**20
 _FrameKey = tuple[Hashable, ...]
-_OPTIONAL_FIELDS = frozenset({"temperature", "top_p", "max_tokens", "seed", "stream"})
+_LOGPROBS = {"logprobs": True, "top_logprobs": 5}
+"""The fields that ask for log-probabilities. Five a token make a reply some hundred kilobytes; more would not
+help, because the three labels of an answer are likelier than anything else in its place."""
+_OPTIONAL_FIELDS = frozenset({"temperature", "top_p", "max_tokens", "seed", "stream", *_LOGPROBS})
 """The fields of a request that a server may refuse and `extra_body` may leave out."""
 
 
@@ -146,6 +150,8 @@ class EndpointEngine(Engine):
             memory=memory,
         )
         self._model = model
+        # Replies that are kept stay what they were, and small.
+        self._asks_logprobs = memory is None
         self._image_format: ImageFormat = image_format
         self._jpeg_quality = jpeg_quality
         self._sessions: SessionTable[_State] = SessionTable(max_sessions, name=self.name)
@@ -329,13 +335,23 @@ class EndpointEngine(Engine):
                 "max_tokens": request.limits.max_tokens,
                 "seed": seed,
                 "stream": False,
-            } | self._extra_body
-            fields = {key: value for key, value in body.items() if value is not None}
+            }
 
             def payload() -> bytes:
+                asked = _LOGPROBS if request.limits.watch and self._asks_logprobs else {}
+                fields = {
+                    k: value for k, value in (body | asked | self._extra_body).items() if value is not None
+                }
                 return json.dumps(fields | {"messages": chat_messages(context, images)}).encode("ascii")
 
-            reply = await self._client.complete(payload, pictures=len(context.frames), seed=seed)
+            try:
+                reply = await self._client.complete(payload, pictures=len(context.frames), seed=seed)
+            except ChatFailure as failure:
+                if failure.field not in _LOGPROBS or failure.field in self._extra_body:
+                    raise
+                self._asks_logprobs = False  # this server does not give them; it is asked without from now on
+                reply = await self._client.complete(payload, pictures=len(context.frames), seed=seed)
+            watched, unwatched = watched_tokens(reply.tokens, reply.text, request.limits.watch)
             prompt, cached = reply.prompt_tokens, reply.cached_tokens
             computed = prompt - cached if prompt is not None and cached is not None else None
             result = RoundResult(
@@ -344,6 +360,8 @@ class EndpointEngine(Engine):
                 reply.finish_reason,
                 prompt_tokens=prompt,
                 prefilled_tokens=computed if computed is None or computed >= 0 else None,
+                watched=watched,
+                unwatched=unwatched,
                 error=reply.error,
             )
         except ChatFailure as failure:

@@ -18,6 +18,7 @@ from typing import Any, Literal
 
 from vrthinker.engine.base import FinishReason, FrameSegment, Message
 from vrthinker.engine.context import LiveContext
+from vrthinker.engine.endpoint.token_scores import TokenScores, token_scores
 
 ImageFormat = Literal["png", "jpeg"]
 
@@ -48,6 +49,7 @@ class Reply:
         prompt_tokens: The prompt tokens as the server counts them; None if it does not report them.
         completion_tokens: The completion tokens as the server counts them; None if it does not report them.
         cached_tokens: The prompt tokens that came from the server's prefix cache; None if not reported.
+        tokens: The tokens of the message's content with their log-probabilities, as far as the server tells.
     """
 
     text: str
@@ -56,6 +58,7 @@ class Reply:
     prompt_tokens: int | None = None
     completion_tokens: int | None = None
     cached_tokens: int | None = None
+    tokens: tuple[TokenScores, ...] = ()
 
 
 def clean_text(text: str) -> str:
@@ -241,6 +244,7 @@ def read_reply(body: bytes, *, secret: str = "") -> Reply:
         _count(usage.get("prompt_tokens")),
         _count(usage.get("completion_tokens")),
         _count(details.get("cached_tokens")) if isinstance(details, dict) else None,
+        token_scores(choices[0].get("logprobs")),
     )
 
 

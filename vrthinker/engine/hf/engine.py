@@ -25,7 +25,15 @@ from typing import Any
 
 import torch
 
-from vrthinker.engine.base import Engine, FinishReason, Message, RoundRequest, RoundResult, Session
+from vrthinker.engine.base import (
+    Engine,
+    FinishReason,
+    Message,
+    RoundRequest,
+    RoundResult,
+    Session,
+    WatchedToken,
+)
 from vrthinker.engine.hf.checkpoint import resolve_checkpoint, unloadable
 from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.features import FeatureCache
@@ -209,6 +217,7 @@ class HFEngine(Engine):
             prompt_tokens=len(context),
             prefilled_tokens=len(context) - context.cached,
         )
+        state.writing.watch, state.writing.unwatched = self.markup.single_tokens(limits.watch)
         if budget < 1:
             error = f"context: {taken} tokens, allowed: fewer than {self.max_context_tokens}"
             self._fail(state, error, FinishReason.CONTEXT)
@@ -388,6 +397,8 @@ class HFEngine(Engine):
         assert writing is not None
         if writing.cursor is not None and not writing.cursor.advance(token):
             return False
+        if token in writing.watch:
+            writing.watched.append((len(writing.ids), tuple(logits[list(writing.watch)].float().tolist())))
         writing.ids.append(token)
         writing.logprobs.append(logprob)
         if self._keep_logits:
@@ -421,10 +432,21 @@ class HFEngine(Engine):
                 logprobs=tuple(writing.logprobs),
                 prompt_tokens=writing.prompt_tokens,
                 prefilled_tokens=writing.prefilled_tokens,
+                watched=self._watched(writing) if writing.watch else None,
+                unwatched=writing.unwatched,
                 error=error,
                 logits=torch.stack(writing.logits) if writing.logits else None,
             )
         )
+
+    def _watched(self, writing: RoundState) -> tuple[WatchedToken, ...]:
+        """The watched tokens with their places in the text. They are ASCII, so no character is cut there."""
+        found, start, before = [], 0, 0
+        for place, scores in writing.watched:
+            start += len(self.markup.decode(writing.ids[before:place]))
+            before = place
+            found.append(WatchedToken(start, scores))
+        return tuple(found)
 
     def _fail(self, state: SessionState, error: str, finish: FinishReason = FinishReason.ERROR) -> None:
         assert state.writing is not None

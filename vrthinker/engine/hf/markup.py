@@ -85,6 +85,16 @@ class Markup:
             self._remembered[text] = ids
         return ids
 
+    def single_tokens(self, texts: Sequence[str]) -> tuple[tuple[int, ...], str | None]:
+        """The id of each of these texts, and None; or no ids, and why one of them is no single token."""
+        ids: list[int] = []
+        for text in texts:
+            encoded = self.encode_option(text)
+            if len(encoded) != 1 or not text.isascii() or encoded[0] in ids:
+                return (), f"{text!r} is no single token of its own in this model's vocabulary"
+            ids.append(encoded[0])
+        return tuple(ids), None
+
     def decode(self, ids: list[int]) -> str:
         """Decodes sampled ids to text, without the end-of-turn token."""
         if ids and ids[-1] == self.turn_end:

@@ -28,6 +28,9 @@ class RoundState:
         next_position: The position of the next token to be fed.
         ids: The token ids written so far.
         logprobs: The log-probability of each of those tokens.
+        watch: The ids of the texts to watch (`RoundLimits.watch`); empty if there are none.
+        watched: The place in `ids` of each token that is one of them, and the logits of all of them there.
+        unwatched: The reason why the texts to watch cannot be watched.
         logits: The logits that each of those tokens was drawn from, if the engine keeps logits.
         finish: The reason why the round ended, once it has ended.
     """
@@ -42,6 +45,9 @@ class RoundState:
     next_position: int = 0
     ids: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
+    watch: tuple[int, ...] = ()
+    watched: list[tuple[int, tuple[float, ...]]] = field(default_factory=list)
+    unwatched: str | None = None
     logits: list[torch.Tensor] = field(default_factory=list)
     finish: FinishReason | None = None
 
