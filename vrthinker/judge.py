@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any
 
 from vrthinker.episode.dimensions import Confidence, Judgments, Preference
 from vrthinker.episode.episode import EpisodeItem, episode_seed
+from vrthinker.episode.orders import SWAPPED, merged_orders, turned_back
 from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
@@ -26,9 +27,9 @@ from vrthinker.episode.settings import (
     JudgeSettings,
     load_judge_settings,
 )
-from vrthinker.episode.trajectory import StopReason, Trajectory
+from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
 from vrthinker.errors import EngineError, InputError, first_problem
-from vrthinker.records.verdicts import VerdictRecord
+from vrthinker.records.verdicts import OrderRecord, VerdictRecord
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import VideoReader
@@ -67,6 +68,9 @@ class Verdict:
         probabilities: How likely the model finds each label of its final answer; None if the engine cannot
             tell.
         probabilities_reason: The reason why some or all probabilities are not known; None if all are.
+        other_order: The record of the second episode, in which the clips changed places, if both orders were
+            judged. Then `judgments` and `probabilities` are those of both (`merge_orders`), and counts are
+            sums.
     """
 
     judgments: Judgments | None
@@ -81,6 +85,7 @@ class Verdict:
     trajectory: Trajectory
     probabilities: Probabilities | None = None
     probabilities_reason: str | None = None
+    other_order: Trajectory | None = None
 
     def __repr__(self) -> str:
         """One line, without the trajectory."""
@@ -117,12 +122,48 @@ class Verdict:
             probabilities_reason=trajectory.outcome.probabilities_reason,
         )
 
+    @classmethod
+    def of_orders(cls, first: Trajectory, second: Trajectory, note: str | None = None) -> Verdict:
+        """The verdict of two episodes about one pair, in the second of which the clips changed places."""
+        verdict, merged = cls.of(first, note), merged_orders(first, second)
+        overall = None if merged.judgments is None else merged.judgments.OA
+        confidences = [t.outcome.confidence for t in (first, second) if t.outcome.confidence is not None]
+        return replace(
+            verdict,
+            **vars(merged),
+            overall=overall,
+            confidence=max(confidences) if overall is not None and len(confidences) == 2 else None,
+            rounds=verdict.rounds + len(second.rounds),
+            tool_calls=verdict.tool_calls + second.tool_calls,
+            notes=tuple(dict.fromkeys((*verdict.notes, *second.notes))),
+            other_order=second,
+        )
+
+    @property
+    def orders(self) -> list[OrderRecord] | None:
+        """What each order gave, as of the pair's own order; None if only one order was judged."""
+        both = (self.trajectory, self.other_order)
+        return (
+            None
+            if self.other_order is None
+            else [
+                OrderRecord(judgment=None if j is None else j.as_dict(), probabilities=p)
+                for j, p in (turned_back(t, i == 1) for i, t in enumerate(both) if t is not None)
+            ]
+        )
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether both orders gave the same overall verdict; None unless both gave one."""
+        return self.record(self.trajectory.id).consistent
+
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain values that JSON can hold: its record, without the trajectory."""
         return self.record(self.trajectory.id).model_dump(mode="json")
 
     def record(self, pair_id: str) -> VerdictRecord:
         """The verdict as a line of a results file."""
+        both = [trajectory for trajectory in (self.trajectory, self.other_order) if trajectory is not None]
         trajectory = self.trajectory
         judgment = None
         if self.judgments is not None:
@@ -138,15 +179,16 @@ class Verdict:
                 "stop_reason": self.stop_reason.value,
                 "reason": self.reason,
                 "notes": list(self.notes),
-                "well_formed": trajectory.well_formed if trajectory.rounds else None,
-                "repairs": trajectory.repairs,
-                "latency_seconds": trajectory.latency_seconds,
-                "prompt_tokens": trajectory.prompt_tokens,
-                "sampled_tokens": trajectory.sampled_tokens,
+                "well_formed": all(t.well_formed for t in both) if all(t.rounds for t in both) else None,
+                "repairs": sum(t.repairs for t in both),
+                "latency_seconds": sum(t.latency_seconds for t in both),
+                "prompt_tokens": sum_or_none([t.prompt_tokens for t in both]),
+                "sampled_tokens": sum_or_none([t.sampled_tokens for t in both]),
                 "seed": trajectory.seed,
                 "model": trajectory.engine,
                 "probabilities": self.probabilities,
                 "probabilities_reason": self.probabilities_reason,
+                "orders": self.orders,
             }
         )
 
@@ -308,6 +350,7 @@ class Judge:
         *,
         dataset: str | None = None,
         seed: int = 0,
+        both_orders: bool = False,
     ) -> Verdict:
         """Judges one pair.
 
@@ -317,6 +360,8 @@ class Judge:
             video_2: The second clip.
             dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
             seed: The seed of the sampling. Greedy episodes do not use it.
+            both_orders: Whether the clips are judged in the other order too. The two episodes run side by
+                side, and the verdict is that of both (`merge_orders`).
 
         Raises:
             VideoError: A clip cannot be read.
@@ -324,7 +369,18 @@ class Judge:
             EngineError: The judge is closed or busy.
         """
         item = self._item("pair", prompt, video_1, video_2, dataset, seed)
-        return Verdict.of(self._runner.run_one(item), self.settings.note)
+        if not both_orders:
+            return Verdict.of(self._runner.run_one(item), self.settings.note)
+        other = self._item("pair" + SWAPPED, prompt, video_2, video_1, dataset, seed)
+        finished = {done.item.id: done for done in self._runner.run([item, other])}
+        for done in (finished[item.id], finished[other.id]):
+            if done.trajectory is None:
+                assert done.error is not None
+                raise done.error
+        first, second = (finished[i.id].trajectory for i in (item, other))
+        assert first is not None
+        assert second is not None
+        return Verdict.of_orders(first, second, self.settings.note)
 
     def judge_pairs(
         self, pairs: Iterable[Pair], *, seed: int = 0, tools: ToolRegistry | None = None

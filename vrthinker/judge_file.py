@@ -9,12 +9,13 @@ dies.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import Any
 
 from vrthinker.data.pairs import Pair
+from vrthinker.episode.orders import SWAPPED
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import dump_line, stop_reason_of
 from vrthinker.errors import VRThinkerError
@@ -33,6 +34,24 @@ def record_of(finished: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
     return Verdict.of(finished.trajectory, judge.settings.note).record(finished.item.id)
 
 
+def record_of_orders(first: Finished, second: Finished, *, judge: Judge, seed: int) -> VerdictRecord:
+    """The record of a pair that was judged in its own order and then in the other one."""
+    if first.trajectory is not None and second.trajectory is not None:
+        verdict = Verdict.of_orders(first.trajectory, second.trajectory, judge.settings.note)
+        return verdict.record(first.item.id)
+    error = first.error or second.error
+    assert error is not None
+    return _failed(first.item.id, error, judge, seed)
+
+
+def _free_id(pair_id: str, taken: Mapping[str, object]) -> str:
+    """The id of a pair's second episode, which no pair has."""
+    name = f"{pair_id}{SWAPPED}"
+    while name in taken:
+        name += "'"
+    return name
+
+
 def judge_file(
     judge: Judge,
     pairs: Sequence[Pair],
@@ -40,6 +59,7 @@ def judge_file(
     *,
     seed: int = 0,
     trajectories: Path | None = None,
+    both_orders: bool = False,
     group_of: Callable[[Pair], str] = lambda pair: pair.id,
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
     on_wait: Callable[[int], None] = lambda waiting: None,
@@ -53,6 +73,8 @@ def judge_file(
         seed: The seed of sampling.
         trajectories: A JSONL file that each episode is appended to before its record is. After a kill it may
             have an episode that the log lacks. The last line of an id is the one that counts.
+        both_orders: Whether each pair is judged in both orders of its clips. It has one record, of both, and
+            two episodes, of which the second has an id of its own (`<id>#swapped`).
         group_of: A function that gives the id of a pair's group. Neighbouring pairs of one group are sampled
             as one (`Judge.judge_groups`). By default every pair is a group of its own.
         on_record: A function that is called with each record that this process wrote.
@@ -63,14 +85,31 @@ def judge_file(
         for group_id, group in groupby(wanted, group_of):
             if pairs_of_group := [pair for pair in group if log.claim(pair.id)]:
                 yield group_id, pairs_of_group
+                if both_orders:
+                    turned = [
+                        p.swapped().model_copy(update={"id": swapped_ids[p.id]}) for p in pairs_of_group
+                    ]
+                    yield f"{group_id}{SWAPPED}", turned
 
     by_id = {pair.id: pair for pair in pairs}
+    swapped_ids = {pair_id: _free_id(pair_id, by_id) for pair_id in by_id} if both_orders else {}
+    pair_ids = {swapped_id: pair_id for pair_id, swapped_id in swapped_ids.items()}
+    halves: dict[str, Finished] = {}
     left = list(pairs)
     while left:
         for finished in judge.judge_groups(claimed(left), seed=seed):
-            record = record_of(finished, judge=judge, seed=seed)
             if trajectories is not None and finished.trajectory is not None:
                 append_trajectory(trajectories, dump_line(finished.trajectory))
+            if both_orders:
+                pair_id = pair_ids.get(finished.item.id, finished.item.id)
+                half = halves.pop(pair_id, None)
+                if half is None:
+                    halves[pair_id] = finished
+                    continue
+                first, second = (half, finished) if half.item.id == pair_id else (finished, half)
+                record = record_of_orders(first, second, judge=judge, seed=seed)
+            else:
+                record = record_of(finished, judge=judge, seed=seed)
             log.append(record)
             on_record(record)
         waiting = log.pending(by_id)
@@ -82,7 +121,7 @@ def judge_file(
 
 
 def run_configuration(
-    judge: Judge | JudgeConfiguration, *, pairs_file: Path, seed: int
+    judge: Judge | JudgeConfiguration, *, pairs_file: Path, seed: int, both_orders: bool = False
 ) -> tuple[dict[str, Any], tuple[str, ...]]:
     """The configuration that a results file's verdicts depend on, and the keys that may differ between runs.
 
@@ -100,6 +139,8 @@ def run_configuration(
         "seed": seed,
         "provenance": provenance(),
     }
+    if both_orders:
+        run["both_orders"] = True
     return run, ("provenance", "pairs", "settings.note")
 
 

@@ -8,7 +8,7 @@ import pytest
 
 from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.errors import InputError
-from vrthinker.train.trials import check_clips, make_trials, swapped_pair, write_pairs_file
+from vrthinker.train.trials import check_clips, make_trials, write_pairs_file
 
 
 def pair(name: str = "p", **labels: int) -> Pair:
@@ -18,11 +18,11 @@ def pair(name: str = "p", **labels: int) -> Pair:
 
 
 def test_a_swapped_pair_has_its_labels_turned_and_its_ties_kept() -> None:
-    swapped = swapped_pair(pair(TA=1, VQ=2, MQ=0))
+    swapped = pair(TA=1, VQ=2, MQ=0).swapped()
     assert (swapped.video_1, swapped.video_2) == (Path("/b.mp4"), Path("/a.mp4"))
     assert swapped.labels == {"TA": 2, "VQ": 1, "MQ": 0}
-    assert swapped_pair(swapped) == pair(TA=1, VQ=2, MQ=0)
-    assert swapped_pair(pair()).labels is None
+    assert swapped.swapped() == pair(TA=1, VQ=2, MQ=0)
+    assert pair().swapped().labels is None
 
 
 def test_an_order_follows_from_seed_pair_and_sample_alone() -> None:

@@ -12,6 +12,7 @@ import tyro
 
 from vrthinker.commands.judges import JudgeSource, endpoint_extra
 from vrthinker.commands.options import Flag, announce, check_device, option
+from vrthinker.episode.dimensions import Preference
 from vrthinker.errors import InputError, first_problem
 from vrthinker.visibility import MemoryMode
 
@@ -66,6 +67,8 @@ class JudgeCommand:
     """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
     seed: int = 0
     """The seed of sampling."""
+    both_orders: Flag = False
+    """Judge each pair in both orders of its clips. Its verdict is that of both; it counts once."""
     max_fps: Annotated[float | None, option("FPS")] = None
     """The most frames per second that are numbered. All frames by default."""
     max_pixels: Annotated[int | None, option("N")] = None
@@ -117,12 +120,19 @@ class JudgeCommand:
         self._check_trajectories(*self.videos)
         self._source().configuration()
         with self._source().load() as judge:
-            verdict = judge(self.prompt, *self.videos, dataset=self.dataset, seed=self.seed)
+            verdict = judge(
+                *(self.prompt, *self.videos),
+                dataset=self.dataset,
+                seed=self.seed,
+                both_orders=self.both_orders,
+            )
         if self.trajectories is not None:
             from vrthinker.episode.trajectory import dump_line
             from vrthinker.records.trajectories import append_trajectory
 
-            append_trajectory(self.trajectories, dump_line(verdict.trajectory))
+            for trajectory in (verdict.trajectory, verdict.other_order):
+                if trajectory is not None:
+                    append_trajectory(self.trajectories, dump_line(trajectory))
         show_verdict(verdict, as_json=self.json)
         if self.report is not None:
             self._write_page(self.report, verdict)
@@ -165,7 +175,7 @@ class JudgeCommand:
 
         sys.stdout.flush()  # the verdict is printed, whatever happens to the page
         truth = find_truth(*self.videos)
-        write_page(path, verdict.trajectory, notes=verdict.notes, truth=truth)
+        write_page(path, verdict.trajectory, notes=(*verdict.notes, *_of_both(verdict)), truth=truth)
         sys.stderr.write(f"the episode as a page: {plain(str(path))}\n")
 
     def _judge_file(self) -> int:
@@ -183,7 +193,10 @@ class JudgeCommand:
         pairs = load_pairs(self.pairs)
         self._check_trajectories(self.pairs, self.out, *_clips_of(pairs))
         run, ignored = run_configuration(
-            self._source().configuration(), pairs_file=self.pairs, seed=self.seed
+            self._source().configuration(),
+            pairs_file=self.pairs,
+            seed=self.seed,
+            both_orders=self.both_orders,
         )
         with contextlib.ExitStack() as stack:
             judge = None
@@ -229,6 +242,7 @@ class JudgeCommand:
                     log,
                     seed=self.seed,
                     trajectories=self.trajectories,
+                    both_orders=self.both_orders,
                     on_record=progress.record,
                     on_wait=progress.wait,
                 )
@@ -294,4 +308,23 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(verdict.record(verdict.trajectory.id).model_dump_json(indent=2) + "\n")
     else:
-        print_verdict(verdict.trajectory, verdict.notes)
+        outcome = verdict.trajectory.outcome.model_copy(
+            update={
+                "judgments": verdict.judgments,
+                "reason": verdict.reason,
+                "confidence": verdict.confidence,
+            }
+        )
+        shown = verdict.trajectory.model_copy(update={"outcome": outcome})
+        print_verdict(shown, (*verdict.notes, *_of_both(verdict)))
+
+
+def _of_both(verdict: Verdict) -> list[str]:
+    """The line that says what both orders of the clips gave, if both were judged."""
+    if verdict.orders is None:
+        return []
+    given = [order.judgment and Preference(order.judgment["OA"]) for order in verdict.orders]
+    first, second = ("no verdict" if label is None else str(label) for label in given)
+    agree = {True: "they agree", False: "they differ", None: "so there is none"}[verdict.consistent]
+    merged = "" if verdict.overall is None else f"; the verdict of both is {verdict.overall}"
+    return [f"judged in both orders of the clips: overall {first} and {second}, {agree}{merged}"]

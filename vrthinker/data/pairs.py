@@ -36,7 +36,7 @@ from pydantic import (
 )
 
 from vrthinker.data.tables import TableError, read_csv, read_parquet, table_format
-from vrthinker.episode.dimensions import DATASETS, Dimension
+from vrthinker.episode.dimensions import DATASETS, Dimension, Preference
 from vrthinker.errors import InputError, one_line
 
 MAX_LINE_BYTES = 1 << 20
@@ -102,6 +102,11 @@ class Pair(BaseModel):
     """What people preferred, for the dimensions that are known."""
     dataset: str | None = None
     """The dataset that the pair comes from, which decides how the prompt names the dimensions."""
+
+    def swapped(self) -> Pair:
+        """The pair with its clips in the other order, and the labels turned with them."""
+        labels = self.labels and {c: int(Preference(v).swapped()) for c, v in self.labels.items()}
+        return self.model_copy(update={"video_1": self.video_2, "video_2": self.video_1, "labels": labels})
 
     @field_validator("id")
     @classmethod

@@ -346,13 +346,13 @@ class Trajectory(_Record):
     @property
     def prompt_tokens(self) -> int | None:
         """The number of context tokens of all rounds; None if the engine did not count them."""
-        return _sum_or_none([record.prompt_tokens for record in self.rounds])
+        return sum_or_none([record.prompt_tokens for record in self.rounds])
 
     @property
     def sampled_tokens(self) -> int | None:
         """The number of tokens that the engine wrote; None if it does not know them."""
         ids = [record.token_ids for record in self.rounds]
-        return _sum_or_none([None if round_ids is None else len(round_ids) for round_ids in ids])
+        return sum_or_none([None if round_ids is None else len(round_ids) for round_ids in ids])
 
     @property
     def repairs(self) -> int:
@@ -365,7 +365,8 @@ class Trajectory(_Record):
         return bool(self.rounds) and all(r.well_formed for r in self.rounds)
 
 
-def _sum_or_none(counts: Sequence[int | None]) -> int | None:
+def sum_or_none(counts: Sequence[int | None]) -> int | None:
+    """The sum of counts; None if one of them is not known, or if there are none."""
     known = [count for count in counts if count is not None]
     return sum(known) if counts and len(known) == len(counts) else None
 

@@ -20,7 +20,7 @@ from vrthinker.records.verdicts import VerdictRecord
 _OTHERS = tuple(
     name
     for name in VerdictRecord.model_fields
-    if name not in ("schema_version", "id", "judgment", "probabilities", "probabilities_reason")
+    if name not in ("schema_version", "id", "judgment", "probabilities", "probabilities_reason", "orders")
 )
 _FIRST_COLUMNS = ("id", *(dimension.value for dimension in Dimension), *_OTHERS)
 """The columns of version 0.1.0."""
@@ -29,9 +29,11 @@ _PROBABILITIES = tuple(
     for dimension in Dimension
     for label in ("video_1", "tie", "video_2")
 )
-COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), "probabilities_reason")
-"""The columns: the id, the judgment (empty if there is none), the other fields of a record, and the
-probabilities of the labels (empty if they are not known), such as `OA_p_video_1`."""
+_LAST = ("probabilities_reason", "consistent")
+COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), *_LAST)
+"""The columns: the id, the judgment (empty if there is none), the other fields of a record, the probabilities
+of the labels (empty if they are not known), such as `OA_p_video_1`, and whether both orders of the clips gave
+the same overall judgment (empty unless both were judged)."""
 
 
 def check_verdict_table(name: str, path: Path, *others: Path) -> None:
@@ -70,9 +72,11 @@ def _row(record: VerdictRecord) -> dict[str, Any]:
     values = record.model_dump(mode="json")
     judgment = values.pop("judgment") or {}
     known = values.pop("probabilities", None) or {}
+    values.pop("orders", None)
     return {
         **values,
         **{dimension.value: judgment.get(dimension.value) for dimension in Dimension},
         **{column: (known.get(code) or {}).get(label) for column, code, label in _PROBABILITIES},
-        "probabilities_reason": values.get("probabilities_reason"),
+        "probabilities_reason": record.probabilities_reason,
+        "consistent": record.consistent,
     }

@@ -43,6 +43,15 @@ Remark = Annotated[str, BeforeValidator(_writable)]
 Count = Annotated[int, Field(ge=0)]
 
 
+class OrderRecord(BaseModel):
+    """What one order of the clips gave, turned back to the pair's own order."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    judgment: DimensionLabels | None
+    probabilities: Probabilities | None = None
+
+
 class VerdictRecord(BaseModel):
     """One judged pair. If `judgment` is null, `reason` says why, and only then."""
 
@@ -75,12 +84,20 @@ class VerdictRecord(BaseModel):
     """How likely the model finds each label of its final answer; null if that is not known."""
     probabilities_reason: Remark | None = None
     """The reason why some or all probabilities are not known."""
+    orders: list[OrderRecord] | None = None
+    """What the pair's order and the other one gave, if both were judged. `judgment` is that of both."""
+
+    @property
+    def consistent(self) -> bool | None:
+        """Whether both orders gave the same overall judgment; None unless both gave one."""
+        given = [order.judgment["OA"] for order in self.orders or () if order.judgment is not None]
+        return given[0] == given[1] if len(given) == 2 else None
 
     @model_serializer(mode="wrap")
-    def _without_unknown_probabilities(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
-        # Records of judgments without any are what they were before there were probabilities.
+    def _without_what_is_not_there(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        # Records of judgments without any are what they were before there were these.
         written: dict[str, Any] = handler(self)
-        for name in ("probabilities", "probabilities_reason"):
+        for name in ("probabilities", "probabilities_reason", "orders"):
             if written.get(name) is None:
                 written.pop(name, None)
         return written

@@ -115,6 +115,7 @@ class FileProgress(Progress):
         """Prints notes, counts and failures, and returns the exit code (1 if a pair has no verdict)."""
         failed = [record for record in records if record.judgment is None]
         notes = Counter(note for record in records for note in dict.fromkeys(record.notes))
+        known = [record.consistent for record in records if record.consistent is not None]
         if as_json:
             import json
 
@@ -122,6 +123,7 @@ class FileProgress(Progress):
                 "out": str(out),
                 "verdicts": len(records) - len(failed),
                 "notes": dict(notes.most_common()),
+                **({} if not known else {"both_orders": len(known), "consistent": sum(known)}),
                 "failed": [{"id": r.id, "stop_reason": r.stop_reason, "reason": r.reason} for r in failed],
             }
             sys.stdout.write(json.dumps(summary, indent=2) + "\n")
@@ -137,6 +139,9 @@ class FileProgress(Progress):
         if overall:
             counts = ", ".join(f"{preference} {overall[preference]}" for preference in Preference)
             console.print(Text(f"better overall: {counts}"))
+        if known:
+            share = f"{sum(known)} of {counted(len(known), 'pair')} ({sum(known) / len(known):.0%})"
+            console.print(Text(f"both orders of the clips agree overall on {share}"))
         if failed:
             by_model = all(record.stop_reason in WRITTEN_STOPS for record in failed)
             # What a model wrote it writes again, because a pair's seed stays the same.

@@ -20,7 +20,6 @@ from vrthinker.data.pairs import Pair
 from vrthinker.errors import InputError, one_line
 from vrthinker.records.files import replace_file
 
-_TURNED = {0: 0, 1: 2, 2: 1}
 _SHOWN_MISSING = 3
 
 
@@ -51,14 +50,8 @@ class Trial:
     @cached_property
     def pair(self) -> Pair:
         """What is judged: clips and labels in the trial's order, under the trial's id."""
-        judged = swapped_pair(self.source) if self.swapped else self.source
+        judged = self.source.swapped() if self.swapped else self.source
         return judged.model_copy(update={"id": self.id})
-
-
-def swapped_pair(pair: Pair) -> Pair:
-    """The pair with its clips in the other order, and the labels turned with them."""
-    labels = None if pair.labels is None else {code: _TURNED[label] for code, label in pair.labels.items()}
-    return pair.model_copy(update={"video_1": pair.video_2, "video_2": pair.video_1, "labels": labels})
 
 
 def make_trials(pairs: Sequence[Pair], *, samples: int, seed: int, swap: bool = True) -> list[Trial]:
