@@ -167,7 +167,7 @@ class OracleEngine(Engine):
             raise EngineError("oracle: writes its own form; ask for rounds that are not guided")
         context = state.context.entered(request)
         new = [frame for message in request.new for frame in message.frames]
-        if not _are_where_they_belong(new, state.pair, state.files):
+        if not are_where_they_belong(new, state.pair, state.files):
             raise EngineError(
                 f"oracle: session {request.session.id} is shown frames of other clips than before"
             )
@@ -214,13 +214,13 @@ class OracleEngine(Engine):
         """The truth, with its clips in the order in which they are shown, and the clips' files."""
         if not frames:
             raise EngineError("oracle: the first input shows no frame; it reads truths by the frames' clips")
-        path = _file(frames[0])
+        path = file_of(frames[0])
         pair = self._truths.get(path)
         if pair is None:
             raise EngineError(f"oracle: {path} is no clip of this world")
         first, second = (os.path.abspath(file) for file in clip_paths(Path(path).parents[1], pair))
         for order, files in ((pair, (first, second)), (pair.swapped(), (second, first))):
-            if _are_where_they_belong(frames, order, files):
+            if are_where_they_belong(frames, order, files):
                 return order, files
         raise EngineError(
             f"oracle: the first frames are not those of {first} and {second}, numbered without gaps; give it "
@@ -320,15 +320,16 @@ class OracleEngine(Engine):
         return asked
 
 
-def _file(frame: FrameSegment) -> str:
+def file_of(frame: FrameSegment) -> str:
+    """The absolute path of a frame's clip."""
     return os.path.abspath(str(frame.key[0]))
 
 
-def _are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, files: tuple[str, str]) -> bool:
+def are_where_they_belong(frames: Iterable[FrameSegment], pair: PairTruth, files: tuple[str, str]) -> bool:
     """Whether the frames' numbers refer to the same frames as in the truth."""
     located = [(frame, *pair.locate(frame.shown.frame_number)) for frame in frames]
     return all(
-        (_file(frame), *frame.key[1:2]) == (files[clip], index) and index < pair.clips[clip].n_frames
+        (file_of(frame), *frame.key[1:2]) == (files[clip], index) and index < pair.clips[clip].n_frames
         for frame, clip, index in located
     )
 

@@ -360,7 +360,7 @@ def sample_pair(config: WorldConfig, seed: int, index: int, prefix: str = "world
         numbers[1] = numbers[0]
     # A wrong colour is a colour that no object has.
     wrong = [int(rng.choice(colors[config.objects :])) for _ in range(2)]
-    clips = [_sample_clip(config, rng, number, color) for number, color in zip(numbers, wrong, strict=True)]
+    clips = [sample_clip(config, rng, number, color) for number, color in zip(numbers, wrong, strict=True)]
     return PairTruth(
         id=f"{prefix}-{seed}-{index:06d}",
         size=config.size,
@@ -373,9 +373,10 @@ def sample_pair(config: WorldConfig, seed: int, index: int, prefix: str = "world
     )
 
 
-def _sample_clip(
+def sample_clip(
     config: WorldConfig, rng: np.random.Generator, hidden_events: int, wrong_color: int
 ) -> ClipTruth:
+    """Draws a clip with a number of hidden events, and perhaps a visible one."""
     n_frames = int(rng.integers(config.frames[0], config.frames[1] + 1))
     bounds = (*first_indices(n_frames), n_frames)
     order = [int(i) for i in rng.permutation(FIRST_FRAMES)]

@@ -1,0 +1,1 @@
+"""Rankings of several clips of one caption from judgments of pairs."""
