@@ -19,6 +19,7 @@ from vrthinker.commands.evaluate import EvalCommand
 from vrthinker.commands.judge import JudgeCommand
 from vrthinker.commands.make_tiny import MakeTinyCommand
 from vrthinker.commands.output import safe_output
+from vrthinker.commands.rank import RankCommand
 from vrthinker.commands.report import ReportCommand
 from vrthinker.commands.train import TrainCommand
 from vrthinker.commands.world import WorldCommand
@@ -32,6 +33,7 @@ def _group(name: str, description: str) -> Any:
 
 Command = (
     Annotated[JudgeCommand, tyro.conf.subcommand("judge", prefix_name=False)]
+    | Annotated[RankCommand, tyro.conf.subcommand("rank", prefix_name=False)]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo", prefix_name=False)]
     | Annotated[WorldCommand, _group("world", "The synthetic world: clips with planted defects.")]
     | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]

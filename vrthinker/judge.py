@@ -29,6 +29,8 @@ from vrthinker.episode.settings import (
 )
 from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
 from vrthinker.errors import EngineError, InputError, first_problem
+from vrthinker.ranking.comparisons import Comparison, pair_name
+from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.records.verdicts import OrderRecord, VerdictRecord
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
@@ -431,6 +433,52 @@ class Judge:
             for start in range(0, len(pairs), self._runner.concurrency)
             for item in [self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)]
         )
+
+    def rank(
+        self,
+        prompt: str,
+        clips: Sequence[VideoPath],
+        *,
+        schedule: str = "all",
+        budget: int | None = None,
+        dataset: str | None = None,
+        seed: int = 0,
+    ) -> Ranking:
+        """Ranks the clips of one caption: best of n, strengths with intervals, win rates per dimension.
+
+        Pairs of a round are judged together. Each distinct frame is decoded and encoded once for all of them,
+        as far as the caches have room. A pair that fails is counted and judges nobody.
+
+        Args:
+            prompt: The caption that all clips were made from.
+            clips: The clips, at least 2.
+            schedule: Which pairs are compared: `all`, `swiss`, or `knockout`, which finds the best with a
+                third of the pairs (`vrthinker.ranking.schedules`).
+            budget: The most pairs that are compared; the schedule's own number by default.
+            dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
+            seed: The seed of the sampling and of the schedule.
+
+        Raises:
+            InputError: The caption, a number or an option cannot be used.
+            EngineError: The judge is closed or busy.
+        """
+
+        def compare(pairs: list[tuple[int, int]]) -> Iterator[Comparison]:
+            named = {pair_name(first, second): (first, second) for first, second in pairs}
+            items = (
+                self._item(name, prompt, clips[i], clips[j], dataset, episode_seed(seed, name))
+                for name, (i, j) in named.items()
+            )
+            for finished in self._runner.run(items):
+                trajectory, pair = finished.trajectory, named[finished.item.id]
+                if trajectory is None:
+                    yield Comparison(*pair, None, str(finished.error))
+                    continue
+                outcome = trajectory.outcome
+                judgment = None if outcome.judgments is None else outcome.judgments.as_dict()
+                yield Comparison(*pair, judgment, outcome.reason, trajectory)
+
+        return rank_group(len(clips), compare, schedule=schedule, budget=budget, seed=seed)
 
     def _group(self, group_id: str, pairs: Sequence[Pair], *, seed: int) -> EpisodeItem:
         first = pairs[0]

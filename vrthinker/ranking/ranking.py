@@ -176,7 +176,7 @@ def standings_of(n_clips: int, comparisons: Sequence[Comparison], schedule: str)
         standings=tuple(
             Standing(
                 clip=clip,
-                rank=1 + sum(overall[ranked] > overall[clip]) if clip in ranked else None,
+                rank=1 + int(np.sum(overall[ranked] > overall[clip])) if clip in ranked else None,
                 strengths={code: _strength(fits[code], scores[code][clip], clip) for code in CODES},
                 scores={code: scores[code][clip] for code in CODES},
                 failed=failed[clip],

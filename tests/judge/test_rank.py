@@ -1,0 +1,111 @@
+"""Groups: a judge ranks clips; frames are decoded and encoded once for all pairs of a group."""
+
+from __future__ import annotations
+
+from collections import Counter
+from pathlib import Path
+from typing import Any
+
+import pytest
+from clips import make_clip
+from quick_judge import make_quick_judge
+
+from vrthinker import InputError, Judge
+from vrthinker.engine.scripted import ScriptedEngine
+from vrthinker.judge_group import cost_of, records_of
+from vrthinker.world.groups import GroupOracle, GroupTruth, sample_group, write_group
+from vrthinker.world.nano import nano_settings, nano_templates
+from vrthinker.world.world import PRESETS
+
+BETTER_FIRST = "<snapshot>x</snapshot><think>y</think><answer>TA=1, VQ=0, MQ=2, OA=1, CF=1</answer>"
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> tuple[GroupTruth, list[Path]]:
+    """Eight clips of the easy world, with their truth."""
+    truth = sample_group(PRESETS["easy"], 4, 0, 8)
+    return truth, write_group(tmp_path_factory.mktemp("group"), truth)
+
+
+def oracle(*groups: tuple[GroupTruth, list[Path]]) -> Judge:
+    return Judge(GroupOracle(groups), nano_settings(), templates=nano_templates())
+
+
+def test_the_oracle_finds_the_best_clip_by_nine_pairs(group: tuple[GroupTruth, list[Path]]) -> None:
+    truth, clips = group
+    with oracle(group) as judge:
+        ranking = judge.rank(truth.caption, clips, schedule="knockout")
+        assert len(ranking.comparisons) == 9
+        assert ranking.best in truth.best
+        assert ranking.failures == ()
+        every = judge.rank(truth.caption, clips)
+    assert [truth.defects[clip] for clip in every.order] == sorted(truth.defects)
+    cost = cost_of(records_of(every))
+    assert cost.pairs == 28
+    assert cost.rounds >= 28
+    assert cost.rounds == 28 + cost.tool_calls
+
+
+@pytest.mark.slow
+def test_the_best_of_eight_in_a_hundred_groups(tmp_path: Path) -> None:
+    groups = [sample_group(PRESETS["easy"], 5, index, 8) for index in range(100)]
+    written = [(truth, write_group(tmp_path / str(i), truth)) for i, truth in enumerate(groups)]
+    found = pairs = 0
+    with oracle(*written) as judge:
+        for truth, clips in written:
+            ranking = judge.rank(truth.caption, clips, schedule="knockout")
+            found += ranking.best in truth.best
+            pairs += len(ranking.comparisons)
+    print(f"best of 8 found in {found} of 100 groups with {pairs} of 2800 pairs")  # noqa: T201
+    assert found >= 95
+    assert pairs == 900
+
+
+class CountingReader:
+    """A reader that counts which frames it decodes."""
+
+    def __init__(self, reader: Any) -> None:
+        self._reader, self.decoded = reader, Counter[tuple[str, int]]()
+
+    def probe(self, path: Any, **options: Any) -> Any:
+        return self._reader.probe(path, **options)
+
+    def frames_at(self, path: Any, indices: Any, **options: Any) -> Any:
+        self.decoded.update((str(path), int(index)) for index in indices)
+        return self._reader.frames_at(path, indices, **options)
+
+
+def test_a_group_decodes_and_encodes_each_frame_once(tmp_path: Path) -> None:
+    from vrthinker.video.open import open_reader
+
+    sizes = [(64, 96), (96, 64), (48, 48), (64, 96)]
+    clips = [make_clip(tmp_path / f"{n}.mp4", 10 + n, size=size) for n, size in enumerate(sizes)]
+    loaded = Judge.from_pretrained(make_quick_judge(tmp_path / "tiny"), device="cpu", max_rounds=2)
+    reader: Any = CountingReader(open_reader())
+    with Judge(loaded.engine, loaded.settings, templates=loaded.templates, reader=reader) as judge:
+        ranking = judge.rank("a dog", clips)
+        encoded = judge.engine.features  # type: ignore[attr-defined]
+        assert len(ranking.comparisons) == 6
+        seen = {
+            (trajectory.videos[frame.video - 1].path, frame.frame_index)
+            for one in ranking.comparisons
+            if (trajectory := one.trajectory) is not None
+            for frame in trajectory.frames
+        }
+        assert set(reader.decoded) >= seen
+        assert set(reader.decoded.values()) == {1}
+        assert encoded.misses == len(seen)
+        assert encoded.hits > 0
+
+
+def test_a_clip_that_cannot_be_read_is_a_failure_and_ranks_nowhere(tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{n}.mp4", 9, size=(64, 96)) for n in range(2)]
+    (tmp_path / "no.mp4").write_text("no video")
+    judge = Judge(ScriptedEngine(lambda session, number, messages: BETTER_FIRST))
+    ranking = judge.rank("a dog", [*clips, tmp_path / "no.mp4"])
+    assert [standing.clip for standing in ranking.standings if standing.rank is None] == [2]
+    assert len(ranking.failures) == 2
+    assert "no.mp4" in str(ranking.failures[0].reason)
+    assert ranking.best == next(one.first for one in ranking.comparisons if one.judgment is not None)
+    with pytest.raises(InputError, match="clips: got 1, allowed: 2 to 256"):
+        judge.rank("a dog", clips[:1])

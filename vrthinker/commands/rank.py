@@ -1,0 +1,150 @@
+"""`vrthinker rank` ranks several clips of one caption, and says which is the best."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import tyro
+
+from vrthinker.commands.judge_options import JudgeOptions
+from vrthinker.commands.options import Flag, announce, option
+from vrthinker.errors import InputError, unwritable
+
+if TYPE_CHECKING:
+    from vrthinker.commands.judges import JudgeSource
+    from vrthinker.judge_group import Cost
+    from vrthinker.ranking.ranking import Ranking
+
+VERDICTS_FILE, TRAJECTORIES_FILE, RANKING_FILE = "verdicts.jsonl", "trajectories.jsonl", "ranking.json"
+
+
+@dataclass(frozen=True)
+class RankCommand(JudgeOptions):
+    """Rank several clips of one caption: best of n, strengths with intervals, win rates per dimension.
+
+    vrthinker rank "a dog runs" 1.mp4 2.mp4 3.mp4 4.mp4 --model M
+    """
+
+    prompt: Annotated[tyro.conf.Positional[str], option("PROMPT")]
+    """The caption that all clips were made from."""
+    clips: Annotated[tyro.conf.Positional[tuple[Path, ...]], option("CLIP")]
+    """The clips: files, or folders of images."""
+    schedule: Literal["all", "swiss", "knockout"] = "all"
+    """Which pairs are compared: all of them; rounds between clips with about as many wins (swiss); or a
+    knockout, which finds the best clip with a third of the pairs."""
+    budget: Annotated[int | None, option("PAIRS")] = None
+    """The most pairs that are compared. The schedule's own number by default."""
+    out: Annotated[Path | None, option("FOLDER")] = None
+    """Keep the verdicts, the episodes and the ranking in this folder. A killed run continues there."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+
+    def run(self) -> int:
+        """Ranks and prints; returns 1 if a pair failed."""
+        from vrthinker.ranking.ranking import MAX_CLIPS
+        from vrthinker.ranking.schedules import number_of_pairs, usual_budget
+        from vrthinker.video.open import open_reader
+
+        source = self.source()
+        n_clips = len(self.clips)
+        if not 2 <= n_clips <= MAX_CLIPS:
+            raise InputError(f"rank: got {n_clips} clip{'s' * (n_clips != 1)}, allowed: 2 to {MAX_CLIPS}")
+        if len({clip.resolve() for clip in self.clips}) < n_clips:
+            raise InputError("rank: got a clip twice, allowed: each clip once")
+        if self.budget is not None and not 1 <= self.budget <= number_of_pairs(n_clips):
+            raise InputError(
+                f"--budget: got {self.budget}, allowed: 1 to {number_of_pairs(n_clips)}, all pairs of "
+                f"{n_clips} clips"
+            )
+        # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
+        for clip in self.clips:
+            open_reader().probe(clip, tolerate_truncation=self.tolerate_truncation)
+        pairs = usual_budget(self.schedule, n_clips) if self.budget is None else self.budget
+        started = time.process_time()
+        ranking, cost = self._ranked(source, pairs)
+        cpu_seconds = time.process_time() - started
+        if self.json:
+            told = {
+                "prompt": self.prompt,
+                "clips": [str(clip) for clip in self.clips],
+                **ranking.as_json(),
+                "cost": {**asdict(cost), "cpu_seconds": round(cpu_seconds, 2)},
+            }
+            sys.stdout.write(json.dumps(told, indent=2) + "\n")
+        else:
+            from vrthinker.report.ranking_table import print_ranking
+
+            print_ranking(ranking, self.clips, asdict(cost), cpu_seconds)
+        return 1 if ranking.failures else 0
+
+    def _ranked(self, source: JudgeSource, pairs: int) -> tuple[Ranking, Cost]:
+        from vrthinker.judge_group import cost_of, rank_into, records_of
+        from vrthinker.progress import Progress
+
+        options = {"schedule": self.schedule, "budget": self.budget, "seed": self.seed}
+        if self.out is None:
+            source.configuration()
+            with source.load() as judge:
+                announce(f"comparing {pairs} pairs of {len(self.clips)} clips")
+                ranking = judge.rank(
+                    self.prompt,
+                    self.clips,
+                    schedule=self.schedule,
+                    budget=self.budget,
+                    dataset=self.dataset,
+                    seed=self.seed,
+                )
+            return ranking, cost_of(records_of(ranking))
+        from vrthinker.judge_file import run_configuration
+        from vrthinker.records.files import replace_file
+        from vrthinker.records.trajectories import check_trajectories_file
+        from vrthinker.records.verdict_log import VerdictLog
+
+        try:
+            self.out.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise unwritable(self.out, error, "name another folder") from None
+        trajectories = self.out / TRAJECTORIES_FILE
+        check_trajectories_file(trajectories, *self.clips)
+        run, ignored = run_configuration(
+            source.configuration(), pairs_file=self.out / VERDICTS_FILE, seed=self.seed
+        )
+        about = {"prompt": self.prompt, "clips": [str(clip.resolve()) for clip in self.clips]}
+        with contextlib.ExitStack() as stack:
+            log = stack.enter_context(
+                VerdictLog(
+                    self.out / VERDICTS_FILE, {**run, **about, "dataset": self.dataset}, ignore=ignored
+                )
+            )
+            judge = stack.enter_context(source.load())
+            progress = stack.enter_context(Progress())
+            done = len(log.records())
+
+            def count(record: object) -> None:
+                nonlocal done
+                done += 1
+                progress.show("comparing", done, pairs, line=f"{done} of {pairs} pairs")
+
+            ranking = rank_into(
+                judge,
+                self.prompt,
+                self.clips,
+                log,
+                trajectories=trajectories,
+                schedule=self.schedule,
+                budget=self.budget,
+                dataset=self.dataset,
+                seed=self.seed,
+                on_record=count,
+            )
+            named = {one.name for one in ranking.comparisons}
+            cost = cost_of(record for record in log.records() if record.id in named)
+        told = {**about, **options, **ranking.as_json(), "cost": asdict(cost)}
+        replace_file(self.out / RANKING_FILE, (json.dumps(told, indent=2) + "\n").encode())
+        return ranking, cost
