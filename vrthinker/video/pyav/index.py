@@ -388,13 +388,17 @@ def _finish(
     ordered = len(known) == len(ticks) and all(step >= 0 for step in steps)
     increasing = ordered and all(step > 0 for step in steps)
     if ordered:
-        times = [(tick - known[0]) * listing.time_base for tick in known]
+        seconds = _Seconds(listing.time_base)
+        times = [tick - known[0] for tick in known]
         # Containers round every time to a tick, so gaps may differ by one tick.
-        variable = bool(steps) and max(abs(step - sum(steps) / len(steps)) for step in steps) > 1
+        mean = sum(steps) / len(steps) if steps else 0
+        variable = any(abs(step - mean) > 1 for step in (min(steps, default=0), max(steps, default=0)))
     else:
-        times = [i / listing.nominal_fps for i in range(len(ticks))]
+        seconds = _Seconds(1 / listing.nominal_fps)
+        times = list(range(len(ticks)))
         variable = False
-    duration = times[-1] + _last_duration(listing, known[-1] if ordered else None, times)
+    last = _last_duration(listing, known[-1] if ordered else None, seconds.exact(times[-1]), len(times))
+    duration = seconds.exact(times[-1]) + last
     height, width = listing.stored_size
     if listing.orientation.rotation_degrees in (90, 270):
         height, width = width, height
@@ -408,7 +412,7 @@ def _finish(
         duration_seconds=float(duration),
         is_variable_frame_rate=variable,
         rotation_degrees=listing.orientation.rotation_degrees,
-        pts_seconds=tuple(float(time) for time in times),
+        pts_seconds=tuple(map(seconds.rounded, times)),
         truncated=broken,
         notes=(
             *listing.notes,
@@ -443,11 +447,25 @@ def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
             yield Keyframe(position, pts, dts)
 
 
-def _last_duration(listing: _Listing, last_tick: int | None, times: Sequence[Fraction]) -> Fraction:
+def _last_duration(listing: _Listing, last_tick: int | None, last_time: Fraction, n_frames: int) -> Fraction:
     """The duration of the last frame: as stated, else the mean of the others'. It is above 0."""
     stated = 0 if last_tick is None else listing.durations.get(last_tick, 0)
     if stated > 0:
         return stated * listing.time_base
-    if times[-1] > 0:
-        return times[-1] / (len(times) - 1)
+    if last_time > 0:
+        return last_time / (n_frames - 1)
     return 1 / listing.nominal_fps
+
+
+@dataclass(frozen=True)
+class _Seconds:
+    """Converts whole numbers of a unit to seconds."""
+
+    unit: Fraction
+
+    def exact(self, count: int) -> Fraction:
+        return count * self.unit
+
+    def rounded(self, count: int) -> float:
+        """What `float` gives of the exact value, for the times of many frames: a fraction each is slow."""
+        return count * self.unit.numerator / self.unit.denominator
