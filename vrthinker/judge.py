@@ -6,8 +6,10 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -29,6 +31,7 @@ from vrthinker.episode.settings import (
 )
 from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
 from vrthinker.errors import EngineError, InputError, first_problem
+from vrthinker.judge_threads import JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.records.verdicts import OrderRecord, VerdictRecord
@@ -41,6 +44,8 @@ if TYPE_CHECKING:
     from vrthinker.data.pairs import Pair
     from vrthinker.engine.base import Engine
     from vrthinker.episode.tools.registry import ToolRegistry
+
+_logger = logging.getLogger(__name__)
 
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
 VideoPath = str | PathLike[str]
@@ -196,6 +201,23 @@ class Verdict:
 
 
 @dataclass(frozen=True)
+class Judged(Finished):
+    """One of many pairs as `Judge.judge_pairs` yields it.
+
+    Attributes:
+        verdict: The verdict, which may be one without judgments; None if the pair could not start, and
+            `error` says why.
+    """
+
+    verdict: Verdict | None = None
+
+    @property
+    def id(self) -> str:
+        """The id of the pair."""
+        return self.item.id
+
+
+@dataclass(frozen=True)
 class JudgeConfiguration:
     """What a judge's verdicts depend on, besides its weights.
 
@@ -236,6 +258,8 @@ class Judge:
         self._reader = reader or open_reader()
         self._cache = FrameCache(frame_cache_bytes)
         self._runner = self._make_runner()
+        self._turn = Turn()
+        self._threads: JudgeThreads[Verdict] = JudgeThreads(self._runner, self._turn)
         self._closed = False
 
     @property
@@ -353,8 +377,9 @@ class Judge:
         dataset: str | None = None,
         seed: int = 0,
         both_orders: bool = False,
+        time_limit_seconds: float | None = None,
     ) -> Verdict:
-        """Judges one pair.
+        """Judges one pair. Threads may call this at the same time: then their calls run as one batch.
 
         Args:
             prompt: The caption that both videos were made from.
@@ -364,51 +389,120 @@ class Judge:
             seed: The seed of the sampling. Greedy episodes do not use it.
             both_orders: Whether the clips are judged in the other order too. The two episodes run side by
                 side, and the verdict is that of both (`merge_orders`).
+            time_limit_seconds: The longest time to wait for the verdict; None waits on.
 
         Raises:
             VideoError: A clip cannot be read.
             InputError: The caption or an option cannot be used.
-            EngineError: The judge is closed or busy.
+            EngineError: The judge is closed, the time limit has passed, or this thread is in the middle of
+                `judge_pairs`.
         """
-        item = self._item("pair", prompt, video_1, video_2, dataset, seed)
-        if not both_orders:
-            return Verdict.of(self._runner.run_one(item), self.settings.note)
-        other = self._item("pair" + SWAPPED, prompt, video_2, video_1, dataset, seed)
-        finished = {done.item.id: done for done in self._runner.run([item, other])}
-        for done in (finished[item.id], finished[other.id]):
+        items = self._items("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        if time_limit_seconds is not None or not self._turn.take(timeout_seconds=0):
+            return self._threads.run(items, self._read, time_limit_seconds=time_limit_seconds)
+        try:
+            finished = {id(done.item): done for done in self._runner.run(items)}
+        finally:
+            self._turn.give_back()
+        trajectories = []
+        for done in (finished[id(item)] for item in items):
             if done.trajectory is None:
                 assert done.error is not None
                 raise done.error
-        first, second = (finished[i.id].trajectory for i in (item, other))
-        assert first is not None
-        assert second is not None
-        return Verdict.of_orders(first, second, self.settings.note)
+            trajectories.append(done.trajectory)
+        return self._read(trajectories)
+
+    def submit(
+        self,
+        prompt: str,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        *,
+        dataset: str | None = None,
+        seed: int = 0,
+        both_orders: bool = False,
+        time_limit_seconds: float | None = None,
+        id: str = "pair",
+    ) -> Future[Verdict]:
+        """Queues one pair, from any thread, and returns a future. Calls that wait together run as one batch.
+
+        Args:
+            prompt: The caption that both videos were made from.
+            video_1: The first clip. A clip in memory must not be changed until the future has ended.
+            video_2: The second clip.
+            dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
+            seed: The seed of the sampling.
+            both_orders: Whether the clips are judged in the other order too.
+            time_limit_seconds: The longest time until the future ends, counted from this call; None waits on.
+            id: The id of the verdict's trajectory.
+
+        Raises:
+            InputError: The caption or an option cannot be used. What is found out later (a clip that cannot
+                be read, a time limit) is the future's error.
+            EngineError: The judge is closed, or this thread is in the middle of `judge_pairs`.
+        """
+        items = self._items(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        return self._threads.submit(items, self._read, time_limit_seconds=time_limit_seconds)
+
+    async def ajudge(
+        self,
+        prompt: str,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        *,
+        dataset: str | None = None,
+        seed: int = 0,
+        both_orders: bool = False,
+        time_limit_seconds: float | None = None,
+        id: str = "pair",
+    ) -> Verdict:
+        """Does what `submit` does, for `await`. The event loop is never blocked."""
+        items = self._items(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        return await self._threads.arun(items, self._read, time_limit_seconds=time_limit_seconds)
 
     def judge_pairs(
-        self, pairs: Iterable[Pair], *, seed: int = 0, tools: ToolRegistry | None = None
-    ) -> Iterator[Finished]:
+        self,
+        pairs: Iterable[Pair | tuple[str, VideoPath, VideoPath]],
+        *,
+        seed: int = 0,
+        tools: ToolRegistry | None = None,
+    ) -> Iterator[Judged]:
         """Judges many pairs, `batch_size` at a time, and yields each as it finishes (not in order).
 
         Each pair is sampled with a separate seed, derived from `seed` and the pair's id. An item that cannot
         start is yielded with its error; it never stops the others.
 
         Args:
-            pairs: The pairs to judge.
+            pairs: The pairs to judge, or tuples of a caption and two clips. The id of a tuple is its place,
+                counted from "0".
             seed: The seed of the sampling.
             tools: The tools that rounds may call; `select_frames` by default.
 
         Raises:
             EngineError: The judge is closed or busy.
         """
-        runner = self._runner
-        if tools is not None:
-            runner = self._make_runner(tools)
-        yield from runner.run(
-            self._item(
-                *(pair.id, pair.prompt, pair.video_1, pair.video_2, pair.dataset), episode_seed(seed, pair.id)
-            )
-            for pair in pairs
-        )
+        runner = self._runner if tools is None else self._make_runner(tools)
+        items = (self._item_of(number, pair, seed) for number, pair in enumerate(pairs))
+        for done in self._run(runner, items):
+            found = done.trajectory
+            verdict = None if found is None else Verdict.of(found, self.settings.note)
+            yield Judged(done.item, done.trajectory, done.error, verdict)
+
+    def _item_of(self, number: int, pair: Pair | tuple[str, VideoPath, VideoPath], seed: int) -> EpisodeItem:
+        if isinstance(pair, tuple):
+            if len(pair) != 3:
+                raise InputError(f"pairs: got {len(pair)} values, allowed: (caption, video 1, video 2)")
+            return self._item(str(number), *pair, None, episode_seed(seed, str(number)))
+        clips = pair.video_1, pair.video_2
+        return self._item(pair.id, pair.prompt, *clips, pair.dataset, episode_seed(seed, pair.id))
+
+    def _run(self, runner: EpisodeRunner, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
+        """Runs items when no other run of this judge is under way."""
+        self._turn.take()
+        try:
+            yield from runner.run(items)
+        finally:
+            self._turn.give_back()
 
     def judge_groups(
         self, groups: Iterable[tuple[str, Sequence[Pair]]], *, seed: int = 0
@@ -427,11 +521,16 @@ class Judge:
             EngineError: The judge is closed or busy.
             InputError: The pairs of a group are about different clips or captions.
         """
-        yield from self._runner.run(
-            item
-            for group_id, pairs in groups
-            for start in range(0, len(pairs), self._runner.concurrency)
-            for item in [self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)]
+        yield from self._run(
+            self._runner,
+            (
+                item
+                for group_id, pairs in groups
+                for start in range(0, len(pairs), self._runner.concurrency)
+                for item in [
+                    self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)
+                ]
+            ),
         )
 
     def rank(
@@ -469,7 +568,7 @@ class Judge:
                 self._item(name, prompt, clips[i], clips[j], dataset, episode_seed(seed, name))
                 for name, (i, j) in named.items()
             )
-            for finished in self._runner.run(items):
+            for finished in self._run(self._runner, items):
                 trajectory, pair = finished.trajectory, named[finished.item.id]
                 if trajectory is None:
                     yield Comparison(*pair, None, str(finished.error))
@@ -500,10 +599,14 @@ class Judge:
     def close(self) -> None:
         """Shuts the engine down (connections, caches). A closed judge judges no more.
 
-        Closing twice is harmless.
+        Calls that are not answered yet end with an error that says so. If the engine does not come back from
+        a call of another thread, it is left to that thread. Closing twice is harmless.
         """
         self._closed = True
-        self.engine.shutdown()
+        if self._threads.close():
+            self.engine.shutdown()
+        else:
+            _logger.warning("%s does not come back from a call; it is not shut down", self.engine.name)
 
     def __enter__(self) -> Judge:
         return self
@@ -512,6 +615,30 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _read(self, trajectories: Sequence[Trajectory]) -> Verdict:
+        """The verdict of the episodes of one call."""
+        first, *others = trajectories
+        if not others:
+            return Verdict.of(first, self.settings.note)
+        return Verdict.of_orders(first, others[0], self.settings.note)
+
+    def _items(
+        self,
+        item_id: str,
+        prompt: str,
+        video_1: VideoPath,
+        video_2: VideoPath,
+        dataset: str | None,
+        seed: int,
+        *,
+        both_orders: bool,
+    ) -> list[EpisodeItem]:
+        """The items of one call: one, or one for each order of the clips."""
+        items = [self._item(item_id, prompt, video_1, video_2, dataset, seed)]
+        if both_orders:
+            items.append(self._item(item_id + SWAPPED, prompt, video_2, video_1, dataset, seed))
+        return items
 
     def _item(
         self,

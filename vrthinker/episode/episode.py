@@ -64,7 +64,8 @@ class EpisodeItem:
     `first_frames` are shown first, instead of `EpisodeSettings.initial_frames` evenly spaced frames. With
     `group_seeds`, one episode is sampled per seed, and `seed` is not used. The episodes share the first
     input, which is decoded, encoded and prefilled once. `id` is then the group's id, and `group_ids` are the
-    ids of its episodes, one per seed; by default each has the group's.
+    ids of its episodes, one per seed; by default each has the group's. `given_up` says why nobody wants the
+    result any more, or None; the runner asks it now and then, and ends the episode if there is a reason.
     """
 
     id: str
@@ -75,6 +76,7 @@ class EpisodeItem:
     first_frames: tuple[int, ...] | None = None
     group_seeds: tuple[int, ...] | None = None
     group_ids: tuple[str, ...] | None = None
+    given_up: Callable[[], str | None] | None = None
 
     @property
     def n_episodes(self) -> int:

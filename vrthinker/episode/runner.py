@@ -78,10 +78,14 @@ class EpisodeRunner:
         self.concurrency = min(concurrency or engine.max_sessions, engine.max_sessions)
         self._busy = False
 
-    def run(self, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
+    def run(self, items: Iterable[EpisodeItem | None]) -> Iterator[Finished]:
         """Yields items as they finish (not in order). Items are taken when there is room for them.
 
         Closing the generator early closes its sessions.
+
+        Args:
+            items: The items. None among them means that there is none at the moment: those under way go on,
+                and the next one is asked for a moment later.
         """
         if self._busy:
             raise EngineError(
@@ -116,7 +120,7 @@ class EpisodeRunner:
 class _Loop:
     """The state of one `run`: the episodes that are being opened, decoded or written."""
 
-    def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem]) -> None:
+    def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem | None]) -> None:
         self.runner, self.items = runner, items
         self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="vrthinker-decode")
         self.opening: dict[Future[tuple[list[Episode], tuple[Message, ...]]], EpisodeItem] = {}
@@ -125,6 +129,7 @@ class _Loop:
         self.writing: dict[int, tuple[Session, Episode]] = {}
         self.sessions: dict[int, Session] = {}
         self.exhausted = False
+        self.is_live = False  # items may come, or be given up, while the engine is at work
 
     @property
     def under_way(self) -> int:
@@ -134,11 +139,12 @@ class _Loop:
     def run(self) -> Iterator[Finished]:
         while True:
             yield from self._take_items()
+            yield from self._drop_given_up()
             yield from self._advance_decodes(block=not self.writing)
             if self.writing:
                 # While frames are decoded, the loop checks now and then whether an episode can join the
                 # batch.
-                timeout = _LOOK_UP_SECONDS if self.opening or self.decoding else None
+                timeout = _LOOK_UP_SECONDS if self.opening or self.decoding or self.is_live else None
                 yield from self._collect(timeout)
             elif not self.under_way and self.exhausted and self.waiting is None:
                 return
@@ -167,6 +173,10 @@ class _Loop:
                 except StopIteration:
                     self.exhausted = True
                     return
+                if item is None:
+                    self.is_live = True
+                    return
+                self.is_live = self.is_live or item.given_up is not None
             if not 1 <= item.n_episodes <= most:
                 error = InputError(
                     f"item {item.id!r}: group_seeds: got {item.n_episodes}, allowed: 1 to {most}, the "
@@ -180,6 +190,13 @@ class _Loop:
                 return
             self.waiting = None
             self.opening[self.pool.submit(self._open, item)] = item
+
+    def _drop_given_up(self) -> Iterator[Finished]:
+        for session, episode in [*self.writing.values()] if self.is_live else ():
+            reason = _given_up(episode.item)
+            if reason is not None:
+                del self.writing[session.id]
+                yield self._failed(session, episode, EngineError(reason))
 
     def _open(self, item: EpisodeItem) -> tuple[list[Episode], tuple[Message, ...]]:
         runner = self.runner
@@ -205,7 +222,8 @@ class _Loop:
     def _advance_decodes(self, *, block: bool) -> Iterator[Finished]:
         """Submits episodes whose frames are decoded. With `block`, waits until there is one."""
         waiting: list[Future[Any]] = [*self.opening, *self.decoding]
-        done, _ = wait(waiting, timeout=None if block else 0, return_when=FIRST_COMPLETED)
+        longest = _LOOK_UP_SECONDS if self.is_live else None
+        done, _ = wait(waiting, timeout=longest if block else 0, return_when=FIRST_COMPLETED)
         for opened in [future for future in self.opening if future in done]:
             yield from self._start(opened, self.opening.pop(opened))
         for decoded in [future for future in self.decoding if future in done]:
@@ -225,6 +243,8 @@ class _Loop:
         sessions: list[Session] = []
         try:
             episodes, first_input = opened.result()
+            if (reason_to_stop := _given_up(item)) is not None:
+                raise EngineError(reason_to_stop)
             memory = self.runner.settings.memory
             sessions.append(engine.open(first_input, seed=members[0].seed, memory=memory))
             if len(members) > 1:
@@ -301,6 +321,10 @@ class _Loop:
         self.pool.shutdown(wait=True, cancel_futures=True)
         for session in self.sessions.values():
             self._close(session)
+
+
+def _given_up(item: EpisodeItem) -> str | None:
+    return None if item.given_up is None else item.given_up()
 
 
 def _decode(episode: Episode, shown: list[FramesShown]) -> None:
