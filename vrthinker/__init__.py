@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
     from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
     from vrthinker.judge import Judge, Verdict
+    from vrthinker.video.clips import Clip
 
 _HOMES = {
     "Dimension": "episode.dimensions",
@@ -39,6 +40,7 @@ _HOMES = {
     "InputError": "errors",
     "VideoError": "errors",
     "VRThinkerError": "errors",
+    "Clip": "video.clips",
     "Judge": "judge",
     "Verdict": "judge",
 }
@@ -46,6 +48,7 @@ _HOMES = {
 __all__ = [  # noqa: RUF022 - grouped by what they are for
     "Judge",
     "Verdict",
+    "Clip",
     "Dimension",
     "Judgments",
     "Preference",

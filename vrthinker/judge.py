@@ -7,7 +7,6 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 from __future__ import annotations
 
 import logging
-import os
 from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
@@ -35,6 +34,7 @@ from vrthinker.judge_threads import JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.records.verdicts import OrderRecord, VerdictRecord
+from vrthinker.video.clips import ClipSource, as_clip, is_same_clip
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import VideoReader
@@ -48,7 +48,6 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
-VideoPath = str | PathLike[str]
 FOREIGN_NOTE = (
     "this judge was trained on the package's synthetic world only, and these clips are not from it: "
     "its verdict on them means nothing"
@@ -271,7 +270,7 @@ class Judge:
     def configuration_of(
         model: str | Path,
         *,
-        templates: VideoPath | None = None,
+        templates: str | PathLike[str] | None = None,
         max_pixels: int | None = None,
         **episode_settings: Any,
     ) -> JudgeConfiguration:
@@ -300,7 +299,7 @@ class Judge:
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int = 8,
-        templates: VideoPath | None = None,
+        templates: str | PathLike[str] | None = None,
         max_pixels: int | None = None,
         **episode_settings: Any,
     ) -> Judge:
@@ -342,7 +341,7 @@ class Judge:
         base_url: str,
         model: str,
         *,
-        templates: VideoPath | None = None,
+        templates: str | PathLike[str] | None = None,
         max_pixels: int | None = None,
         engine_options: dict[str, Any] | None = None,
         **episode_settings: Any,
@@ -371,8 +370,8 @@ class Judge:
     def __call__(
         self,
         prompt: str,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: ClipSource,
+        video_2: ClipSource,
         *,
         dataset: str | None = None,
         seed: int = 0,
@@ -383,7 +382,8 @@ class Judge:
 
         Args:
             prompt: The caption that both videos were made from.
-            video_1: The first clip (a file, or a folder of images).
+            video_1: The first clip: a file, a folder of images, the bytes of a file, an open binary file, or
+                a `Clip` (for arrays, tensors and frames).
             video_2: The second clip.
             dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
             seed: The seed of the sampling. Greedy episodes do not use it.
@@ -415,8 +415,8 @@ class Judge:
     def submit(
         self,
         prompt: str,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: ClipSource,
+        video_2: ClipSource,
         *,
         dataset: str | None = None,
         seed: int = 0,
@@ -447,8 +447,8 @@ class Judge:
     async def ajudge(
         self,
         prompt: str,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: ClipSource,
+        video_2: ClipSource,
         *,
         dataset: str | None = None,
         seed: int = 0,
@@ -462,7 +462,7 @@ class Judge:
 
     def judge_pairs(
         self,
-        pairs: Iterable[Pair | tuple[str, VideoPath, VideoPath]],
+        pairs: Iterable[Pair | tuple[str, ClipSource, ClipSource]],
         *,
         seed: int = 0,
         tools: ToolRegistry | None = None,
@@ -488,7 +488,9 @@ class Judge:
             verdict = None if found is None else Verdict.of(found, self.settings.note)
             yield Judged(done.item, done.trajectory, done.error, verdict)
 
-    def _item_of(self, number: int, pair: Pair | tuple[str, VideoPath, VideoPath], seed: int) -> EpisodeItem:
+    def _item_of(
+        self, number: int, pair: Pair | tuple[str, ClipSource, ClipSource], seed: int
+    ) -> EpisodeItem:
         if isinstance(pair, tuple):
             if len(pair) != 3:
                 raise InputError(f"pairs: got {len(pair)} values, allowed: (caption, video 1, video 2)")
@@ -627,14 +629,18 @@ class Judge:
         self,
         item_id: str,
         prompt: str,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: ClipSource,
+        video_2: ClipSource,
         dataset: str | None,
         seed: int,
         *,
         both_orders: bool,
     ) -> list[EpisodeItem]:
         """The items of one call: one, or one for each order of the clips."""
+        # Bytes and open files are read once, here, whatever number of episodes shows them.
+        video_1, video_2 = (
+            as_clip(video, f"video {i}") for i, video in enumerate((video_1, video_2), start=1)
+        )
         items = [self._item(item_id, prompt, video_1, video_2, dataset, seed)]
         if both_orders:
             items.append(self._item(item_id + SWAPPED, prompt, video_2, video_1, dataset, seed))
@@ -644,20 +650,20 @@ class Judge:
         self,
         item_id: str,
         prompt: str,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: ClipSource,
+        video_2: ClipSource,
         dataset: str | None,
         seed: int,
     ) -> EpisodeItem:
         if self._closed:
             raise EngineError("the judge is closed; make another one, or close it later")
-        _check_types(prompt, video_1, video_2, dataset, seed)
+        _check_types(prompt, dataset, seed)
+        clips = as_clip(video_1, "video 1"), as_clip(video_2, "video 2")
         episode = self.settings.episode
 
         def open_workspace() -> Workspace:
             workspace = Workspace.open(
-                video_1,
-                video_2,
+                *clips,
                 reader=self._reader,
                 resize=self.settings.resize,
                 cache=self._cache,
@@ -666,7 +672,7 @@ class Judge:
             )
             if not prompt.strip():
                 workspace.note(EMPTY_NOTE)
-            if os.path.samefile(video_1, video_2):
+            if is_same_clip(*clips):
                 workspace.note(SAME_NOTE)
             if self.settings.clips == "synthetic":
                 foreign = [info.path for info in workspace.infos if info.comment != SYNTHETIC_COMMENT]
@@ -677,12 +683,9 @@ class Judge:
         return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
 
 
-def _check_types(prompt: object, video_1: object, video_2: object, dataset: object, seed: object) -> None:
+def _check_types(prompt: object, dataset: object, seed: object) -> None:
     if not isinstance(prompt, str):
         raise InputError(f"caption: got {type(prompt).__name__}, allowed: a text")
-    for number, video in enumerate((video_1, video_2), start=1):
-        if not isinstance(video, str | PathLike):
-            raise InputError(f"video {number}: got {type(video).__name__}, allowed: the path of a clip")
     if not isinstance(dataset, str | None):
         raise InputError(f"dataset: got {type(dataset).__name__}, allowed: a name, or None")
     if not isinstance(seed, int):

@@ -83,6 +83,14 @@ MAX_READ_SECONDS = Limit(
     "the time that opening a clip, or reading one packet of it from the disk, may take",
 )
 
+MAX_MEMORY_BYTES = Limit(
+    "MAX_MEMORY_BYTES",
+    2 << 30,
+    "bytes",
+    "the size of a clip that is given as bytes or as an open file, and of the frames that are taken from an "
+    "iterator",
+)
+
 MAX_FRAME_PIXELS = Limit(
     "MAX_FRAME_PIXELS",
     16_777_216,
@@ -119,7 +127,7 @@ MAX_TRACE_TOKENS = Limit(
 )
 
 LIMITS = (
-    *(MAX_SIDE_PIXELS, MAX_FRAMES, MAX_CLIP_PIXELS, MAX_READ_SECONDS),
+    *(MAX_SIDE_PIXELS, MAX_FRAMES, MAX_CLIP_PIXELS, MAX_READ_SECONDS, MAX_MEMORY_BYTES),
     *(MAX_FRAME_PIXELS, MAX_CHECKPOINT_LAYERS, MAX_CHECKPOINT_WIDTH, MAX_TOKENIZER_BYTES),
     *(MAX_JSON_BYTES, MAX_YAML_BYTES, MAX_ANNOTATION_BYTES, MAX_TRACE_TOKENS),
 )

@@ -72,8 +72,8 @@ def test_what_makes_a_verdict_doubtful_is_noted(clips: tuple[Path, Path], tmp_pa
     [
         ((None, "a", "b"), "caption: got NoneType, allowed: a text"),
         ((b"x", "a", "b"), "caption: got bytes, allowed: a text"),
-        (("x", None, "b"), "video 1: got NoneType, allowed: the path of a clip"),
-        (("x", "a", 3), "video 2: got int, allowed: the path of a clip"),
+        (("x", None, "b"), "video 1: got NoneType, allowed: a path, bytes"),
+        (("x", "a", 3), "video 2: got int, allowed: a path, bytes"),
         (("x", "a", "b", {"dataset": 3}), "dataset: got int, allowed: a name, or None"),
         (("x", "a", "b", {"seed": "1"}), "seed: got '1', allowed: an integer"),
         (("x", "a\0b", "b"), "cannot be read"),

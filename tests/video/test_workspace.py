@@ -28,11 +28,10 @@ def lengths(n_1: int, n_2: int) -> Workspace:
 
     def clip(n: int) -> _Clip:
         info = VideoInfo("x.mp4", "h264", 96, 64, n, 8.0, n / 8, False, 0, tuple(i / 8 for i in range(n)))
-        return _Clip(info, range(n), (56, 84), (0, 0))
+        return _Clip(info, range(n), (56, 84), (0, 0), PyAVReader())
 
     return Workspace(
         (clip(n_1), clip(n_2)),
-        reader=PyAVReader(),
         cache=FrameCache(0),
         resize=ResizeSettings(),
         tolerate_truncation=False,

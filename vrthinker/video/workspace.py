@@ -6,13 +6,13 @@ which the model uses, to a file, `frame_index` and `pts_seconds`.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Self
 
 from vrthinker.errors import InputError, VideoError
-from vrthinker.video.content import ClipContent, clip_content
+from vrthinker.video.clips import Clip, as_clip
+from vrthinker.video.content import ClipContent
 from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
 from vrthinker.video.resize import ResizeSettings
@@ -56,6 +56,7 @@ class _Clip:
     kept: Sequence[int]  # frame_index of each numbered frame
     size: tuple[int, int]
     file_state: tuple[int, int]
+    reader: VideoReader
     content: ClipContent | None = None
 
 
@@ -66,14 +67,12 @@ class Workspace:
         self,
         clips: tuple[_Clip, _Clip],
         *,
-        reader: VideoReader,
         cache: FrameCache,
         resize: ResizeSettings,
         tolerate_truncation: bool,
     ) -> None:
         self._clips = clips
         self._resize = resize
-        self._reader = reader
         self._cache = cache
         self._tolerate_truncation = tolerate_truncation
         self._notes: list[str] = []
@@ -81,8 +80,8 @@ class Workspace:
     @classmethod
     def open(
         cls,
-        video_1: VideoPath,
-        video_2: VideoPath,
+        video_1: VideoPath | Clip,
+        video_2: VideoPath | Clip,
         *,
         reader: VideoReader,
         resize: ResizeSettings,
@@ -93,9 +92,9 @@ class Workspace:
         """Probes both files and numbers their frames. Nothing is decoded except by `probe`.
 
         Args:
-            video_1: The first clip: a file, or a folder of images.
+            video_1: The first clip: a file, a folder of images, or a clip in memory.
             video_2: The second clip. Its length, size and rate may differ.
-            reader: The reader that decodes frames.
+            reader: The reader that decodes the frames of files.
             resize: The model's patch grid.
             cache: The cache of resized frames, which many workspaces may share.
             max_fps: The highest rate of numbered frames. Only frames that are at least `1 / max_fps` seconds
@@ -109,18 +108,19 @@ class Workspace:
         if max_fps is not None and not 0 < max_fps < float("inf"):
             raise InputError(f"max_fps: got {max_fps}, allowed: above 0, or nothing to keep every frame")
 
-        def open_clip(path: VideoPath) -> _Clip:
-            state = file_state(os.fspath(path))
-            info = reader.probe(os.fspath(path), tolerate_truncation=tolerate_truncation)
+        def open_clip(clip: Clip) -> _Clip:
+            state = file_state(clip.name)
+            own = clip.reader(reader)
+            info = own.probe(clip.name, tolerate_truncation=tolerate_truncation)
             try:
                 size = resize.grid_size(info.height, info.width)
             except InputError as error:
-                raise VideoError(path, str(error)) from error
+                raise VideoError(clip.name, str(error)) from error
             # `pixels` refuses the file if it changed after its state was read, so this is what is judged.
-            return _Clip(info, _thin(info, max_fps), size, state, clip_content(path))
+            return _Clip(info, _thin(info, max_fps), size, state, own, clip.content())
 
-        clips = (open_clip(video_1), open_clip(video_2))
-        return cls(clips, reader=reader, cache=cache, resize=resize, tolerate_truncation=tolerate_truncation)
+        clips = (open_clip(as_clip(video_1, "video 1")), open_clip(as_clip(video_2, "video 2")))
+        return cls(clips, cache=cache, resize=resize, tolerate_truncation=tolerate_truncation)
 
     @property
     def n_frames(self) -> int:
@@ -249,7 +249,7 @@ class Workspace:
                 clip.info.path,
                 [frame.frame_index for frame in wanted],
                 wanted[0].size,
-                self._reader,
+                clip.reader,
                 self._tolerate_truncation,
                 view,
             )
