@@ -538,7 +538,7 @@ class Judge:
     def rank(
         self,
         prompt: str,
-        clips: Sequence[VideoPath],
+        clips: Sequence[ClipSource],
         *,
         schedule: str = "all",
         budget: int | None = None,
