@@ -21,15 +21,17 @@ from vrthinker.episode.orders import SWAPPED, merged_orders, turned_back
 from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
-from vrthinker.episode.settings import (
-    PROMPTS_FOLDER,
-    SYNTHETIC_COMMENT,
-    EpisodeSettings,
-    JudgeSettings,
-    load_judge_settings,
-)
+from vrthinker.episode.settings import SYNTHETIC_COMMENT, JudgeSettings
 from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
-from vrthinker.errors import EngineError, InputError, first_problem
+from vrthinker.errors import EngineError, InputError
+from vrthinker.judge_configuration import (
+    JudgeConfiguration as JudgeConfiguration,
+)
+from vrthinker.judge_configuration import (
+    check_grid,
+    checkpoint_configuration,
+    endpoint_configuration,
+)
 from vrthinker.judge_threads import JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
 from vrthinker.ranking.ranking import Ranking, rank_group
@@ -216,21 +218,6 @@ class Judged(Finished):
         return self.item.id
 
 
-@dataclass(frozen=True)
-class JudgeConfiguration:
-    """What a judge's verdicts depend on, besides its weights.
-
-    Attributes:
-        model: The name of the engine.
-        settings: The sizes, limits and window.
-        templates: The prompts.
-    """
-
-    model: str
-    settings: JudgeSettings
-    templates: PromptTemplates
-
-
 class Judge:
     """Judges pairs of clips.
 
@@ -267,29 +254,20 @@ class Judge:
         return JudgeConfiguration(self.engine.name, self.settings, self.templates)
 
     @staticmethod
-    def configuration_of(
-        model: str | Path,
-        *,
-        templates: str | PathLike[str] | None = None,
-        max_pixels: int | None = None,
-        **episode_settings: Any,
-    ) -> JudgeConfiguration:
+    def configuration_of(model: str | Path, **options: Any) -> JudgeConfiguration:
         """The configuration that `from_pretrained` would give a judge. No weights are loaded.
 
         If the checkpoint has settings of its own, this takes no longer than reading them.
 
+        Args:
+            model: A checkpoint folder or a hub id.
+            **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
+                `from_pretrained`.
+
         Raises:
             InputError: The checkpoint, a template or a setting cannot be used.
         """
-        from vrthinker.engine.hf.checkpoint import grid, load_config, resolve_checkpoint
-
-        folder = resolve_checkpoint(model)
-        stored = load_judge_settings(folder)
-        prompts = Path(templates) if templates is not None else folder / PROMPTS_FOLDER
-        loaded_templates = _load_templates(prompts, required=templates is not None)
-        sizes = grid(load_config(folder)) if stored is None else {}
-        settings = _override(stored or JudgeSettings(), max_pixels, episode_settings, **sizes)
-        return JudgeConfiguration(f"hf:{folder.name}", settings, loaded_templates)
+        return checkpoint_configuration(model, **options)
 
     @classmethod
     def from_pretrained(
@@ -301,6 +279,7 @@ class Judge:
         batch_size: int = 8,
         templates: str | PathLike[str] | None = None,
         max_pixels: int | None = None,
+        profile: str | None = None,
         **episode_settings: Any,
     ) -> Judge:
         """Loads a Qwen2.5-VL or Qwen3-VL checkpoint with its own settings and prompts.
@@ -313,25 +292,22 @@ class Judge:
             batch_size: The number of episodes that advance together.
             templates: A folder of jinja2 templates to use instead of the checkpoint's.
             max_pixels: The most pixels of a frame, instead of the checkpoint's.
+            profile: The settings and prompts of a released checkpoint (docs/checkpoints.md), instead of the
+                checkpoint's. By default the one that goes with its hub id, if it has no settings of its own.
             **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
 
         Raises:
             InputError: The checkpoint, a template or a setting cannot be used.
         """
-        from vrthinker.engine.hf.checkpoint import grid, load_config, resolve_checkpoint
+        from vrthinker.engine.hf.checkpoint import resolve_checkpoint
         from vrthinker.engine.hf.engine import HFEngine
 
         # Everything about the checkpoint that can be refused is refused before its weights are loaded.
-        folder = resolve_checkpoint(model)
-        configured = cls.configuration_of(
-            folder, templates=templates, max_pixels=max_pixels, **episode_settings
+        configured = checkpoint_configuration(
+            model, templates=templates, max_pixels=max_pixels, profile=profile, **episode_settings
         )
-        for name, wanted in grid(load_config(folder)).items():
-            got = getattr(configured.settings.resize, name)
-            if got != wanted:
-                raise InputError(
-                    f"{folder}: vrthinker.json: resize.{name}: got {got}, the model has {wanted}"
-                )
+        folder = resolve_checkpoint(model)
+        check_grid(folder, configured.settings)
         engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
         return cls(engine, configured.settings, templates=configured.templates)
 
@@ -341,31 +317,25 @@ class Judge:
         base_url: str,
         model: str,
         *,
-        templates: str | PathLike[str] | None = None,
-        max_pixels: int | None = None,
         engine_options: dict[str, Any] | None = None,
-        **episode_settings: Any,
+        **options: Any,
     ) -> Judge:
-        """Makes a judge that uses an OpenAI-compatible server. `EndpointEngine` lists the `engine_options`.
+        """Makes a judge that uses an OpenAI-compatible server.
+
+        Args:
+            base_url: The address of the server.
+            model: The name that the server knows the model by.
+            engine_options: Options of `EndpointEngine`.
+            **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
+                `from_pretrained`.
 
         Raises:
             InputError: The address, a template or a setting cannot be used.
         """
         from vrthinker.engine.endpoint.engine import EndpointEngine
 
-        loaded_templates = _load_templates(Path(templates) if templates else None, required=True)
-        settings = _override(JudgeSettings(), max_pixels, episode_settings)
-        if settings.episode.memory != "rerender":
-            raise InputError(
-                f"memory: got {settings.episode.memory!r}, allowed over an endpoint: rerender (a server's "
-                "cache is out of reach)"
-            )
-        if settings.episode.guided:
-            raise InputError(
-                "guided: got true, allowed over an endpoint: false (a server writes rounds without a grammar)"
-            )
-        engine = EndpointEngine(base_url, model, **(engine_options or {}))
-        return cls(engine, settings, templates=loaded_templates)
+        settings, templates = endpoint_configuration(model, **options)
+        return cls(EndpointEngine(base_url, model, **(engine_options or {})), settings, templates=templates)
 
     def __call__(
         self,
@@ -668,6 +638,7 @@ class Judge:
                 resize=self.settings.resize,
                 cache=self._cache,
                 max_fps=episode.max_fps,
+                frames_per_video=episode.frames_per_video,
                 tolerate_truncation=episode.tolerate_truncation,
             )
             if not prompt.strip():
@@ -680,7 +651,9 @@ class Judge:
                     workspace.note(FOREIGN_NOTE)
             return workspace
 
-        return EpisodeItem(item_id, prompt, open_workspace, dataset or self.settings.dataset, seed)
+        own = self.settings.dimensions if dataset is None else None
+        dataset = dataset or self.settings.dataset
+        return EpisodeItem(item_id, prompt, open_workspace, dataset, seed, dimensions=own)
 
 
 def _check_types(prompt: object, dataset: object, seed: object) -> None:
@@ -690,34 +663,3 @@ def _check_types(prompt: object, dataset: object, seed: object) -> None:
         raise InputError(f"dataset: got {type(dataset).__name__}, allowed: a name, or None")
     if not isinstance(seed, int):
         raise InputError(f"seed: got {seed!r}, allowed: an integer")
-
-
-def _load_templates(folder: Path | None, *, required: bool) -> PromptTemplates:
-    if folder is not None and required and not folder.is_dir():
-        raise InputError(f"{folder}: not a folder of prompt templates")
-    return PromptTemplates.load(folder)
-
-
-def _override(
-    settings: JudgeSettings, max_pixels: int | None, episode_settings: dict[str, Any], **resize: Any
-) -> JudgeSettings:
-    """Applies overrides through validation, so that a bad value is one clear line."""
-    from pydantic import ValidationError
-
-    frames = episode_settings.get("initial_frames")
-    if isinstance(frames, int) and frames % 2:
-        raise InputError(f"initial_frames: got {frames}, allowed: an even number, half of it from each video")
-    # The caller decides whether a broken clip is judged, never a checkpoint.
-    stored = {**settings.episode.model_dump(), "tolerate_truncation": False}
-    try:
-        episode = EpisodeSettings.model_validate({**stored, **episode_settings})
-        sizes = {**settings.resize.model_dump(), **resize}
-        if max_pixels is not None:
-            sizes["max_pixels"] = max_pixels
-            if isinstance(max_pixels, int):
-                sizes["min_pixels"] = min(sizes["min_pixels"], max_pixels)
-        return settings.model_copy(
-            update={"episode": episode, "resize": type(settings.resize).model_validate(sizes)}
-        )
-    except ValidationError as error:
-        raise InputError(first_problem(error, "settings", quote=True)) from None

@@ -164,6 +164,24 @@ def test_thinned_clips_are_never_refused(clip_pair: tuple[Path, Path], tmp_path:
         check_record(loaded)
 
 
+@pytest.mark.parametrize("picks", [3, 10, 48])
+def test_picked_frames_are_never_refused_and_others_are(clip_pair: tuple[Path, Path], picks: int) -> None:
+    def opened() -> Workspace:
+        options = {"resize": ResizeSettings(), "cache": FrameCache(1 << 24), "frames_per_video": picks}
+        return Workspace.open(*clip_pair, reader=open_reader(), **options)  # type: ignore[arg-type]
+
+    settings = EpisodeSettings(frames_per_video=picks)
+    runner = EpisodeRunner(ScriptedEngine([[look(2, 3), DONE]]), settings)
+    trajectory = runner.run_one(EpisodeItem("taught", "a dog", opened))
+    check_record(trajectory)
+    moved = trajectory.frames[1].model_copy(update={"frame_index": 11})
+    frames = (trajectory.frames[0], moved, *trajectory.frames[2:])
+    with pytest.raises(InputError, match="is given as video"):
+        check_record(trajectory.model_copy(update={"frames": frames}))
+    with pytest.raises(InputError, match="the record numbers"):
+        check_record(trajectory.model_copy(update={"settings": EpisodeSettings()}))
+
+
 def test_a_failed_episode_is_no_contradiction(played: Callable[..., Trajectory]) -> None:
     whole = played(look(3), look(4), DONE)
     failed = Outcome(judgments=None, confidence=None, stop_reason=StopReason.VIDEO_ERROR, reason="a frame")

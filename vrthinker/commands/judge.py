@@ -79,6 +79,8 @@ class JudgeCommand:
     """If a clip breaks half-way, judge the frames before the break. The verdict says so."""
     guided: Annotated[bool | None, option("True|False")] = None
     """Force rounds into the grammar, for models that do not keep to it. The checkpoint's own by default."""
+    profile: Annotated[str | None, option("NAME")] = None
+    """Settings and prompts of a released checkpoint: vr-thinker-48, vr-thinker-128. By default its own."""
     templates: Annotated[Path | None, option("FOLDER")] = None
     """A folder of prompt templates to use instead of the checkpoint's."""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -278,6 +280,7 @@ class JudgeCommand:
             overrides={
                 "templates": self.templates,
                 "max_pixels": self.max_pixels,
+                "profile": self.profile,
                 **self._episode_settings(),
             },
         )

@@ -22,7 +22,7 @@ from vrthinker.engine.base import (
     RoundResult,
     TextSegment,
 )
-from vrthinker.episode.dimensions import dimension_texts
+from vrthinker.episode.dimensions import DimensionText, dimension_texts
 from vrthinker.episode.forms import round_form
 from vrthinker.episode.grammar import (
     FinalAnswer,
@@ -61,6 +61,7 @@ _TAGS = re.compile(r"<[^<>]*>")
 class EpisodeItem:
     """An item to judge: an id, a caption, and a function that opens its workspace (once, maybe in a thread).
 
+    `dimensions` are the names of the dimensions in prompts, instead of the dataset's.
     `first_frames` are shown first, instead of `EpisodeSettings.initial_frames` evenly spaced frames. With
     `group_seeds`, one episode is sampled per seed, and `seed` is not used. The episodes share the first
     input, which is decoded, encoded and prefilled once. `id` is then the group's id, and `group_ids` are the
@@ -77,6 +78,7 @@ class EpisodeItem:
     group_seeds: tuple[int, ...] | None = None
     group_ids: tuple[str, ...] | None = None
     given_up: Callable[[], str | None] | None = None
+    dimensions: tuple[DimensionText, ...] | None = None
 
     @property
     def n_episodes(self) -> int:
@@ -147,7 +149,7 @@ class Episode:
             max_frames=self.settings.retrieved_frames,
             max_rounds=self.settings.max_rounds,
             window=self.settings.window,
-            dimensions=dimension_texts(self.item.dataset),
+            dimensions=self.item.dimensions or dimension_texts(self.item.dataset),
             tools=tuple(self.tools.schemas()),
         )
 

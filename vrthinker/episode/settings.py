@@ -8,13 +8,21 @@ paper's settings.
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    field_validator,
+    model_serializer,
+)
 
 from vrthinker.bounded_files import read_json
 from vrthinker.engine.base import MIN_TEMPERATURE
-from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName
+from vrthinker.episode.dimensions import DEFAULT_DATASET, DatasetName, Dimension, DimensionText
 from vrthinker.errors import InputError, first_problem
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import MemoryMode
@@ -61,8 +69,20 @@ class EpisodeSettings(BaseModel):
     """Ours: force each round into the grammar, for models that do not keep to it by themselves."""
     max_fps: float | None = Field(None, gt=0.0)
     """The most frames per second of each clip that are numbered; null numbers all of them."""
+    frames_per_video: int | None = Field(None, ge=1, le=4096)
+    """F, the number of frames of each clip that are numbered, whatever its length: evenly spaced from its
+    first to its last, and repeated if it has fewer. Video 1 holds 1..F, video 2 F+1..2F. Null numbers all."""
     tolerate_truncation: bool = False
     """If a clip breaks half-way, judge the frames before the break."""
+
+    @property
+    def numbers_all_frames(self) -> bool:
+        """Whether every frame of the clips has a number, so that numbers are places in the files."""
+        return self.max_fps is None and self.frames_per_video is None
+
+    @model_serializer(mode="wrap")
+    def _without_null_picks(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_nulls(handler(self), "frames_per_video")
 
 
 class JudgeSettings(BaseModel):
@@ -77,11 +97,31 @@ class JudgeSettings(BaseModel):
     """The settings that the checkpoint was trained with."""
     dataset: DatasetName = DEFAULT_DATASET
     """The dataset whose names and explanations of the dimensions the prompt uses if a pair has no dataset."""
+    dimensions: tuple[DimensionText, ...] | None = None
+    """The checkpoint's own names and explanations of the dimensions, in its own order, instead of those of
+    `dataset`. A dataset that a pair or a caller names still comes first."""
     note: str | None = Field(None, max_length=1000)
     """A line about the checkpoint that is added to every verdict."""
     clips: Literal["any", "synthetic"] = "any"
     """The clips that it was trained to judge. With `synthetic` (the package's synthetic world), a verdict
     about other clips has a note that says so."""
+
+    @field_validator("dimensions")
+    @classmethod
+    def _are_the_four(cls, value: tuple[DimensionText, ...] | None) -> tuple[DimensionText, ...] | None:
+        if value is not None and sorted(text.code for text in value) != sorted(Dimension):
+            codes = ", ".join(text.code for text in value)
+            raise ValueError(f"got {codes or 'none'}, allowed: each of {', '.join(Dimension)} once")
+        return value
+
+    @model_serializer(mode="wrap")
+    def _without_null_dimensions(self, handler: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        return without_nulls(handler(self), "dimensions")
+
+
+def without_nulls(written: dict[str, Any], *names: str) -> dict[str, Any]:
+    """Values that are about to be written, without newer fields that are null, so that older readers work."""
+    return {name: value for name, value in written.items() if value is not None or name not in names}
 
 
 def load_judge_settings(folder: Path) -> JudgeSettings | None:

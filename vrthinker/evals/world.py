@@ -105,11 +105,11 @@ def evaluate_world(
         raise InputError(f"retrieval: got {', '.join(retrievals) or 'none'}, wanted own among them")
     if limit < 1 or seed < 0:
         raise InputError(f"world: got {limit} pairs and seed {seed}, allowed: at least 1 pair, seed from 0")
-    if judge.settings.episode.max_fps is not None:
-        raise InputError(
-            f"max_fps: got {judge.settings.episode.max_fps}, allowed on the synthetic world: none, its truth "
-            "numbers every frame"
-        )
+    for name in ("max_fps", "frames_per_video"):
+        if (got := getattr(judge.settings.episode, name)) is not None:
+            raise InputError(
+                f"{name}: got {got}, allowed on the synthetic world: none, its truth numbers every frame"
+            )
     run = {
         "model": judge.engine.name,
         "weights": _weights(judge),

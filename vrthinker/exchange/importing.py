@@ -213,6 +213,7 @@ def _trajectory(
         resize=resize,
         cache=cache,
         max_fps=settings.max_fps,
+        frames_per_video=settings.frames_per_video,
         tolerate_truncation=settings.tolerate_truncation,
     )
     pictures = len(told.asked[0]) - 1

@@ -23,6 +23,7 @@ from vrthinker.engine.hf.markup import Markup
 from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.grammar import FinalAnswer, ParsedRound, ToolRequest, parse_round
 from vrthinker.episode.prompts import clean
+from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.tools.base import FramesShown, ToolContext, ToolErrorKind, ToolOutcome
 from vrthinker.episode.tools.registry import ToolRegistry
 from vrthinker.episode.trajectory import (
@@ -34,6 +35,7 @@ from vrthinker.episode.trajectory import (
     Trajectory,
 )
 from vrthinker.errors import InputError, one_line
+from vrthinker.video.workspace import evenly_spaced
 from vrthinker.visibility import ShownFrame, VisibilityRecord, WindowMemory
 
 _ENDS = re.compile(r"(?:<\|im_end\|>|<\|endoftext\|>|\s|\ufffd)+\Z")
@@ -129,9 +131,10 @@ def _check_frames(trajectory: Trajectory) -> None:
     """Checks that frame numbers stand for frames of the clips, and are where the numbering puts them."""
     lengths = [video.n_frames for video in trajectory.videos]
     numbered = (trajectory.n_frames_1, trajectory.n_frames - trajectory.n_frames_1)
-    all_are_numbered = trajectory.settings.max_fps is None
+    known = _known_places(trajectory.settings, lengths)
     for video, (n_frames, n_numbered) in enumerate(zip(lengths, numbered, strict=True), start=1):
-        if not 1 <= n_numbered <= n_frames or (all_are_numbered and n_numbered != n_frames):
+        fits = 1 <= n_numbered <= n_frames if known is None else n_numbered == len(known[video - 1])
+        if not fits:
             raise _Contradiction(f": video {video} has {n_frames} frames, the record numbers {n_numbered}")
     before = (0, 0, -1)
     for frame in sorted(trajectory.frames, key=lambda frame: frame.frame_number):
@@ -141,10 +144,13 @@ def _check_frames(trajectory: Trajectory) -> None:
         fits = (
             1 <= frame.frame_number <= trajectory.n_frames
             and frame.video == (2 if first else 1)
-            and position <= frame.frame_index < lengths[frame.video - 1]
-            and (not all_are_numbered or frame.frame_index == position)
-            # Frames that are skipped never change the order.
-            and (here[0] != before[0] or (here[1] - before[1] <= here[2] - before[2]))
+            and (
+                frame.frame_index == known[frame.video - 1][position]
+                if known is not None
+                else position <= frame.frame_index < lengths[frame.video - 1]
+                # Frames that are skipped never change the order.
+                and (here[0] != before[0] or (here[1] - before[1] <= here[2] - before[2]))
+            )
             and (here[:2] != before[:2] or here == before)
         )
         if not fits:
@@ -155,6 +161,14 @@ def _check_frames(trajectory: Trajectory) -> None:
             )
         _check_view(trajectory, frame)
         before = here
+
+
+def _known_places(settings: EpisodeSettings, lengths: Sequence[int]) -> list[Sequence[int]] | None:
+    """The frame index of every numbered frame of each video; None if it depends on times (`max_fps`)."""
+    if settings.max_fps is not None:
+        return None
+    picks = settings.frames_per_video
+    return [range(n) if picks is None else evenly_spaced(n, picks) for n in lengths]
 
 
 def _check_view(trajectory: Trajectory, frame: FrameRecord) -> None:

@@ -148,7 +148,7 @@ class _Trainer:
             settings.reward,
             pairs,
             # A judge that skips frames numbers others than the truth does.
-            truth_of=functools.partial(_truth_of, truths if sampled.max_fps is None else {}),
+            truth_of=functools.partial(_truth_of, truths if sampled.numbers_all_frames else {}),
             seed=settings.seed,
             folder=out / ROLLOUTS,
             ranks=ranks,

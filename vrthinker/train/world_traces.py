@@ -72,11 +72,12 @@ def make_traces(
     if source.most_calls >= rounds:
         allowed = f"up to {rounds - 1}, one less than the judge's rounds"
         raise InputError(f"calls: got {source.calls}, allowed: {allowed}")
-    if settings.episode.max_fps is not None:
-        raise InputError(
-            f"max_fps: got {settings.episode.max_fps}, allowed for traces of the synthetic world: none, its "
-            "truth numbers every frame"
-        )
+    for name in ("max_fps", "frames_per_video"):
+        if (got := getattr(settings.episode, name)) is not None:
+            raise InputError(
+                f"{name}: got {got}, allowed for traces of the synthetic world: none, its truth numbers every "
+                "frame"
+            )
     workers = workers or len(os.sched_getaffinity(0))
     folder = world_folder(folder, source.world, source.pairs, source.seed, seed=seed, workers=workers)
     parts = folder / "traces"

@@ -87,6 +87,7 @@ class Workspace:
         resize: ResizeSettings,
         cache: FrameCache,
         max_fps: float | None = None,
+        frames_per_video: int | None = None,
         tolerate_truncation: bool = False,
     ) -> Self:
         """Probes both files and numbers their frames. Nothing is decoded except by `probe`.
@@ -99,12 +100,17 @@ class Workspace:
             cache: The cache of resized frames, which many workspaces may share.
             max_fps: The highest rate of numbered frames. Only frames that are at least `1 / max_fps` seconds
                 apart are numbered, starting with the first. None numbers all.
+            frames_per_video: The number of frames of each clip that are numbered: evenly spaced from the
+                first to the last (of those that `max_fps` leaves), and repeated if there are fewer. None
+                numbers all.
             tolerate_truncation: Whether a file that breaks half-way is used up to the break.
 
         Raises:
             VideoError: A file cannot be used.
-            InputError: `max_fps` is not above 0.
+            InputError: `max_fps` or `frames_per_video` is not above 0.
         """
+        if frames_per_video is not None and frames_per_video < 1:
+            raise InputError(f"frames_per_video: got {frames_per_video}, allowed: at least 1, or nothing")
         if max_fps is not None and not 0 < max_fps < float("inf"):
             raise InputError(f"max_fps: got {max_fps}, allowed: above 0, or nothing to keep every frame")
 
@@ -117,7 +123,10 @@ class Workspace:
             except InputError as error:
                 raise VideoError(clip.name, str(error)) from error
             # `pixels` refuses the file if it changed after its state was read, so this is what is judged.
-            return _Clip(info, _thin(info, max_fps), size, state, own, clip.content())
+            kept = _thin(info, max_fps)
+            if frames_per_video is not None:
+                kept = [kept[place] for place in evenly_spaced(len(kept), frames_per_video)]
+            return _Clip(info, kept, size, state, own, clip.content())
 
         clips = (open_clip(as_clip(video_1, "video 1")), open_clip(as_clip(video_2, "video 2")))
         return cls(clips, cache=cache, resize=resize, tolerate_truncation=tolerate_truncation)
@@ -264,6 +273,15 @@ class Workspace:
             VideoError: A frame does not decode.
         """
         self.pixels(frame_numbers, view)
+
+
+def evenly_spaced(n: int, picks: int) -> list[int]:
+    """`picks` places among `n`, from the first to the last, at equal distances but for rounding.
+
+    More picks than places repeat some. A single pick is the first.
+    """
+    steps = max(1, picks - 1)
+    return [(2 * pick * (n - 1) + steps) // (2 * steps) for pick in range(picks)]
 
 
 def _thin(info: VideoInfo, max_fps: float | None) -> Sequence[int]:

@@ -243,7 +243,7 @@ def _stills_style(trajectory: Trajectory, clips: Sequence[_ClipView]) -> Markup:
 def _script_data(trajectory: Trajectory, view: _ClipView) -> dict[str, Any]:
     """What the script has to know about a clip: the times at which frames begin, and their numbers."""
     data: dict[str, Any] = {"video": view.video, "times": [round(t, 6) for t in view.clip.times]}
-    if trajectory.settings.max_fps is None:
+    if trajectory.settings.numbers_all_frames:
         return {**data, "first": view.first_number}
     clip_frames = [frame for frame in trajectory.frames if frame.video == view.video]
     return {**data, "numbers": {frame.frame_index: frame.frame_number for frame in clip_frames}}

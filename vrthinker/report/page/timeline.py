@@ -82,7 +82,7 @@ def _mark(
 
 def _where(trajectory: Trajectory, event: PlantedEvent, times: Sequence[float]) -> str:
     first, last = event.first_index, event.end_index - 1
-    if trajectory.settings.max_fps is None:
+    if trajectory.settings.numbers_all_frames:
         before = 0 if event.video == 1 else trajectory.n_frames_1
         named = (
             f"frame {before + first + 1}"
