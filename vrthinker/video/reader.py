@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import operator
 import os
+import threading
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Protocol, runtime_checkable
@@ -56,6 +57,25 @@ class VideoInfo:
     truncated: str | None = None
     notes: tuple[str, ...] = ()
     comment: str = field(default="", repr=False)
+
+
+class ReadCounts:
+    """How much a reader did so far. Thread-safe.
+
+    Attributes:
+        decoded: The number of pictures that came out of decoders for reads (not for indexes).
+        shown: The number of distinct frames that reads asked for.
+    """
+
+    def __init__(self) -> None:
+        self.decoded = self.shown = 0
+        self._lock = threading.Lock()
+
+    def add(self, *, decoded: int = 0, shown: int = 0) -> None:
+        """Adds to the counts."""
+        with self._lock:
+            self.decoded += decoded
+            self.shown += shown
 
 
 @runtime_checkable

@@ -28,7 +28,7 @@ from vrthinker.errors import VideoError
 from vrthinker.video.frame_cache import file_state
 from vrthinker.video.open import open_reader
 from vrthinker.video.pyav.clip import DECODE_ERRORS, BreakError, Orientation, open_clip, orientation_of
-from vrthinker.video.pyav.index import decoded
+from vrthinker.video.pyav.sequence import decoded
 from vrthinker.video.reader import VideoInfo, VideoReader
 from vrthinker.visibility import Region
 

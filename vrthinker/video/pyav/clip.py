@@ -24,8 +24,8 @@ from av.video.reformatter import Interpolation, VideoReformatter
 from vrthinker import limits
 from vrthinker.errors import MachineError, VideoError
 from vrthinker.video.pyav.containers import missing_part
-from vrthinker.video.pyav.packets import damage, starts_afresh
-from vrthinker.video.reader import check_side
+from vrthinker.video.pyav.packets import damage, is_disposable, starts_afresh
+from vrthinker.video.reader import ReadCounts, check_side
 from vrthinker.video.transparency import on_ground
 
 _MAX_COMMENT_CHARS = 200
@@ -113,6 +113,7 @@ class OpenClip:
         self.comment = str(next(comments, ""))[:_MAX_COMMENT_CHARS]
         self.codec: str = stream.codec_context.codec.canonical_name
         self.marks_damage_late = False
+        self.counts: ReadCounts | None = None
         # FFmpeg's own decoders of VP8 and VP9 ignore the second stream that holds the opacity.
         has_opacity_stream = stream.metadata.get("alpha_mode") == "1"
         name = _DECODERS_WITH_ALPHA.get(self.codec) if has_opacity_stream else None
@@ -122,6 +123,15 @@ class OpenClip:
     def starts_afresh(self, packet: Any) -> bool:
         """Whether no picture after this keyframe refers to one before it."""
         return starts_afresh(self.codec, memoryview(packet), self.stream.codec_context.extradata or b"")
+
+    def is_disposable(self, packet: Any) -> bool:
+        """Whether no other picture depends on this packet's."""
+        return is_disposable(self.codec, memoryview(packet), self.stream.codec_context.extradata or b"")
+
+    def rest(self) -> None:
+        """Lets go of the pictures that the decoder holds, before the clip is kept open for later reads."""
+        if self._decoder.is_open:
+            self._decoder.flush_buffers()
 
     def allow_missing_references(self) -> None:
         """Says that decoding starts where pictures before the start may be named. Call it before `decode`.
@@ -166,6 +176,18 @@ class OpenClip:
             raise_if_out_of_memory(self.path, error)
             raise BreakError(f"the container is damaged ({_words(error)})") from error
 
+    def seek(self, tick: int, *, any_frame: bool = False) -> None:
+        """Goes to the packet at or before a time: to a keyframe, or with `any_frame` to any packet.
+
+        Raises:
+            BreakError: The container cannot be searched.
+        """
+        try:
+            self.container.seek(tick, stream=self.stream, any_frame=any_frame)
+        except (MemoryError, *DECODE_ERRORS) as error:
+            raise_if_out_of_memory(self.path, error)
+            raise BreakError(f"the container cannot be searched ({_words(error)})") from error
+
     def packets_from(self, pts: int, dts: int | None) -> Iterator[Any]:
         """Seeks to the keyframe at `pts` and yields the packets from there on.
 
@@ -175,11 +197,7 @@ class OpenClip:
         for target in (pts, dts):
             if target is None:
                 continue
-            try:
-                self.container.seek(target, stream=self.stream)
-            except (MemoryError, *DECODE_ERRORS) as error:
-                raise_if_out_of_memory(self.path, error)
-                raise BreakError(f"the container cannot be searched ({_words(error)})") from error
+            self.seek(target)
             if self._decoder.is_open:
                 self._decoder.flush_buffers()
             packets = self.packets()
@@ -206,6 +224,8 @@ class OpenClip:
         except (MemoryError, *DECODE_ERRORS) as error:
             raise_if_out_of_memory(self.path, error)
             raise BreakError(f"a frame does not decode ({_words(error)})") from error
+        if self.counts is not None:
+            self.counts.add(decoded=len(frames))
         if any(frame.is_corrupt for frame in frames):
             raise BreakError("a frame decodes with errors")
         return frames

@@ -3,8 +3,8 @@
 Invariant: entry i of an index is the i-th picture that the decoder outputs if it decodes the file from the
 start. There are two ways to make an index:
 
-- *by listing*: the sorted timestamps of the packets, with only the first frame decoded. This is for
-  containers and codecs in which one packet shows one picture. Reading checks every frame against the index.
+- *by listing* (`listing.py`): the sorted timestamps of the packets, with only the first frame decoded. This
+  is for containers and codecs in which one packet shows one picture. Reading checks every frame against it.
 - *by decoding*: the whole file is decoded once, and frames are counted and dropped. This is for all other
   files, for files whose listing is inconsistent, and for files that break half-way: the index ends at the
   first damage.
@@ -14,35 +14,22 @@ from __future__ import annotations
 
 import bisect
 import itertools
-from collections import deque
-from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any
 
 from vrthinker.errors import VideoError
 from vrthinker.video import transparency
-from vrthinker.video.pyav.clip import (
-    BreakError,
-    OpenClip,
-    Orientation,
-    check_size,
-    has_alpha,
-    how_shown,
-    is_transparent,
-    open_clip,
-    orientation_of,
-)
+from vrthinker.video.pyav.clip import BreakError, Orientation, is_transparent, open_clip
 from vrthinker.video.pyav.containers import MissingPart, missing_part
-from vrthinker.video.pyav.packets import damage, shows_frame
-from vrthinker.video.reader import VideoInfo, broken_error, check_amount, most_frames
+from vrthinker.video.pyav.listing import LISTABLE, Listing, list_clip
+from vrthinker.video.pyav.packets import starts_afresh
+from vrthinker.video.pyav.sample_table import first_bytes
+from vrthinker.video.pyav.sequence import frames_in_order
+from vrthinker.video.reader import VideoInfo, broken_error
 
-_LISTABLE = frozenset({"h264", "hevc", "vp8", "vp9", "av1", "mjpeg"})
 _NEVER_REORDERED = frozenset({"vp8", "vp9", "mjpeg"})
 """Codecs whose frames are shown in the order of their packets: an earlier time after a later one is wrong."""
-_FALLBACK_FPS = Fraction(25)
-_MAX_REORDERED = 16
-"""The most pictures that H.264 may hold back to put them into order."""
 
 
 @dataclass(frozen=True)
@@ -53,11 +40,13 @@ class Keyframe:
         frame_index: The index of the first frame that is certain to be decoded correctly.
         pts: The packet's presentation time in the stream's ticks; None is the start of the file.
         dts: The packet's decoding time, by which some containers seek.
+        place: The offset and the size of the packet in the file, if it has not been read yet.
     """
 
     frame_index: int
     pts: int | None = None
     dts: int | None = None
+    place: tuple[int, int] | None = None
 
 
 _START = Keyframe(0)
@@ -74,7 +63,9 @@ class ClipIndex:
         ticks: The presentation time of each frame, strictly increasing; None if the file's times are
             unusable, and frames are found by counting.
         keyframes: The places where decoding may start, ascending. The first is the start of the file.
-        has_open_groups: Whether pictures after a keyframe may name pictures before it.
+        has_open_groups: Whether pictures after a keyframe may name pictures before it, as far as the
+            keyframes were read (`begins_openly` reads the others).
+        extradata: The codec's header from the container.
         end_byte: The offset in the file from which a part is missing; None if the file is whole.
     """
 
@@ -84,7 +75,15 @@ class ClipIndex:
     ticks: tuple[int, ...] | None = None
     keyframes: tuple[Keyframe, ...] = (_START,)
     has_open_groups: bool = False
+    extradata: bytes = b""
     end_byte: int | None = None
+
+    def begins_openly(self, path: str, keyframe: Keyframe) -> bool:
+        """Whether pictures after a keyframe may name pictures before it."""
+        if self.has_open_groups or keyframe.place is None or self.info.codec != "h264":
+            return self.has_open_groups
+        head = memoryview(first_bytes(path, *keyframe.place))
+        return not starts_afresh(self.info.codec, head, self.extradata)
 
     def position(self, pts: int | None) -> int | None:
         """The index of the frame shown at `pts`; None if there is none."""
@@ -99,32 +98,6 @@ class ClipIndex:
         return self.keyframes[i - 1]
 
 
-@dataclass
-class _Listing:
-    """What was read from the packets and the first frame."""
-
-    format_name: str
-    stream_id: int
-    codec: str
-    is_seekable: bool
-    time_base: Fraction
-    nominal_fps: Fraction
-    ticks: list[int | None] = field(default_factory=list)  # of the packets that show a frame
-    keyframes: list[tuple[int, int]] = field(default_factory=list)  # (pts, dts)
-    durations: dict[int, int] = field(default_factory=dict)  # pts -> ticks, where stated
-    has_open_groups: bool = False
-    n_packets: int = 0
-    n_before_start: int = 0  # the frames that come before the first keyframe
-    positions: set[int] = field(default_factory=set)  # the packets' offsets in the file
-    damage: str | None = None
-    first_pts: int | None = None
-    orientation: Orientation = field(default_factory=Orientation)
-    comment: str = ""
-    has_alpha: bool = False
-    notes: tuple[str, ...] = ()
-    stored_size: tuple[int, int] = (0, 0)
-
-
 def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
     """Makes the index of a file that `check_file` accepted.
 
@@ -135,7 +108,7 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
     Raises:
         VideoError: The file has no usable video, or it is damaged and that is not tolerated.
     """
-    listing = _list_packets(path)
+    listing = list_clip(path)
     missing = missing_part(path, listing.format_name, listing.stream_id, listing.positions)
     known_damage = listing.damage if missing is None else missing.reason
     expected = _expected_ticks(listing)
@@ -150,195 +123,9 @@ def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
     return _finish(path, listing, ticks, broken, None if missing is None else missing.at_byte)
 
 
-def frames_in_order(
-    clip: OpenClip,
-    expected: Sequence[int] | None,
-    stored_size: tuple[int, int] | None,
-    *,
-    flush: bool = True,
-) -> Iterator[Any]:
-    """Decodes a clip from its start and yields every frame, in presentation order.
-
-    Args:
-        clip: The clip, just opened with one thread, so that damage is noticed at its place.
-        expected: The ticks of the frames that have to come, if they are known.
-        stored_size: The (height, width) that every frame must have; None takes the first frame's.
-        flush: Whether to yield the frames that are still inside the decoder at the end. If a part of the file
-            is missing there, they may come after lost ones.
-
-    Raises:
-        BreakError: A packet is damaged, or an expected frame is missing.
-        VideoError: The picture size changes on the way, or there are too many frames.
-    """
-    count = 0
-    looks: set[tuple[object, ...]] = set()
-    for frame in decoded(clip, clip.packets(), flush=flush):
-        check_size(clip.path, frame.width, frame.height)
-        size = (frame.height, frame.width)
-        if stored_size is not None and size != stored_size:
-            raise VideoError(
-                clip.path,
-                f"frame {count} is {size[1]}x{size[0]}, the first is {stored_size[1]}x{stored_size[0]}; "
-                "all frames of a clip must have one size",
-            )
-        stored_size = size
-        if expected is not None and (count >= len(expected) or frame.pts != expected[count]):
-            raise BreakError(f"frame_index {count} is listed and does not decode")
-        look = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
-        if look not in looks:  # a damaged header may state a colour format that cannot be converted
-            looks.add(look)
-            clip.to_rgb(frame, Orientation())
-        count += 1
-        check_amount(clip.path, frame.width, frame.height, count)
-        yield frame
-    if flush and expected is not None and count < len(expected):
-        raise BreakError(f"frame_index {count} is listed and does not decode")
-
-
-def decoded(clip: OpenClip, packets: Iterable[Any], *, flush: bool = True) -> Iterator[Any]:
-    """Decodes packets from the first keyframe on, because earlier ones cannot be decoded.
-
-    If no packet is marked as a keyframe, all are tried.
-
-    Raises:
-        BreakError: A packet or an output frame is damaged.
-    """
-    usable = _from_first_keyframe(clip, packets)
-    if clip.marks_damage_late:
-        yield from _decoded_and_settled(clip, usable, flush=flush)
-        return
-    for packet in usable:
-        yield from clip.decode(packet)
-    if flush:
-        yield from clip.decode(None)
-
-
-def _from_first_keyframe(clip: OpenClip, packets: Iterable[Any]) -> Iterator[Any]:
-    """The packets to decode. The clip is told first if pictures before the start may be missing."""
-    packets, early = iter(packets), []
-    for packet in packets:
-        if packet.is_keyframe:
-            break
-        early.append(packet)
-    else:
-        # Where a part is missing, the keyframe was there; what is left would decode to made-up pictures.
-        return iter(() if clip.is_cut else early)
-    start = packet
-    if not clip.starts_afresh(start):
-        clip.allow_missing_references()
-    rest = (packet for packet in packets if not _refers_to_what_is_gone(clip.codec, start, packet))
-    return itertools.chain([start], rest)
-
-
-def _decoded_and_settled(clip: OpenClip, packets: Iterable[Any], *, flush: bool) -> Iterator[Any]:
-    """Decodes packets, and yields a frame when everything that it may depend on has come out undamaged.
-
-    A frame can depend on any packet that was fed before it came out. Frames come out in the order of their
-    times, so it is settled when a frame as late as the latest of those packets has come out.
-    """
-    waiting: deque[tuple[Any, int]] = deque()  # (frame, the latest time that was fed before it came out)
-    latest = 0
-    for packet in packets:
-        latest = max(latest, packet.pts or 0)
-        for frame in clip.decode(packet):
-            waiting.append((frame, latest))
-            while waiting and _is_settled(waiting, frame.pts):
-                yield waiting.popleft()[0]
-    if flush:
-        frames = clip.decode(None)
-        yield from (frame for frame, _ in waiting)
-        yield from frames
-
-
-def _is_settled(waiting: deque[tuple[Any, int]], reached: int | None) -> bool:
-    """Whether the first of the waiting frames may be shown. Without times, it waits as long as can matter."""
-    return len(waiting) > _MAX_REORDERED or (reached is not None and waiting[0][1] <= reached)
-
-
-def _refers_to_what_is_gone(codec: str, start: Any, packet: Any) -> bool:
-    """Whether a picture follows the first keyframe in the file, but precedes it on the screen.
-
-    A clip that was cut out of a longer one may begin like this. HEVC's decoder skips such pictures by itself
-    (except those that can be decoded). H.264's decoder would invent them.
-    """
-    return codec == "h264" and None not in (packet.pts, start.pts) and packet.pts < start.pts
-
-
-def _list_packets(path: str) -> _Listing:
-    """Reads every packet, and decodes up to the first frame."""
-    with open_clip(path) as clip:
-        stream = clip.stream
-        listing = _Listing(
-            clip.format_name,
-            stream.id,
-            clip.codec,
-            clip.is_seekable,
-            Fraction(stream.time_base or Fraction(1, 1000)),
-            Fraction(stream.average_rate or stream.guessed_rate or _FALLBACK_FPS),
-            comment=clip.comment,
-        )
-        try:
-            _fill(listing, clip)
-        except BreakError as error:
-            listing.damage = listing.damage or str(error)
-    if not listing.n_packets and listing.damage is None:
-        raise VideoError(path, "has no frames")
-    return listing
-
-
-def _fill(listing: _Listing, clip: OpenClip) -> None:
-    first: list[Any] = []
-    start: Any = None
-    most = most_frames(clip.stream.width, clip.stream.height)
-    for packet in clip.packets():
-        listing.n_packets += 1
-        if packet.pos is not None:
-            listing.positions.add(packet.pos)
-        if listing.n_packets > most:
-            check_amount(clip.path, clip.stream.width, clip.stream.height, listing.n_packets)
-        view = memoryview(packet)
-        if listing.damage is None:
-            listing.damage = "the file ends inside a frame" if packet.is_corrupt else damage(clip.codec, view)
-        shown = not packet.is_discard and shows_frame(clip.codec, view)
-        if shown:
-            listing.ticks.append(packet.pts)
-            if packet.pts is not None and packet.duration:
-                listing.durations[packet.pts] = packet.duration
-            if packet.is_keyframe and packet.pts is not None:
-                listing.keyframes.append((packet.pts, packet.pts if packet.dts is None else packet.dts))
-        if packet.is_keyframe and not clip.starts_afresh(packet):
-            listing.has_open_groups = True
-            if start is None:
-                clip.allow_missing_references()
-        start = packet if start is None and packet.is_keyframe else start
-        listing.n_before_start += shown and start is None
-        if first or start is None or listing.damage is not None:
-            continue
-        if not _refers_to_what_is_gone(clip.codec, start, packet):
-            first = _try_decode(listing, clip, packet)
-    if not first and listing.damage is None:
-        first = _try_decode(listing, clip, None)
-    if first:
-        check_size(clip.path, first[0].width, first[0].height)
-        clip.to_rgb(first[0], Orientation())  # raises if the colours cannot be converted
-        listing.first_pts = first[0].pts
-        listing.orientation = orientation_of(first[0])
-        listing.has_alpha = clip.codec in _LISTABLE and has_alpha(first[0])
-        listing.notes = how_shown(clip.stream, first[0])
-        listing.stored_size = (first[0].height, first[0].width)
-
-
-def _try_decode(listing: _Listing, clip: OpenClip, packet: Any) -> list[Any]:
-    try:
-        return clip.decode(packet)
-    except BreakError as error:
-        listing.damage = str(error)
-        return []
-
-
-def _expected_ticks(listing: _Listing) -> list[int] | None:
+def _expected_ticks(listing: Listing) -> list[int] | None:
     """The frames' ticks by listing; None if the packets do not determine them."""
-    if not listing.is_seekable or listing.codec not in _LISTABLE or listing.first_pts is None:
+    if not listing.is_seekable or listing.codec not in LISTABLE or listing.first_pts is None:
         return None
     ticks = sorted(tick for tick in listing.ticks if tick is not None)
     if len(ticks) < len(listing.ticks) or len(set(ticks)) < len(ticks):
@@ -348,14 +135,14 @@ def _expected_ticks(listing: _Listing) -> list[int] | None:
     if (
         listing.codec not in _NEVER_REORDERED
         and listing.keyframes
-        and listing.first_pts == listing.keyframes[0][0]
+        and listing.first_pts == listing.keyframes[0].pts
     ):
         ticks = [tick for tick in ticks if tick >= listing.first_pts]
     return ticks if ticks and ticks[0] == listing.first_pts else None
 
 
 def _count_by_decoding(
-    path: str, listing: _Listing, expected: Sequence[int] | None, missing: MissingPart | None
+    path: str, listing: Listing, expected: Sequence[int] | None, missing: MissingPart | None
 ) -> tuple[list[int | None], str | None]:
     """Decodes the file up to what is missing. Returns the frames' ticks, and why the file breaks.
 
@@ -378,7 +165,7 @@ def _count_by_decoding(
 
 def _finish(
     path: str,
-    listing: _Listing,
+    listing: Listing,
     ticks: Sequence[int | None],
     broken: str | None,
     end_byte: int | None = None,
@@ -412,7 +199,7 @@ def _finish(
         duration_seconds=float(duration),
         is_variable_frame_rate=variable,
         rotation_degrees=listing.orientation.rotation_degrees,
-        pts_seconds=tuple(map(seconds.rounded, times)),
+        pts_seconds=tuple(seconds.rounded(times)),
         truncated=broken,
         notes=(
             *listing.notes,
@@ -428,26 +215,27 @@ def _finish(
         tuple(known) if increasing else None,
         tuple(_keyframes(listing, known)) if increasing and listing.is_seekable else (_START,),
         listing.has_open_groups,
+        listing.extradata,
         end_byte,
     )
 
 
-def _note_of_start(listing: _Listing) -> tuple[str, ...]:
+def _note_of_start(listing: Listing) -> tuple[str, ...]:
     """A note if the file begins inside a group of pictures. Without any keyframe, all packets are tried."""
     if not listing.n_before_start or not listing.keyframes:
         return ()
     return (f"its first {listing.n_before_start} frames refer to frames before it and cannot be shown",)
 
 
-def _keyframes(listing: _Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
+def _keyframes(listing: Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
     yield _START
-    for pts, dts in sorted(listing.keyframes):
-        position = bisect.bisect_left(ticks, pts)
-        if 0 < position < len(ticks) and ticks[position] == pts:
-            yield Keyframe(position, pts, dts)
+    for found in sorted(listing.keyframes, key=lambda keyframe: (keyframe.pts, keyframe.dts)):
+        position = bisect.bisect_left(ticks, found.pts)
+        if 0 < position < len(ticks) and ticks[position] == found.pts:
+            yield Keyframe(position, found.pts, found.dts, found.place)
 
 
-def _last_duration(listing: _Listing, last_tick: int | None, last_time: Fraction, n_frames: int) -> Fraction:
+def _last_duration(listing: Listing, last_tick: int | None, last_time: Fraction, n_frames: int) -> Fraction:
     """The duration of the last frame: as stated, else the mean of the others'. It is above 0."""
     stated = 0 if last_tick is None else listing.durations.get(last_tick, 0)
     if stated > 0:
@@ -466,6 +254,7 @@ class _Seconds:
     def exact(self, count: int) -> Fraction:
         return count * self.unit
 
-    def rounded(self, count: int) -> float:
-        """What `float` gives of the exact value, for the times of many frames: a fraction each is slow."""
-        return count * self.unit.numerator / self.unit.denominator
+    def rounded(self, counts: Sequence[int]) -> list[float]:
+        """What `float` gives of the exact values, without making a fraction of each."""
+        numerator, denominator = self.unit.numerator, self.unit.denominator
+        return [count * numerator / denominator for count in counts]

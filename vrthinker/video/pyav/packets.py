@@ -12,6 +12,9 @@ _ZERO_HEAD_BYTES = 16
 _ZERO_TAIL_BYTES = 8
 _NAL_CODECS = frozenset({"h264", "hevc"})
 _H264_IDR = 5
+_H264_SLICE = 1
+_H264_REMARKS = frozenset({6, 9, 12})
+"""Units that say nothing of other pictures: supplemental information, delimiters and filling."""
 _NEVER_ZERO = _NAL_CODECS | {"vp8", "vp9", "av1", "mjpeg", "mpeg4"}
 
 
@@ -53,6 +56,28 @@ def starts_afresh(codec: str, packet: memoryview, extradata: bytes) -> bool:
         return True
     kinds = (packet[start] & 31 for start in _nal_starts(packet, extradata))
     return next((kind for kind in kinds if 1 <= kind <= _H264_IDR), _H264_IDR) == _H264_IDR
+
+
+def is_disposable(codec: str, packet: memoryview, extradata: bytes) -> bool:
+    """Whether a packet may be left out without a change to any other picture. Only H.264 says so for certain.
+
+    There, every unit states whether later pictures may refer to its picture (nal_ref_idc).
+
+    Args:
+        codec: FFmpeg's name of the codec.
+        packet: The packet.
+        extradata: The codec's header from the container, which tells how units are separated.
+    """
+    if codec != "h264":
+        return False
+    found = False
+    for start in _nal_starts(packet, extradata):
+        kind, is_reference = packet[start] & 31, packet[start] >> 5 & 3
+        if kind == _H264_SLICE and not is_reference:
+            found = True
+        elif kind not in _H264_REMARKS:
+            return False
+    return found
 
 
 def _nal_starts(packet: memoryview, extradata: bytes) -> Iterator[int]:

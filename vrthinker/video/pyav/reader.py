@@ -14,30 +14,31 @@ damage; HEVC, VP8, VP9 and GIF little.)
 from __future__ import annotations
 
 import contextlib
+import functools
 import operator
 import os
-import threading
-from collections import OrderedDict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
+from vrthinker import limits
 from vrthinker.video import webp
 from vrthinker.video.frames import Frames
 from vrthinker.video.images import ImageFolderReader
 from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_file, open_clip
-from vrthinker.video.pyav.index import ClipIndex, Keyframe, build_index, decoded, frames_in_order
-from vrthinker.video.reader import VideoInfo, VideoPath, broken_error, checked_indices
+from vrthinker.video.pyav.index import ClipIndex, Keyframe, build_index
+from vrthinker.video.pyav.index_cache import IndexCache
+from vrthinker.video.pyav.pool import ClipPool
+from vrthinker.video.pyav.sequence import decoded, frames_in_order
+from vrthinker.video.reader import ReadCounts, VideoInfo, VideoPath, broken_error, checked_indices
 
-_MAX_INDEXES = 256
 _SEEK_WORTH_FRAMES = 2
 """The number of frames up to which decoding them is cheaper than skipping them by a seek."""
 
 _Slots = Mapping[int, list[int]]
 """frame_index -> the places of that frame in the result."""
-_Key = tuple[str, int, int, bool]
 
 
 class PyAVReader:
@@ -45,12 +46,19 @@ class PyAVReader:
 
     Args:
         image_fps: The frame rate of folders of images.
+        indexes: The memory of clips' indexes, which several readers may share; one of its own by default.
+
+    Attributes:
+        counts: What was read so far.
     """
 
-    def __init__(self, image_fps: float = 8.0) -> None:
+    name = "pyav"
+
+    def __init__(self, image_fps: float = 8.0, indexes: IndexCache | None = None) -> None:
         self._images = ImageFolderReader(image_fps)
-        self._indexes: OrderedDict[_Key, ClipIndex] = OrderedDict()
-        self._lock = threading.Lock()
+        self._indexes = IndexCache() if indexes is None else indexes
+        self._pool = ClipPool()
+        self.counts = ReadCounts()
 
     def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
         """Probes a file (see `VideoReader.probe`). The result is remembered until the file changes."""
@@ -59,7 +67,7 @@ class PyAVReader:
             return self._images.probe(name, tolerate_truncation=tolerate_truncation)
         # The result is remembered under the file's full name, but returned with the path that the caller
         # gave.
-        return replace(self._index(name, tolerate_truncation).info, path=name)
+        return replace(self._index(name, tolerate_truncation)[1].info, path=name)
 
     def frames_at(
         self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
@@ -68,12 +76,12 @@ class PyAVReader:
         name = os.fspath(path)
         if os.path.isdir(name):
             return self._images.frames_at(name, frame_indices, tolerate_truncation=tolerate_truncation)
-        index = self._index(name, tolerate_truncation)
+        key, index = self._index(name, tolerate_truncation)
         if index.info.codec == "webp":
             return webp.frames_at(replace(index.info, path=name), frame_indices)
         wanted = checked_indices(name, frame_indices, index.info.n_frames)
         data = np.empty((len(wanted), index.info.height, index.info.width, 3), dtype=np.uint8)
-        _read(name, index, wanted, data)
+        self._read(name, key, index, wanted, data)
         return Frames(data, wanted, tuple(index.info.pts_seconds[i] for i in wanted))
 
     def read_many(
@@ -89,23 +97,62 @@ class PyAVReader:
         }
         return [_select(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
 
-    def _index(self, name: str, tolerate_truncation: bool) -> ClipIndex:
+    def _index(self, name: str, tolerate_truncation: bool) -> tuple[Hashable, ClipIndex]:
+        """The index of a file, and the state of the file and of the limits for which it holds."""
         status = check_file(name)
-        key = (os.path.abspath(name), status.st_mtime_ns, status.st_size, tolerate_truncation)
-        with self._lock:
-            if key in self._indexes:
-                self._indexes.move_to_end(key)
-                return self._indexes[key]
-        if webp.is_animated_webp(name):
-            info = webp.probe(name, tolerate_truncation=tolerate_truncation)
-            index = ClipIndex(info, Orientation(), (info.height, info.width))
-        else:
-            index = build_index(name, tolerate_truncation=tolerate_truncation)
-        with self._lock:
-            self._indexes[key] = index
-            while len(self._indexes) > _MAX_INDEXES:
-                self._indexes.popitem(last=False)
-        return index
+        allowed = (limits.MAX_FRAMES.value, limits.MAX_CLIP_PIXELS.value, limits.MAX_SIDE_PIXELS.value)
+        state = (status.st_mtime_ns, status.st_size)
+        key = (os.path.abspath(name), state, tolerate_truncation, allowed)
+        return key, self._indexes.get(key, functools.partial(_make_index, name, tolerate_truncation))
+
+    def _read(
+        self, path: str, key: Hashable, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[Any, Any]
+    ) -> None:
+        """Fills `data[slot]` with the displayed pixels of frame `wanted[slot]`."""
+        slots: dict[int, list[int]] = {}
+        for slot, frame_index in enumerate(wanted):
+            slots.setdefault(frame_index, []).append(slot)
+        if not slots:
+            return
+        self.counts.add(shown=len(slots))
+        if index.ticks is not None:
+            runs = list(_runs(index, sorted(slots)))
+            lend = functools.partial(self._lend, path, key, index, runs)
+            # A break is a seek that does not add up, pictures that were not as disposable as they said, or
+            # real damage. Decoding everything after the seek, and then reading from the start, tells which.
+            for skip in (True, False) if index.info.codec == "h264" else (False,):
+                with contextlib.suppress(BreakError):
+                    return _read_by_seeking(lend, index, runs, slots, data, skip)
+        _read_from_start(path, index, slots, data, self.counts)
+
+    def _lend(
+        self, path: str, key: Hashable, index: ClipIndex, runs: Sequence[tuple[Keyframe, int]]
+    ) -> contextlib.AbstractContextManager[OpenClip]:
+        """Lends a clip that can decode these runs."""
+        is_open = any(index.begins_openly(path, keyframe) for keyframe, _ in runs)
+
+        @contextlib.contextmanager
+        def opened() -> Iterator[OpenClip]:
+            with open_clip(path, end_byte=index.end_byte) as clip:
+                clip.counts = self.counts
+                if is_open:
+                    clip.allow_missing_references()
+                yield clip
+
+        return self._pool.borrow(
+            (key, is_open),
+            opened,
+            n_frames=index.info.n_frames,
+            n_pixels=index.stored_size[0] * index.stored_size[1],
+            fresh=runs[0][0].pts is None,
+        )
+
+
+def _make_index(name: str, tolerate_truncation: bool) -> ClipIndex:
+    if webp.is_animated_webp(name):
+        info = webp.probe(name, tolerate_truncation=tolerate_truncation)
+        return ClipIndex(info, Orientation(), (info.height, info.width))
+    return build_index(name, tolerate_truncation=tolerate_truncation)
 
 
 def _select(frames: Frames, frame_indices: Sequence[int]) -> Frames:
@@ -117,25 +164,14 @@ def _select(frames: Frames, frame_indices: Sequence[int]) -> Frames:
     )
 
 
-def _read(path: str, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[Any, Any]) -> None:
-    """Fills `data[slot]` with the displayed pixels of frame `wanted[slot]`."""
-    slots: dict[int, list[int]] = {}
-    for slot, frame_index in enumerate(wanted):
-        slots.setdefault(frame_index, []).append(slot)
-    if not slots:
-        return
-    if index.ticks is not None:
-        # A break is either a bad seek or real damage: reading from the start tells which.
-        with contextlib.suppress(BreakError):
-            return _read_by_seeking(path, index, slots, data)
-    _read_from_start(path, index, slots, data)
-
-
-def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any]) -> None:
+def _read_from_start(
+    path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any], counts: ReadCounts
+) -> None:
     last = max(slots)
     n_decoded = 0
     try:
         with open_clip(path, end_byte=index.end_byte) as clip:
+            clip.counts = counts
             for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
                 if frame_index in slots:
                     data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
@@ -147,17 +183,22 @@ def _read_from_start(path: str, index: ClipIndex, slots: _Slots, data: np.ndarra
     raise broken_error(path, "the frames after it do not decode", n_decoded)
 
 
-def _read_by_seeking(path: str, index: ClipIndex, slots: _Slots, data: np.ndarray[Any, Any]) -> None:
+def _read_by_seeking(
+    lend: Callable[[], contextlib.AbstractContextManager[OpenClip]],
+    index: ClipIndex,
+    runs: Sequence[tuple[Keyframe, int]],
+    slots: _Slots,
+    data: np.ndarray[Any, Any],
+    skip: bool,
+) -> None:
     """Decodes each frame from the keyframe before it.
 
     Raises:
         BreakError: Something is inconsistent, so that none of the read frames can be trusted.
     """
-    with open_clip(path, end_byte=index.end_byte) as clip:
-        if index.has_open_groups:
-            clip.allow_missing_references()
-        for keyframe, last in _runs(index, sorted(slots)):
-            for frame_index, frame in _decode_run(clip, index, keyframe, last):
+    with lend() as clip:
+        for keyframe, last in runs:
+            for frame_index, frame in _decode_run(clip, index, keyframe, last, slots if skip else None):
                 if frame_index in slots:
                     data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
 
@@ -174,16 +215,26 @@ def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, i
     yield keyframe, last
 
 
-def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) -> Iterator[tuple[int, Any]]:
-    """Yields (frame_index, frame) from a keyframe up to `last`, without a gap."""
+def _decode_run(
+    clip: OpenClip, index: ClipIndex, start: Keyframe, last: int, wanted: _Slots | None
+) -> Iterator[tuple[int, Any]]:
+    """Yields (frame_index, frame) from a keyframe up to `last`, in order.
+
+    With `wanted`, pictures on which no other depends are left out unless they are wanted.
+    """
     next_index = start.frame_index
     packets = clip.packets() if start.pts is None else clip.packets_from(start.pts, start.dts)
+    skipped: set[int] = set()
+    if wanted is not None:
+        packets = _without_disposable(clip, index, packets, wanted, skipped)
     for frame in decoded(clip, packets):
         frame_index = index.position(frame.pts)
         if frame_index is None:
             raise BreakError(f"a frame came out that the index does not have (pts {frame.pts})")
         if frame_index < start.frame_index:
             continue  # it belongs to the previous group of pictures
+        while next_index in skipped:
+            next_index += 1
         if frame_index != next_index or (frame.height, frame.width) != index.stored_size:
             raise BreakError(f"frame_index {next_index} did not come out")
         yield frame_index, frame
@@ -191,3 +242,15 @@ def _decode_run(clip: OpenClip, index: ClipIndex, start: Keyframe, last: int) ->
             return
         next_index += 1
     raise BreakError(f"frame_index {next_index} did not come out")
+
+
+def _without_disposable(
+    clip: OpenClip, index: ClipIndex, packets: Iterator[Any], wanted: _Slots, skipped: set[int]
+) -> Iterator[Any]:
+    """The packets that the wanted frames may depend on. What is left out is added to `skipped`."""
+    for packet in packets:
+        frame_index = index.position(packet.pts)
+        if frame_index is not None and frame_index not in wanted and clip.is_disposable(packet):
+            skipped.add(frame_index)
+        else:
+            yield packet

@@ -1,0 +1,80 @@
+"""Long clips that are kept open between reads, because opening one reads the index of the whole file.
+
+Invariant: a clip is lent to one borrower at a time, and only under the key (file state) under which it was
+opened. A clip on which a read failed is closed, not kept.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Hashable, Iterator
+
+from vrthinker.video.pyav.clip import OpenClip
+
+LONG_FRAMES = 1000
+"""Clips of fewer frames open in no time and are not kept."""
+_MAX_IDLE = 8
+_MAX_IDLE_PIXELS = 8 * 1280 * 720
+"""The pixels of one picture of each idle clip, together. A decoder keeps the memory of some 20 pictures."""
+
+_Opened = tuple[OpenClip, contextlib.ExitStack, int]
+
+
+class ClipPool:
+    """Open clips that wait for the next read. Thread-safe. When it is freed, its files are closed."""
+
+    def __init__(self) -> None:
+        self._idle: OrderedDict[Hashable, _Opened] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def __len__(self) -> int:
+        return len(self._idle)
+
+    @contextlib.contextmanager
+    def borrow(
+        self,
+        key: Hashable,
+        open_new: Callable[[], contextlib.AbstractContextManager[OpenClip]],
+        *,
+        n_frames: int,
+        n_pixels: int,
+        fresh: bool,
+    ) -> Iterator[OpenClip]:
+        """Lends an open clip: an idle one, or a new one.
+
+        Args:
+            key: What the clip has to be the same in: the file's state, and how it is decoded.
+            open_new: Opens the clip.
+            n_frames: The number of frames of the clip. Short ones are not kept.
+            n_pixels: The pixels of a picture.
+            fresh: Whether the clip has to stand at its beginning, as only a new one does.
+        """
+        with self._lock:
+            opened = None if fresh else self._idle.pop(key, None)
+        if opened is None:
+            stack = contextlib.ExitStack()
+            opened = stack.enter_context(open_new()), stack, n_pixels
+        clip, stack, _ = opened
+        try:
+            yield clip
+            clip.rest()
+        except BaseException:
+            stack.close()
+            raise
+        closing = [stack] if n_frames < LONG_FRAMES else self._keep(key, opened)
+        for stack in closing:
+            stack.close()
+
+    def _keep(self, key: Hashable, opened: _Opened) -> list[contextlib.ExitStack]:
+        """Keeps a clip, and returns what has to be closed for it."""
+        with self._lock:
+            replaced = self._idle.pop(key, None)
+            self._idle[key] = opened
+            dropped = [] if replaced is None else [replaced]
+            while (
+                len(self._idle) > _MAX_IDLE or sum(kept[2] for kept in self._idle.values()) > _MAX_IDLE_PIXELS
+            ):
+                dropped.append(self._idle.popitem(last=False)[1])
+        return [stack for _, stack, _ in dropped]
