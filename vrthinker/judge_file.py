@@ -12,7 +12,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from vrthinker.data.pairs import Pair
 from vrthinker.episode.orders import SWAPPED
@@ -22,6 +22,9 @@ from vrthinker.errors import VRThinkerError
 from vrthinker.judge import Judge, JudgeConfiguration, Verdict
 from vrthinker.records.trajectories import append_trajectory
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
+
+if TYPE_CHECKING:
+    from vrthinker.episode.tools.registry import ToolRegistry
 
 _POLL_SECONDS = 0.5
 
@@ -61,6 +64,7 @@ def judge_file(
     trajectories: Path | None = None,
     both_orders: bool = False,
     group_of: Callable[[Pair], str] = lambda pair: pair.id,
+    tools: ToolRegistry | None = None,
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
     on_wait: Callable[[int], None] = lambda waiting: None,
 ) -> None:
@@ -77,6 +81,8 @@ def judge_file(
             two episodes, of which the second has an id of its own (`<id>#swapped`).
         group_of: A function that gives the id of a pair's group. Neighbouring pairs of one group are sampled
             as one (`Judge.judge_groups`). By default every pair is a group of its own.
+        tools: The tools that rounds may call; `select_frames` by default. With other tools every pair is
+            a group of its own.
         on_record: A function that is called with each record that this process wrote.
         on_wait: A function that is called with the number of pairs that other processes hold, while waiting.
     """
@@ -97,7 +103,13 @@ def judge_file(
     halves: dict[str, Finished] = {}
     left = list(pairs)
     while left:
-        for finished in judge.judge_groups(claimed(left), seed=seed):
+        if tools is None:
+            episodes = judge.judge_groups(claimed(left), seed=seed)
+        else:
+            episodes = judge.judge_pairs(
+                (pair for _, group in claimed(left) for pair in group), seed=seed, tools=tools
+            )
+        for finished in episodes:
             if trajectories is not None and finished.trajectory is not None:
                 append_trajectory(trajectories, dump_line(finished.trajectory))
             if both_orders:

@@ -36,19 +36,24 @@ def test_from_a_file_to_a_table(tiny: Path, pairs: Path, clips: Path, tmp_path: 
     assert done.code == 1, "a clip that is not there is an error"
     assert "loading" in done.err
     for words in (
-        "hf:tiny on 3 labelled pairs of pairs.jsonl",
-        "OA: tie 0, video 1 1, video 2 1; always the commonest: 0.500; 1 pair without a label",
-        "1 pair without any label: not judged",
-        "without a verdict: 1 of 3 pairs (33%); they count as wrong:",
+        "hf:tiny on 3 items of pairs.jsonl",
+        "without a verdict: 1 of 3 (33%): 1 failed; they count as wrong",
+        "OA: out of 2: 0 ties, 1 video 1, 1 video 2; 1 of them without a verdict, counted as wrong; 1 item "
+        "without this label left out",
+        "left out: 1 pairs without any label",
+        "beside oa/tau: always video 1 0.500, always video 2 0.500, always tie 0.000, commonest 0.500",
         "gone: video_error: ",
     ):
         assert words in done.out, words
-    assert {path.name for path in out.iterdir()} >= {"eval.json", "verdicts.jsonl", "trajectories.jsonl"}
+    assert {path.name for path in out.iterdir()} >= {
+        *("eval.json", "items.jsonl", "verdicts.jsonl", "trajectories.jsonl")
+    }
     assert {record.id for record in read_verdicts(out / "verdicts.jsonl")} == {"all", "some", "gone"}
     written = json.loads((out / "eval.json").read_text())
     assert written["judged"]["all"]["oa/tau"]["n"] == 2
     assert written["settings"]["episode"]["temperature"] == 0.0
     assert {"provenance", "pairs_file", "labels"} <= set(written)
+    assert written["summary"]["statuses"] == {"judged": 2, "unparsed": 0, "failed": 1, "missing": 0}
     (line,) = row.read_text().splitlines()
     assert json.loads(line)["judged"] == written["judged"]
 
@@ -128,6 +133,8 @@ def test_over_an_endpoint(pairs: Path, tmp_path: Path) -> None:
         (["--pairs", "UNLABELLED"], "got none with a label"),
         (["--model", "FOLDER"], "config.json"),
         (["--temperature", "-1"], "temperature"),
+        (["--votes", "0"], "--votes: got 0"),
+        (["--model", "baseline:nobody"], "got 'baseline:nobody', allowed: a model, or baseline:always-1"),
         (["--endpoint", "nowhere"], "got no scheme"),
     ],
 )
@@ -151,3 +158,69 @@ def test_showing_an_evaluation_that_is_not_there(tmp_path: Path) -> None:
         (tmp_path / "eval.json").write_text(broken)
         shown = vrthinker("eval", "show", tmp_path)
         assert (shown.code, shown.out) == (2, "")
+
+
+def test_both_orders_are_judged_once_and_a_pair_counts_once(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    """The run is stopped half-way: one order of one pair is recorded, and the other three are judged."""
+    out = tmp_path / "run"
+    evaluate = (
+        "eval",
+        "pairs",
+        "--pairs",
+        pairs,
+        "--model",
+        tiny,
+        "--out",
+        out,
+        "--both-orders",
+        "--subsets",
+    )
+    first = vrthinker(*evaluate)
+    assert first.code == 1, "a clip of one pair is not there"
+    log = out / "verdicts.jsonl"
+    lines = log.read_bytes().splitlines(keepends=True)
+    ids = ["all", "all#2,1", "some", "some#2,1", "gone", "gone#2,1"]
+    assert sorted(record.id for record in read_verdicts(log)) == sorted(ids)
+    items = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    assert [item["id"] for item in items] == ["all", "some", "gone"]
+    assert items[0]["cost"]["episodes"] == 2
+    assert items[0]["frames"] == [24, 30]
+    assert (items[2]["status"], items[2]["orders"]) == ("failed", [None, None])
+    summary = json.loads((out / "eval.json").read_text())["summary"]
+    assert summary["orders"]["items"] == summary["items"] == 3
+    assert "protocol: both_orders True" in first.out
+
+    whole = (out / "items.jsonl").read_bytes()
+    log.write_bytes(b"".join(line for line in lines if b'"id":"all#2,1"' not in line))
+    (out / "items.jsonl").unlink()
+    again = vrthinker(*evaluate)
+    assert "5 of 6 pairs recorded already" in again.err
+    judged = [json.loads(line) for line in (out / "items.jsonl").read_text().splitlines()]
+    for before, after in zip(map(json.loads, whole.decode().splitlines()), judged, strict=True):
+        for item in (before, after):
+            item["cost"].pop("latency_seconds")
+        assert before == after, "the same bytes apart from times"
+    other = vrthinker(*evaluate[:-2])
+    assert other.code == 2
+    assert "protocol" in other.last_line
+
+
+def test_answers_of_first_rounds_and_other_frames(tiny: Path, pairs: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    evaluate = ("eval", "pairs", "--pairs", pairs, "--model", tiny, "--out", out)
+    vrthinker(*evaluate)
+    own = json.loads((out / "eval.json").read_text())
+    first = vrthinker(*evaluate, "--retrieval", "none", "--json")
+    assert "nothing to judge" in first.err, "the first rounds are those of the same episodes"
+    shown = json.loads(first.out)
+    assert shown["protocol"] == {"retrieval": "none"}
+    cost = shown["summary"]["cost"]
+    assert cost["rounds"]["mean"] <= own["summary"]["cost"]["rounds"]["mean"]
+    assert "tool_calls" not in cost, "no call was needed"
+    refused = vrthinker(*evaluate, "--retrieval", "random")
+    assert refused.code == 2
+    assert "protocol" in refused.last_line
+    random = vrthinker(*evaluate[:-1], tmp_path / "random", "--retrieval", "random", "--limit", 2)
+    assert random.code in (0, 1), random.err
+    recorded = read_verdicts(tmp_path / "random" / "verdicts.jsonl")
+    assert len(recorded) == 2

@@ -10,19 +10,22 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vrthinker.commands.evaluate_files import EvalCompareCommand, EvalScoreCommand
-from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.evaluate_pairs import (
+    EvalGenaiBenchCommand,
+    EvalMjBenchVideoCommand,
+    EvalPairsCommand,
+    EvalVideogenRewardbenchCommand,
+    print_run,
+)
 from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError
-from vrthinker.visibility import MemoryMode
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
-    from vrthinker.data.pairs import Pair
     from vrthinker.evals.pairs import PairsReport
     from vrthinker.evals.world import WorldReport
     from vrthinker.evals.world_errors import Diagnosis
-    from vrthinker.records.verdict_log import VerdictLog
 
 _MAX_EVAL_BYTES = 1 << 28
 
@@ -132,153 +135,11 @@ class EvalWorldCommand:
 
 
 @dataclass(frozen=True)
-class EvalPairsCommand:
-    """Judge labelled pairs, and say how often the judge says what people said.
-
-    vrthinker eval pairs --pairs pairs.jsonl --model M --out RUN
-    """
-
-    pairs: Annotated[Path, option("FILE")]
-    """The labelled pairs (.jsonl, .csv, .parquet): id, prompt, video_1, video_2, labels, ..."""
-    model: Annotated[str, option("M")]
-    """A checkpoint folder, a hub id, or nano; with --endpoint, a name on the server."""
-    out: Annotated[Path, option("RUN")]
-    """The folder for verdicts, episodes and eval.json. The same command continues a killed run."""
-    limit: Annotated[int | None, option("N")] = None
-    """Judge only N of the labelled pairs, drawn by --seed. All by default."""
-    seed: int = 0
-    """The seed of --limit and of sampling."""
-    temperature: Annotated[float, option("T")] = 0.0
-    """The sampling temperature. 0, greedy, is what the measures are defined for."""
-    window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
-    """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
-    rounds: Annotated[int | None, option("N")] = None
-    """The most rounds of an episode. The checkpoint's own by default."""
-    frames: Annotated[int | None, option("N")] = None
-    """The frames of the first input, half of them from each clip. The checkpoint's own by default."""
-    max_round_tokens: Annotated[int | None, option("N")] = None
-    """The most tokens that one round may write. The checkpoint's own by default."""
-    memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
-    """How expired frames are removed (docs/memory.md). The checkpoint's own by default."""
-    max_pixels: Annotated[int | None, option("N")] = None
-    """The most pixels of a frame. The checkpoint's own by default."""
-    tolerate_truncation: Flag = False
-    """If a clip breaks half-way, judge the frames before the break."""
-    retry_failed: Flag = False
-    """Judge pairs again that have no verdict yet because of an error or of what was written."""
-    endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
-    batch_size: int = 8
-    """The number of episodes that advance together."""
-    device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. By default a GPU if there is one."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
-    """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
-    json: Flag = False
-    """Print JSON instead of a table."""
-    row: Annotated[Path | None, option("FILE")] = None
-    """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
-
-    def run(self) -> int:
-        """Evaluates and prints; returns 1 if an error kept a pair from being judged."""
-        from vrthinker.data.pairs import load_pairs
-        from vrthinker.evals.pairs import labelled, open_log, write_report
-
-        self._check_options()
-        everything = load_pairs(self.pairs)
-        try:
-            pairs = labelled(everything, limit=self.limit, seed=self.seed)
-        except InputError as error:
-            raise InputError(f"{self.pairs}: {error}") from None
-        source = self._source()
-        configuration = source.configuration()
-        with open_log(
-            self.out,
-            configuration,
-            pairs,
-            pairs_file=self.pairs,
-            seed=self.seed,
-            weights=source.weights(),
-        ) as log:
-            report = self._judged(source, pairs, log)
-        about = {
-            "evaluation": "labelled pairs",
-            "model": configuration.model,
-            "pairs_file": self.pairs.name,
-            "limit": self.limit,
-            "seed": self.seed,
-            "without_any_label": sum(not pair.labels for pair in everything),
-            "settings": configuration.settings.model_dump(mode="json"),
-        }
-        write_report(self.out, report, about)
-        if self.row is not None:
-            from vrthinker.records.provenance import append_row
-
-            append_row(self.row, {**about, **report.as_json()})
-        _print_pairs(report, about, as_json=self.json)
-        return 1 if report.errors else 0
-
-    def _judged(self, source: JudgeSource, pairs: list[Pair], log: VerdictLog) -> PairsReport:
-        """The report of all pairs. A model is loaded only if there is something to judge."""
-        from vrthinker.evals.pairs import evaluate_pairs, report_of
-        from vrthinker.report.terminal import FileProgress
-
-        if self.retry_failed:
-            log.drop_failed()
-        pending = len(log.pending([pair.id for pair in pairs]))
-        with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
-            if not pending:
-                return report_of(pairs, log.records())
-            with source.load() as judge:
-                return evaluate_pairs(
-                    judge, pairs, log, seed=self.seed, on_record=progress.record, on_wait=progress.wait
-                )
-
-    def _check_options(self) -> None:
-        """Refuses what can be refused without pairs or a model."""
-        for name, value, least in (
-            ("--limit", self.limit, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--seed", self.seed, 0),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name}: got {value}, allowed: at least {least}")
-        if self.out.exists() and not self.out.is_dir():
-            raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
-        check_device(self.device)
-        if self.row is not None:
-            check_writable("--row", self.row)
-
-    def _source(self) -> JudgeSource:
-        overrides: dict[str, Any] = {
-            "temperature": self.temperature,
-            "window": self.window,
-            "max_rounds": self.rounds,
-            "initial_frames": self.frames,
-            "max_round_tokens": self.max_round_tokens,
-            "memory": self.memory,
-            "max_pixels": self.max_pixels,
-            "tolerate_truncation": self.tolerate_truncation or None,
-        }
-        given = {name: value for name, value in overrides.items() if value is not None}
-        if self.window == "all":
-            given["window"] = None
-        return JudgeSource(
-            self.model,
-            endpoint=self.endpoint,
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=self.batch_size,
-            overrides=given,
-        )
-
-
-@dataclass(frozen=True)
 class EvalShowCommand:
     """Print the tables of an evaluation again, from what it recorded."""
 
     run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
-    """The folder that `vrthinker eval world` or `eval pairs` wrote."""
+    """The folder that an evaluation wrote."""
     json: Flag = False
     """Print JSON instead of tables."""
     errors: Flag = False
@@ -289,10 +150,11 @@ class EvalShowCommand:
     def run(self) -> int:
         """Prints what is there."""
         from vrthinker.evals.pairs import EVAL_FILE, VERDICTS_FILE, PairsReport
+        from vrthinker.records.eval_items import ITEMS_FILE
 
         if self.error_pages < 0:
             raise InputError(f"--error-pages: got {self.error_pages}, allowed: 0 and above")
-        if (self.run_folder / VERDICTS_FILE).exists():
+        if (self.run_folder / VERDICTS_FILE).exists() or (self.run_folder / ITEMS_FILE).exists():
             if self.errors:
                 raise InputError("--errors: goes with a run of `vrthinker eval world`, whose truth is known")
             from vrthinker.bounded_files import read_json
@@ -303,6 +165,9 @@ class EvalShowCommand:
                     f"{path}: not there yet; `vrthinker eval pairs` writes it when all is judged"
                 )
             about = read_json(path, _MAX_EVAL_BYTES)
+            if isinstance(about, dict) and isinstance(about.get("summary"), dict):
+                print_run(about, path, as_json=self.json)
+                return 0
             try:
                 report = PairsReport.from_json(about)
             except InputError as error:
@@ -373,6 +238,11 @@ def _print(
 EvalCommand = (
     Annotated[EvalWorldCommand, tyro.conf.subcommand("world", prefix_name=False)]
     | Annotated[EvalPairsCommand, tyro.conf.subcommand("pairs", prefix_name=False)]
+    | Annotated[
+        EvalVideogenRewardbenchCommand, tyro.conf.subcommand("videogen-rewardbench", prefix_name=False)
+    ]
+    | Annotated[EvalGenaiBenchCommand, tyro.conf.subcommand("genai-bench", prefix_name=False)]
+    | Annotated[EvalMjBenchVideoCommand, tyro.conf.subcommand("mj-bench-video", prefix_name=False)]
     | Annotated[EvalScoreCommand, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[EvalCompareCommand, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]

@@ -148,6 +148,7 @@ def open_log(
     pairs_file: Path,
     seed: int,
     weights: str | None,
+    protocol: Mapping[str, Any] | None = None,
 ) -> VerdictLog:
     """Opens the verdicts of an evaluation, new or continued.
 
@@ -158,6 +159,7 @@ def open_log(
         pairs_file: The file that they come from.
         seed: The seed of the sampling.
         weights: A fingerprint of the judge's weights; None if they are not local files.
+        protocol: What of the protocol departs from the default and changes what is asked.
 
     Raises:
         InputError: The folder cannot be used, or holds an evaluation of another judge or of other pairs.
@@ -168,6 +170,8 @@ def open_log(
         raise unwritable(out, error, "name another", failed="the folder cannot be made") from None
     run, ignored = run_configuration(judge, pairs_file=pairs_file, seed=seed)
     run |= {"weights": weights, "judged_pairs": len(pairs), "judged_pairs_sha256": _digest(pairs)}
+    if protocol:
+        run["protocol"] = dict(protocol)
     log = VerdictLog(out / VERDICTS_FILE, run, ignore=ignored)
     try:
         check_trajectories_file(out / TRAJECTORIES_FILE, pairs_file, log.path)

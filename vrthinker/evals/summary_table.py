@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from rich.console import Console
@@ -11,11 +11,12 @@ from rich.text import Text
 from vrthinker.episode.dimensions import Dimension
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.metrics import table
-from vrthinker.evals.world_table import TABLE_WIDTH
+from vrthinker.evals.world_table import TABLE_WIDTH, print_failures
 from vrthinker.progress import counted
 from vrthinker.report.terminal import plain
 
 _NAME_WIDTH, _CELL_WIDTH = 24, 24
+_LISTED_NOTES = 5
 _COSTS = {
     "episodes": "episodes",
     "rounds": "rounds",
@@ -27,13 +28,26 @@ _COSTS = {
 }
 
 
-def print_summary(summary: Mapping[str, Any], *, judge: str, data: str) -> None:
+def print_summary(
+    summary: Mapping[str, Any],
+    *,
+    judge: str,
+    data: str,
+    protocol: Mapping[str, Any] | None = None,
+    failures: Sequence[str] = (),
+    errors: Sequence[str] = (),
+    notes: Mapping[str, int] | None = None,
+) -> None:
     """Prints a summary (`summarise`).
 
     Args:
         summary: The summary.
         judge: The judge's name.
         data: The name of what it was evaluated on.
+        protocol: What departs from the default protocol.
+        failures: `id: reason` of the items without a verdict.
+        errors: Those of them that an error caused.
+        notes: Note -> the number of items whose verdict has it.
     """
     columns = summary["measures"]
     # Cells must not be cut, because a cut interval would be wrong.
@@ -47,6 +61,8 @@ def print_summary(summary: Mapping[str, Any], *, judge: str, data: str) -> None:
         f"{judge} on {counted(summary['items'], 'item')} of {data}; 95% bootstrap intervals over prompts; "
         f"protocol {summary['protocol_version']}"
     )
+    if protocol:
+        say(f"protocol: {', '.join(f'{name} {value}' for name, value in protocol.items())}")
     console.print(
         table(
             {
@@ -82,6 +98,10 @@ def print_summary(summary: Mapping[str, Any], *, judge: str, data: str) -> None:
             if key in summary["cost"]
         ]
         say(f"an item, on average: {', '.join(means)}")
+    for note, count in list((notes or {}).items())[:_LISTED_NOTES]:
+        say(f"note on {counted(count, 'item')}: {note}")
+    if failures:
+        print_failures(console, failures, errors, counted(summary["items"], "item"), summary["items"])
 
 
 def _say_denominators(summary: Mapping[str, Any], say: Any) -> None:

@@ -304,3 +304,17 @@ def _read(path: VideoPath) -> tuple[str, _Edit]:
     if is_virtual(source):
         raise VideoError(path, f"source: got {source}, a virtual clip, allowed: a real clip")
     return source, clip.edit
+
+
+def source_places(path: VideoPath, reader: VideoReader) -> tuple[str, list[int]]:
+    """The source of a virtual clip, and the source's frame index of every frame of it.
+
+    Args:
+        path: The virtual clip.
+        reader: The reader of the source.
+
+    Raises:
+        VideoError: The clip or its source cannot be used.
+    """
+    source, edit = _read(path)
+    return source, edit.places(reader.probe(source).n_frames)
