@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
+from vrthinker.commands.evaluate_controls import EvalControlsCommand
 from vrthinker.commands.evaluate_files import EvalCompareCommand, EvalScoreCommand
 from vrthinker.commands.evaluate_pairs import (
     EvalGenaiBenchCommand,
@@ -243,6 +244,7 @@ EvalCommand = (
     ]
     | Annotated[EvalGenaiBenchCommand, tyro.conf.subcommand("genai-bench", prefix_name=False)]
     | Annotated[EvalMjBenchVideoCommand, tyro.conf.subcommand("mj-bench-video", prefix_name=False)]
+    | Annotated[EvalControlsCommand, tyro.conf.subcommand("controls", prefix_name=False)]
     | Annotated[EvalScoreCommand, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[EvalCompareCommand, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
