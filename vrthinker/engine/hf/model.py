@@ -7,7 +7,6 @@ never run.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -20,6 +19,7 @@ import torch
 from vrthinker.engine.hf.adapters import merge_adapter, read_adapter
 from vrthinker.engine.hf.cache import KVCache
 from vrthinker.engine.hf.checkpoint import FAMILIES, base_of_adapter, check_size, load_config, unloadable
+from vrthinker.engine.hf.frontend import load_frontend
 from vrthinker.engine.hf.patch_embed import use_patch_product
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
@@ -47,15 +47,6 @@ class FrameFeatures:
         return FrameFeatures(self.embeds.clone(), tuple(layer.clone() for layer in self.deepstack))
 
 
-def _three(values: object, name: str) -> tuple[float, float, float]:
-    """Checks a mean or standard deviation, one number per colour."""
-    numbers = tuple(float(value) for value in values) if isinstance(values, list | tuple) else ()
-    low = 0.0 if name == "std" else -math.inf
-    if len(numbers) != 3 or not all(math.isfinite(value) and value > low for value in numbers):
-        raise InputError(f"preprocessor: image_{name}: got {values!r}, allowed: three numbers")
-    return numbers
-
-
 class VisionLanguageModel:
     """A loaded checkpoint.
 
@@ -70,10 +61,7 @@ class VisionLanguageModel:
     """
 
     def __init__(self, folder: Path, *, device: torch.device, dtype: torch.dtype) -> None:
-        from transformers import AutoModelForImageTextToText, AutoTokenizer
-
-        # `from transformers import AutoImageProcessor` gives a stand-in that requires torchvision (5.17).
-        from transformers.models.auto.image_processing_auto import AutoImageProcessor
+        from transformers import AutoModelForImageTextToText
         from transformers.utils import logging as transformers_logging
 
         transformers_logging.disable_progress_bar()
@@ -84,9 +72,8 @@ class VisionLanguageModel:
             if base is not None:
                 load_config(base)  # its files come from somewhere else, and are checked too
             check_size(config, base or folder)
-            self.tokenizer = AutoTokenizer.from_pretrained(folder, trust_remote_code=False)
-            processor = AutoImageProcessor.from_pretrained(folder, trust_remote_code=False)
-            self.mean, self.std = _three(processor.image_mean, "mean"), _three(processor.image_std, "std")
+            self.frontend = load_frontend(folder, config)
+            self.tokenizer = self.frontend.tokenizer
             loaded: Any = AutoModelForImageTextToText.from_pretrained(
                 base or folder,
                 config=config,
@@ -108,7 +95,6 @@ class VisionLanguageModel:
             self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
             self.max_positions = int(text.max_position_embeddings)
             self.patch_size, self.merge_size = int(vision.patch_size), int(vision.spatial_merge_size)
-            self.temporal_patch_size = int(vision.temporal_patch_size)
         except BaseException as error:  # a tokenizer's panic is no Exception
             if isinstance(error, KeyboardInterrupt | SystemExit):
                 raise
@@ -167,8 +153,6 @@ class VisionLanguageModel:
         Returns:
             The features of each frame, in the order of `frames`.
         """
-        from vrthinker.kernels.patchify.op import patchify
-
         by_size: dict[tuple[int, ...], list[int]] = {}
         for place, frame in enumerate(frames):
             by_size.setdefault(frame.shape[:2], []).append(place)
@@ -176,17 +160,8 @@ class VisionLanguageModel:
         patches, grids = [], []
         for (height, width), places in by_size.items():
             stacked = torch.from_numpy(np.stack([frames[place] for place in places])).to(self.device)
-            patches.append(
-                patchify(
-                    stacked,
-                    patch_size=self.patch_size,
-                    merge_size=self.merge_size,
-                    temporal_patch_size=self.temporal_patch_size,
-                    mean=self.mean,
-                    std=self.std,
-                )
-            )
-            grids += [[1, height // self.patch_size, width // self.patch_size]] * len(places)
+            patches.append(self.frontend.patches(stacked))
+            grids += [list(self.frontend.grid((height, width)))] * len(places)
         grid = torch.tensor(grids, device=self.device)
         output = self.model.model.visual(torch.cat(patches).to(self.dtype), grid_thw=grid)
         counts = [h * w // self.merge_size**2 for _, h, w in grids]
