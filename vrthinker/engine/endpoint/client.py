@@ -1,4 +1,4 @@
-"""A client of chat completions over HTTP, with retries, limits and a usage count.
+"""A client of completions over HTTP, with retries, limits and a usage count.
 
 Invariants: an attempt ends within its timeout; at most `max_reply_bytes` of a reply are kept in memory; every
 failure is a `ChatFailure` whose text is one clean line without the API key.
@@ -96,7 +96,7 @@ class EndpointUsage:
 
 
 class ChatClient:
-    """Posts chat completions. `complete` runs on one event loop; `usage` may be read from any thread."""
+    """Posts completions. `complete` runs on one event loop; `usage` may be read from any thread."""
 
     def __init__(
         self,
@@ -111,13 +111,19 @@ class ChatClient:
         max_reply_bytes: int,
         optional_fields: Collection[str] = (),
         memory: ReplyMemory | None = None,
+        url: Callable[[str], str] | None = None,
+        read: Callable[..., Reply] = read_reply,
     ) -> None:
         """Makes the client. `EndpointEngine` explains the arguments.
+
+        Besides, `url` makes the address that is posted to from `base_url`, and `read` reads the body of a
+        reply; by default they are those of chat completions.
 
         Raises:
             InputError: The address or the key cannot be used.
         """
-        self._url = completions_url(base_url)
+        self._url = (url or completions_url)(base_url)
+        self._read = read
         # The address for messages has no query, because some servers take a key there.
         self.address = self._url.partition("?")[0]
         self._key = _checked_key(os.environ.get("OPENAI_API_KEY") if api_key is None else api_key)
@@ -263,7 +269,7 @@ class ChatClient:
         if not whole:
             raise ChatFailure(f"{self.address}: the reply is longer than {self._max_reply_bytes} bytes")
         try:
-            return read_reply(content, secret=self._key)
+            return self._read(content, secret=self._key)
         except BadReply as error:
             raise ChatFailure(f"{self.address}: {error}") from None
 
@@ -299,6 +305,20 @@ def completions_url(base_url: str) -> str:
     Raises:
         InputError: The address is not http(s), or it carries a user name or a fragment.
     """
+    url = checked_address(base_url)
+    raw_path, _, query = url.raw_path.partition(b"?")
+    path = raw_path.rstrip(b"/") or b"/v1"
+    if not path.endswith(b"/chat/completions"):
+        path += b"/chat/completions"
+    return str(url.copy_with(raw_path=path + (b"?" + query if query else b"")))
+
+
+def checked_address(base_url: str) -> httpx.URL:
+    """A server's address, if it is one.
+
+    Raises:
+        InputError: The address is not http(s), or it carries a user name or a fragment.
+    """
     try:
         url = httpx.URL(base_url.strip())
     except (httpx.InvalidURL, TypeError, AttributeError) as error:
@@ -311,11 +331,7 @@ def completions_url(base_url: str) -> str:
         raise InputError(f"base_url: got {got}, allowed: http://host:port/v1 or https://…")
     if url.fragment:
         raise InputError("base_url: got a fragment (#…); leave it out")
-    raw_path, _, query = url.raw_path.partition(b"?")
-    path = raw_path.rstrip(b"/") or b"/v1"
-    if not path.endswith(b"/chat/completions"):
-        path += b"/chat/completions"
-    return str(url.copy_with(raw_path=path + (b"?" + query if query else b"")))
+    return url
 
 
 def retry_after_seconds(value: str | None) -> float | None:
