@@ -75,8 +75,8 @@ def make_traces(
     for name in ("max_fps", "frames_per_video"):
         if (got := getattr(settings.episode, name)) is not None:
             raise InputError(
-                f"{name}: got {got}, allowed for traces of the synthetic world: none, its truth numbers every "
-                "frame"
+                f"{name}: got {got}, allowed for traces of the synthetic world: none, "
+                "its truth numbers every frame"
             )
     workers = workers or len(os.sched_getaffinity(0))
     folder = world_folder(folder, source.world, source.pairs, source.seed, seed=seed, workers=workers)
