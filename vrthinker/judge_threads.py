@@ -93,10 +93,12 @@ class _Call(Generic[Result]):
     future: Future[Result] = field(default_factory=Future)
     given_up: str | None = None
     trajectories: dict[int, Trajectory] = field(default_factory=dict)
+    left: int = 0
     _lock: threading.RLock = field(default_factory=threading.RLock)
 
     def __post_init__(self) -> None:
         self.items = tuple(replace(item, given_up=lambda: self.given_up) for item in self.items)
+        self.left = len(self.items)
 
     def begin(self) -> bool:
         """Whether the call is still wanted. From here on its caller cannot cancel the future."""
@@ -113,22 +115,32 @@ class _Call(Generic[Result]):
     def take(self, finished: Finished) -> None:
         """Takes the end of one of the episodes."""
         with self._lock:
-            if self.future.done():
-                return
-            if finished.trajectory is None:
-                self.given_up = "another episode of the same call could not start"
-                self._end(finished.error or EngineError("an episode ended without a result"))
-                return
-            self.trajectories[id(finished.item)] = finished.trajectory
-            if len(self.trajectories) < len(self.items):
-                return
-            try:
-                result = self.read([self.trajectories[id(item)] for item in self.items])
-            except Exception as error:
-                self._end(as_reason(error))
-                return
-            with contextlib.suppress(InvalidStateError):
-                self.future.set_result(result)
+            self.left -= 1
+            if not self.future.done():
+                self._take(finished)
+            if not self.left:
+                self.forget()
+
+    def forget(self) -> None:
+        """Lets go of the items, which know this call: their clips would stay until the collector runs."""
+        self.items = ()
+        self.trajectories.clear()
+
+    def _take(self, finished: Finished) -> None:
+        if finished.trajectory is None:
+            self.given_up = "another episode of the same call could not start"
+            self._end(finished.error or EngineError("an episode ended without a result"))
+            return
+        self.trajectories[id(finished.item)] = finished.trajectory
+        if self.left:
+            return
+        try:
+            result = self.read([self.trajectories[id(item)] for item in self.items])
+        except Exception as error:
+            self._end(as_reason(error))
+            return
+        with contextlib.suppress(InvalidStateError):
+            self.future.set_result(result)
 
     def _end(self, error: VRThinkerError) -> None:
         with contextlib.suppress(InvalidStateError):  # its caller cancelled it just now
@@ -215,12 +227,14 @@ class JudgeThreads(Generic[Result]):
         """Ends every call with a reason. Returns whether the worker has come to its end too."""
         with self._changed:
             self._closed = True
-            calls = [*self._waiting, *self._under_way.values()]
+            waiting, under_way = list(self._waiting), list(self._under_way.values())
             self._waiting.clear()
             self._changed.notify_all()
             worker = self._worker
-        for call in calls:
+        for call in (*waiting, *under_way):
             call.give_up("the judge was closed before there was a verdict")
+        for call in waiting:
+            call.forget()
         if worker is None or worker is threading.current_thread():
             return True
         worker.join(_CLOSE_SECONDS)
@@ -300,6 +314,7 @@ class JudgeThreads(Generic[Result]):
                     self._under_way.clear()
                 for call in calls:
                     call.give_up(reason)
+                    call.forget()
             finally:
                 self._turn.give_back()
 
@@ -312,6 +327,7 @@ class JudgeThreads(Generic[Result]):
                 if call is not None and call.begin():
                     self._under_way.update({id(item): call for item in call.items})
                 elif call is not None:
+                    call.forget()
                     continue
                 elif not self._under_way or self._closed:
                     return

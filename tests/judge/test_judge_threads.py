@@ -3,19 +3,22 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 import time
+import weakref
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
 import heavy  # noqa: F401
+import numpy as np
 import pytest
 from clips import make_clip
 from quick_judge import make_quick_judge
 
-from vrthinker import EngineError, Judge, VideoError
+from vrthinker import Clip, EngineError, Judge, VideoError
 from vrthinker.data.pairs import Pair
 from vrthinker.engine.base import Message, RoundRequest, RoundResult, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
@@ -268,6 +271,23 @@ def test_tuples_are_pairs_and_every_pair_comes_with_its_verdict(
         assert "none.mp4" in str(judged["5"].error)
         with pytest.raises(InputError, match="got 2 values"):
             list(judge.judge_pairs([("a dog", clips[0])]))  # type: ignore[list-item]
+
+
+def test_a_clips_memory_is_free_as_soon_as_its_verdict_is_there() -> None:
+    gc.collect()
+    gc.disable()  # nothing may wait for the collector, or a training loop's clips pile up
+    try:
+        with Judge(CountingEngine()) as judge:
+            for call in (judge, lambda *a: judge.submit(*a).result(PATIENCE_SECONDS)):
+                array = np.zeros((6, 56, 84, 3), np.uint8)
+                kept = weakref.ref(array)
+                clip = Clip.from_array(array, fps=8)
+                del array
+                assert labels(call("call 5 .", clip, clip)) == labels_of(5)
+                del clip
+                eventually(lambda kept=kept: kept() is None)  # type: ignore[misc]
+    finally:
+        gc.enable()
 
 
 @contextmanager

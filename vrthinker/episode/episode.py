@@ -321,12 +321,14 @@ class Episode:
         return {showing.frame_number: self._segment(showing) for showing in shown}
 
     def _segment(self, showing: ShownFrame) -> FrameSegment:
-        frame = self.workspace.frame(showing.frame_number, showing.view)
+        # Without the episode in it, the segment makes no circle that would keep clips in memory for a while.
+        workspace = self.workspace
+        frame = workspace.frame(showing.frame_number, showing.view)
         return FrameSegment(
             shown=showing,
             key=FrameKey(frame.path, frame.frame_index, *frame.size, frame.view, frame.file_state),
             size=frame.size,
-            load=lambda: self.workspace.pixels([showing.frame_number], showing.view)[0],
+            load=lambda: workspace.pixels([showing.frame_number], showing.view)[0],
         )
 
     def _record(self, outcome_messages: tuple[Message, ...]) -> None:
