@@ -15,7 +15,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
-from vrthinker.episode.dimensions import Confidence, Judgments, Preference
+from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
 from vrthinker.episode.episode import EpisodeItem, episode_seed
 from vrthinker.episode.orders import SWAPPED, merged_orders, turned_back
 from vrthinker.episode.probabilities import Probabilities
@@ -164,6 +164,21 @@ class Verdict:
     def consistent(self) -> bool | None:
         """Whether both orders gave the same overall verdict; None unless both gave one."""
         return self.record(self.trajectory.id).consistent
+
+    def score(self, dimension: Dimension | str = Dimension.OA) -> float | None:
+        """How far video 1 wins in a dimension: 1 wholly, 0.5 no better than video 2, 0 not at all.
+
+        P(video 1) + P(tie) / 2. Where probabilities are not known, the label is taken as certain.
+
+        Returns:
+            The score; None without a verdict.
+        """
+        if self.judgments is None:
+            return None
+        known = None if self.probabilities is None else self.probabilities[dimension]
+        if known is not None:
+            return known.video_1 + known.tie / 2
+        return (0.5, 1.0, 0.0)[getattr(self.judgments, Dimension(dimension).value)]
 
     def to_dict(self) -> dict[str, Any]:
         """The verdict as plain values that JSON can hold: its record, without the trajectory."""
