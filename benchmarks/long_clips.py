@@ -178,9 +178,11 @@ def memory_of(path: Path, n_frames: int) -> dict[str, int]:
     """The peak memory of a process of its own that opens a clip and reads 8 frames."""
     wanted = first_frames(n_frames)
     program = (
-        "import json, resource, sys\n"
+        "import json, sys\n"
         "from vrthinker.video.pyav.reader import PyAVReader\n"
-        "peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024\n"
+        "def peak():\n"
+        "    text = open('/proc/self/status').read()\n"
+        "    return int(text.split('VmHWM:')[1].split()[0]) * 1024\n"
         "path, wanted = sys.argv[1], json.loads(sys.argv[2])\n"
         "before, reader = peak(), PyAVReader()\n"
         "reader.probe(path); opened = peak(); reader.frames_at(path, wanted)\n"
@@ -249,10 +251,11 @@ def main() -> None:
     parser.add_argument("--out", type=Path, help="JSONL file to append the rows to")
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--sequential-minutes", type=float, default=10)
+    parser.add_argument("--keyframe-seconds", type=Fraction, nargs="+", default=list(KEYFRAME_SECONDS))
     parser.add_argument("--seed", type=int, default=time.time_ns() % 2**31)
     options = parser.parse_args()
     with tempfile.TemporaryDirectory() as folder:
-        for keyframe_seconds in KEYFRAME_SECONDS:
+        for keyframe_seconds in options.keyframe_seconds:
             encoded = Path(folder) / "encoded.mp4"
             encode(encoded, keyframe_seconds)
             for length, seconds in LENGTHS.items():

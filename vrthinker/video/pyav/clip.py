@@ -48,6 +48,7 @@ _DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
 """Transfer characteristics of ISO/IEC 23091-2 that are meant for HDR screens."""
 _EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_SMALL_SIDE = 16
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
 
@@ -229,6 +230,21 @@ class OpenClip:
         if any(frame.is_corrupt for frame in frames):
             raise BreakError("a frame decodes with errors")
         return frames
+
+    def check_colours(self, frame: Any) -> None:
+        """Makes sure that a frame's colours can be converted, on a very small copy of it.
+
+        Raises:
+            BreakError: They cannot.
+            MachineError: There is too little memory.
+        """
+        try:
+            self._reformatter.reformat(
+                frame, _SMALL_SIDE, _SMALL_SIDE, format="rgb24", interpolation=_EXACT_RGB, threads=1
+            )
+        except (MemoryError, *DECODE_ERRORS) as error:
+            raise_if_out_of_memory(self.path, error)
+            raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error
 
     def to_rgb(self, frame: Any, orientation: Orientation) -> np.ndarray[Any, Any]:
         """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.

@@ -256,7 +256,7 @@ class _Opening:
             return
         first = self._frames[0]
         check_size(clip.path, first.width, first.height)
-        clip.to_rgb(first, Orientation())  # raises if the colours cannot be converted
+        clip.check_colours(first)
         listing.first_pts = first.pts
         listing.orientation = orientation_of(first)
         listing.has_alpha = clip.codec in LISTABLE and has_alpha(first)

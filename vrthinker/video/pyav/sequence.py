@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from typing import Any
 
 from vrthinker.errors import VideoError
-from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_size
+from vrthinker.video.pyav.clip import BreakError, OpenClip, check_size
 from vrthinker.video.reader import check_amount
 
 _MAX_REORDERED = 16
@@ -55,7 +55,7 @@ def frames_in_order(
         look = (frame.format.name, frame.colorspace, frame.color_range, frame.color_trc)
         if look not in looks:  # a damaged header may state a colour format that cannot be converted
             looks.add(look)
-            clip.to_rgb(frame, Orientation())
+            clip.check_colours(frame)
         count += 1
         check_amount(clip.path, frame.width, frame.height, count)
         yield frame
