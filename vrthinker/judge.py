@@ -39,7 +39,7 @@ from vrthinker.records.verdicts import OrderRecord, VerdictRecord
 from vrthinker.video.clips import ClipSource, as_clip, is_same_clip
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
-from vrthinker.video.reader import VideoReader
+from vrthinker.video.reader import ReadCounts, VideoReader
 from vrthinker.video.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _logger = logging.getLogger(__name__)
 
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
+_AHEAD_BYTES = 256 << 20
+"""The most bytes of first frames that are decoded before there is a session for them."""
 FOREIGN_NOTE = (
     "this judge was trained on the package's synthetic world only, and these clips are not from it: "
     "its verdict on them means nothing"
@@ -483,16 +485,18 @@ class Judge:
         clips = pair.video_1, pair.video_2
         return self._item(pair.id, pair.prompt, *clips, pair.dataset, episode_seed(seed, pair.id))
 
-    def _run(self, runner: EpisodeRunner, items: Iterable[EpisodeItem]) -> Iterator[Finished]:
+    def _run(
+        self, runner: EpisodeRunner, items: Iterable[EpisodeItem], *, ahead_bytes: int = 0
+    ) -> Iterator[Finished]:
         """Runs items when no other run of this judge is under way."""
         self._turn.take()
         try:
-            yield from runner.run(items)
+            yield from runner.run(items, ahead_bytes=ahead_bytes)
         finally:
             self._turn.give_back()
 
     def judge_groups(
-        self, groups: Iterable[tuple[str, Sequence[Pair]]], *, seed: int = 0
+        self, groups: Iterable[tuple[str, Sequence[Pair]]], *, seed: int = 0, look_ahead: bool = False
     ) -> Iterator[Finished]:
         """Judges groups of episodes about the same clips, and yields each episode as it finishes.
 
@@ -503,22 +507,40 @@ class Judge:
         Args:
             groups: The id of each group, and its pairs, which differ in their ids only.
             seed: The seed of the sampling.
+            look_ahead: Whether clips of later groups are opened and decoded while all sessions are taken. If
+                False, a group is taken from `groups` only when there is room for it.
 
         Raises:
             EngineError: The judge is closed or busy.
             InputError: The pairs of a group are about different clips or captions.
         """
-        yield from self._run(
-            self._runner,
-            (
-                item
-                for group_id, pairs in groups
-                for start in range(0, len(pairs), self._runner.concurrency)
-                for item in [
-                    self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)
-                ]
-            ),
+        items = (
+            item
+            for group_id, pairs in groups
+            for start in range(0, len(pairs), self._runner.concurrency)
+            for item in [self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)]
         )
+        ahead_bytes = min(_AHEAD_BYTES, self._cache.max_bytes // 4) if look_ahead else 0
+        yield from self._run(self._runner, items, ahead_bytes=ahead_bytes)
+
+    @property
+    def decode_metrics(self) -> dict[str, float]:
+        """How pixels were read so far, as metrics; without those of which nothing is known yet.
+
+        `decode/frames_per_frame_shown` counts the pictures that came out of decoders for each frame that was
+        read, `decode/cache_hit_share` is the share of frames that were still in memory, and
+        `decode/pixel_wait_share` is the share of the time in which the engine had nothing to write because
+        every episode waited for pixels.
+        """
+        metrics: dict[str, float] = {}
+        counts: ReadCounts | None = getattr(self._reader, "counts", None)
+        if counts is not None and counts.shown:
+            metrics["decode/frames_per_frame_shown"] = counts.decoded / counts.shown
+        if asked := self._cache.hits + self._cache.misses:
+            metrics["decode/cache_hit_share"] = self._cache.hits / asked
+        if (share := self._runner.statistics.pixel_wait_share) is not None:
+            metrics["decode/pixel_wait_share"] = share
+        return metrics
 
     def rank(
         self,

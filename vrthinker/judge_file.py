@@ -104,7 +104,7 @@ def judge_file(
     left = list(pairs)
     while left:
         if tools is None:
-            episodes = judge.judge_groups(claimed(left), seed=seed)
+            episodes = judge.judge_groups(claimed(left), seed=seed, look_ahead=True)
         else:
             episodes = judge.judge_pairs(
                 (pair for _, group in claimed(left) for pair in group), seed=seed, tools=tools

@@ -167,6 +167,16 @@ def test_what_a_reader_has_to_know_comes_first_and_retrying_is_advised_where_it_
         assert "1 pair without a verdict" in lines[7]
 
 
+def test_the_summary_says_how_pixels_were_read(capsys: pytest.CaptureFixture[str], tmp_path: Path) -> None:
+    decoding = {"decode/pixel_wait_share": 0.034, "decode/frames_per_frame_shown": 5.24}
+    with FileProgress(1, done=1) as progress:
+        for as_json in (False, True):
+            progress.summarise([record_of("a")], tmp_path / "out", as_json=as_json, decoding=decoding)
+    lines, _, rest = capsys.readouterr().out.partition("{")
+    assert "pixels: the engine waited for them 3% of the time, 5.2 frames decoded for each one read" in lines
+    assert json.loads("{" + rest)["metrics"] == decoding
+
+
 def test_a_file_that_is_finished_says_so_at_once(capsys: pytest.CaptureFixture[str]) -> None:
     with FileProgress(1, done=1):
         assert capsys.readouterr().err == "nothing to judge: 1 of 1 pair recorded already\n"

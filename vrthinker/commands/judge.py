@@ -249,7 +249,8 @@ class JudgeCommand:
                     on_wait=progress.wait,
                 )
             records = [record for record in log.records() if record.id in wanted]
-            code = progress.summarise(records, log.path, as_json=self.json)
+            decoding = {} if judge is None else judge.decode_metrics
+            code = progress.summarise(records, log.path, as_json=self.json, decoding=decoding)
         if self.table is not None:
             from vrthinker.records.verdict_table import write_verdict_table
 

@@ -2,15 +2,21 @@
 
 Episodes advance independently: as soon as an episode's round is read and its frames are decoded, its next
 round is submitted, while others are still being written. Clips are opened and frames decoded in threads, so
-that the engine does not wait for pixels while it has work. A failure of any kind ends only its own episode.
-It is returned as a trajectory without judgments, or as the error that kept the item from starting. Unexpected
-errors are also logged with their traceback. Only an error of the iterable of items, or a request to stop,
-ends the run.
+that the engine does not wait for pixels while it has work. With `ahead_bytes`, clips of later items are
+opened and their first frames decoded while all sessions are taken, up to so many bytes of frames.
+`RunStatistics` says how long the engine had nothing to write because pixels were missing.
+
+A failure of any kind ends only its own episode. It is returned as a trajectory without judgments, or as the
+error that kept the item from starting. Unexpected errors are also logged with their traceback. Only an error
+of the iterable of items, or a request to stop, ends the run.
 """
 
 from __future__ import annotations
 
 import logging
+import os
+import time
+from collections import deque
 from collections.abc import Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
@@ -28,8 +34,37 @@ from vrthinker.errors import EngineError, InputError, UnexpectedError, VRThinker
 
 _logger = logging.getLogger(__name__)
 
-DECODE_THREADS = 2
+_LEAST_DECODE_THREADS, _MOST_DECODE_THREADS = 2, 32
 _LOOK_UP_SECONDS = 0.01
+_CHANNELS = 3
+
+
+def decode_threads() -> int:
+    """The number of clips that are decoded side by side: the cores that this process may use, within bounds.
+
+    Each clip is decoded by one thread.
+    """
+    return min(max(_LEAST_DECODE_THREADS, len(os.sched_getaffinity(0))), _MOST_DECODE_THREADS)
+
+
+@dataclass
+class RunStatistics:
+    """How the time of runs was spent. Time that the caller takes between two results counts nowhere.
+
+    Attributes:
+        writing_seconds: The time in which the engine had a round to write.
+        pixel_wait_seconds: The time in which it had none, because every episode waited for a clip to be
+            opened or for frames to be decoded.
+    """
+
+    writing_seconds: float = 0.0
+    pixel_wait_seconds: float = 0.0
+
+    @property
+    def pixel_wait_share(self) -> float | None:
+        """The share of the time in which the engine waited for pixels; None before anything was run."""
+        total = self.writing_seconds + self.pixel_wait_seconds
+        return self.pixel_wait_seconds / total if total > 0 else None
 
 
 @dataclass(frozen=True)
@@ -56,6 +91,9 @@ class EpisodeRunner:
         decode_ahead: Whether frames are decoded before the engine is shown them. If False, for an engine that
             reads no pixels, nothing is decoded, and a damaged frame is not noticed.
         probabilities: Whether outcomes have the probabilities of the final answer's labels.
+
+    Attributes:
+        statistics: How the time of all runs so far was spent.
     """
 
     def __init__(
@@ -76,9 +114,10 @@ class EpisodeRunner:
         self.templates = templates or PromptTemplates.load()
         self.tools = tools or ToolRegistry()
         self.concurrency = min(concurrency or engine.max_sessions, engine.max_sessions)
+        self.statistics = RunStatistics()
         self._busy = False
 
-    def run(self, items: Iterable[EpisodeItem | None]) -> Iterator[Finished]:
+    def run(self, items: Iterable[EpisodeItem | None], *, ahead_bytes: int = 0) -> Iterator[Finished]:
         """Yields items as they finish (not in order). Items are taken when there is room for them.
 
         Closing the generator early closes its sessions.
@@ -86,13 +125,16 @@ class EpisodeRunner:
         Args:
             items: The items. None among them means that there is none at the moment: those under way go on,
                 and the next one is asked for a moment later.
+            ahead_bytes: The most bytes of decoded first frames of items that wait for a session. 0 takes an
+                item only when there is a session for it. Give no more than a part of the frame cache's size,
+                or the frames are gone when their session begins.
         """
         if self._busy:
             raise EngineError(
                 "the judge is in the middle of another run; finish or close that one first, or use two"
             )
         self._busy = True
-        loop = _Loop(self, iter(items))
+        loop = _Loop(self, iter(items), ahead_bytes)
         try:
             yield from loop.run()
         finally:
@@ -117,13 +159,20 @@ class EpisodeRunner:
         return finished.trajectory
 
 
+_Opened = tuple[list[Episode], tuple[Message, ...]]
+"""The episodes of an item, and their first input."""
+
+
 class _Loop:
     """The state of one `run`: the episodes that are being opened, decoded or written."""
 
-    def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem | None]) -> None:
-        self.runner, self.items = runner, items
-        self.pool = ThreadPoolExecutor(DECODE_THREADS, thread_name_prefix="vrthinker-decode")
-        self.opening: dict[Future[tuple[list[Episode], tuple[Message, ...]]], EpisodeItem] = {}
+    def __init__(self, runner: EpisodeRunner, items: Iterator[EpisodeItem | None], ahead_bytes: int) -> None:
+        self.runner, self.items, self.ahead_bytes = runner, items, ahead_bytes
+        self.threads = decode_threads()
+        self.pool = ThreadPoolExecutor(self.threads, thread_name_prefix="vrthinker-decode")
+        self.opening: dict[Future[_Opened], EpisodeItem] = {}
+        self.ready: deque[tuple[Future[_Opened], EpisodeItem, int]] = deque()  # opened; bytes of first frames
+        self.ready_bytes = self.largest_bytes = 0
         self.waiting: EpisodeItem | None = None  # a group that there is no room for yet
         self.decoding: dict[Future[None], tuple[Session, Episode]] = {}
         self.writing: dict[int, tuple[Session, Episode]] = {}
@@ -132,12 +181,17 @@ class _Loop:
         self.is_live = False  # items may come, or be given up, while the engine is at work
 
     @property
+    def active(self) -> int:
+        return len(self.decoding) + len(self.writing)
+
+    @property
     def under_way(self) -> int:
         opening = sum(item.n_episodes for item in self.opening.values())
-        return opening + len(self.decoding) + len(self.writing)
+        return opening + sum(item.n_episodes for _, item, _ in self.ready) + self.active
 
     def run(self) -> Iterator[Finished]:
         while True:
+            yield from self._start_ready()
             yield from self._take_items()
             yield from self._drop_given_up()
             yield from self._advance_decodes(block=not self.writing)
@@ -151,7 +205,11 @@ class _Loop:
 
     def _collect(self, timeout: float | None) -> Iterator[Finished]:
         try:
-            results = self.runner.engine.collect(timeout)
+            begun = time.monotonic()
+            try:
+                results = self.runner.engine.collect(timeout)
+            finally:
+                self.runner.statistics.writing_seconds += time.monotonic() - begun
             if not results and timeout is None:
                 raise EngineError(f"{self.runner.engine.name}: lost {len(self.writing)} rounds")
         except BaseException as error:  # any error ends the episodes that wait for the engine
@@ -165,7 +223,7 @@ class _Loop:
 
     def _take_items(self) -> Iterator[Finished]:
         most = self.runner.concurrency
-        while self.waiting is not None or (not self.exhausted and self.under_way < most):
+        while self.waiting is not None or (not self.exhausted and self._may_take(1)):
             item = self.waiting
             if item is None:
                 try:
@@ -185,7 +243,7 @@ class _Loop:
                 self.waiting = None
                 yield from (Finished(member, None, error) for member in item.members() or [item])
                 continue
-            if self.under_way + item.n_episodes > most:
+            if not self._may_take(item.n_episodes):
                 self.waiting = item
                 return
             self.waiting = None
@@ -198,7 +256,24 @@ class _Loop:
                 del self.writing[session.id]
                 yield self._failed(session, episode, EngineError(reason))
 
-    def _open(self, item: EpisodeItem) -> tuple[list[Episode], tuple[Message, ...]]:
+    def _may_take(self, n_episodes: int) -> bool:
+        """Whether there will be sessions for an item once it is opened, or it may be opened ahead of them.
+
+        What an item's frames take is known when it is open. Until then it counts as the largest one so far.
+        """
+        if self.under_way + n_episodes <= self.runner.concurrency:
+            return True
+        coming_bytes = (len(self.opening) + 1) * self.largest_bytes
+        return len(self.opening) < self.threads and 0 < self.ready_bytes + coming_bytes <= self.ahead_bytes
+
+    def _start_ready(self) -> Iterator[Finished]:
+        """Starts items that were opened ahead, as far as there are sessions for them."""
+        while self.ready and self.active + self.ready[0][1].n_episodes <= self.runner.concurrency:
+            opened, item, n_bytes = self.ready.popleft()
+            self.ready_bytes -= n_bytes
+            yield from self._start(opened, item)
+
+    def _open(self, item: EpisodeItem) -> _Opened:
         runner = self.runner
         workspace = item.open_workspace()
         episodes = [
@@ -223,9 +298,16 @@ class _Loop:
         """Submits episodes whose frames are decoded. With `block`, waits until there is one."""
         waiting: list[Future[Any]] = [*self.opening, *self.decoding]
         longest = _LOOK_UP_SECONDS if self.is_live else None
+        begun = time.monotonic()
         done, _ = wait(waiting, timeout=longest if block else 0, return_when=FIRST_COMPLETED)
+        if block and waiting:
+            self.runner.statistics.pixel_wait_seconds += time.monotonic() - begun
         for opened in [future for future in self.opening if future in done]:
-            yield from self._start(opened, self.opening.pop(opened))
+            item, n_bytes = self.opening.pop(opened), _first_bytes(opened)
+            self.largest_bytes = max(self.largest_bytes, n_bytes)
+            self.ready_bytes += n_bytes
+            self.ready.append((opened, item, n_bytes))
+        yield from self._start_ready()
         for decoded in [future for future in self.decoding if future in done]:
             session, episode = self.decoding.pop(decoded)
             error = decoded.exception()
@@ -236,9 +318,7 @@ class _Loop:
                     session, episode, _reason_of(error, f"item {episode.item.id!r}"), decoding=True
                 )
 
-    def _start(
-        self, opened: Future[tuple[list[Episode], tuple[Message, ...]]], item: EpisodeItem
-    ) -> Iterator[Finished]:
+    def _start(self, opened: Future[_Opened], item: EpisodeItem) -> Iterator[Finished]:
         engine, members = self.runner.engine, item.members()
         sessions: list[Session] = []
         try:
@@ -325,6 +405,14 @@ class _Loop:
 
 def _given_up(item: EpisodeItem) -> str | None:
     return None if item.given_up is None else item.given_up()
+
+
+def _first_bytes(opened: Future[_Opened]) -> int:
+    """The bytes of the frames of an item's first input; 0 if it could not be opened."""
+    if opened.exception() is not None:
+        return 0
+    frames = [frame for message in opened.result()[1] for frame in message.frames]
+    return sum(frame.size[0] * frame.size[1] * _CHANNELS for frame in frames)
 
 
 def _decode(episode: Episode, shown: list[FramesShown]) -> None:

@@ -21,7 +21,7 @@ from vrthinker.episode.trajectory import WRITTEN_STOPS
 from vrthinker.progress import Progress, counted
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Mapping, Sequence
 
     from vrthinker.episode.trajectory import RoundRecord, Trajectory
     from vrthinker.records.verdict_log import VerdictRecord
@@ -82,6 +82,14 @@ def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]
         console.print(Text(plain(f"  {fact}")))
 
 
+_DECODING = {
+    "decode/pixel_wait_share": "the engine waited for them {:.0%} of the time",
+    "decode/frames_per_frame_shown": "{:.1f} frames decoded for each one read",
+    "decode/cache_hit_share": "{:.0%} of the frames were still in memory",
+}
+"""How the summary says each metric of reading pixels."""
+
+
 class FileProgress(Progress):
     """The progress of judging a pairs file, with failures and counts at the end.
 
@@ -111,8 +119,22 @@ class FileProgress(Progress):
             self.say(f"waiting for {counted(waiting, 'pair')} that other processes are judging")
             self._waiting = True
 
-    def summarise(self, records: list[VerdictRecord], out: Path, *, as_json: bool) -> int:
-        """Prints notes, counts and failures, and returns the exit code (1 if a pair has no verdict)."""
+    def summarise(
+        self,
+        records: list[VerdictRecord],
+        out: Path,
+        *,
+        as_json: bool,
+        decoding: Mapping[str, float] | None = None,
+    ) -> int:
+        """Prints notes, counts and failures, and returns the exit code (1 if a pair has no verdict).
+
+        Args:
+            records: The records of all pairs.
+            out: The results file.
+            as_json: Whether to print JSON.
+            decoding: How this run read pixels (`Judge.decode_metrics`).
+        """
         failed = [record for record in records if record.judgment is None]
         notes = Counter(note for record in records for note in dict.fromkeys(record.notes))
         known = [record.consistent for record in records if record.consistent is not None]
@@ -125,6 +147,7 @@ class FileProgress(Progress):
                 "notes": dict(notes.most_common()),
                 **({} if not known else {"both_orders": len(known), "consistent": sum(known)}),
                 "failed": [{"id": r.id, "stop_reason": r.stop_reason, "reason": r.reason} for r in failed],
+                "metrics": dict(decoding or {}),
             }
             sys.stdout.write(json.dumps(summary, indent=2) + "\n")
             return 1 if failed else 0
@@ -142,6 +165,9 @@ class FileProgress(Progress):
         if known:
             share = f"{sum(known)} of {counted(len(known), 'pair')} ({sum(known) / len(known):.0%})"
             console.print(Text(f"both orders of the clips agree overall on {share}"))
+        if decoding:
+            said = [words.format(decoding[name]) for name, words in _DECODING.items() if name in decoding]
+            console.print(Text(f"pixels: {', '.join(said)}"))
         if failed:
             by_model = all(record.stop_reason in WRITTEN_STOPS for record in failed)
             # What a model wrote it writes again, because a pair's seed stays the same.
