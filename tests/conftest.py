@@ -86,13 +86,27 @@ def _why_no_gpu() -> str | None:
     return None
 
 
+@functools.cache
+def _why_no_vllm() -> str | None:
+    from vrthinker.engine.vllm.library import obstacle
+
+    return obstacle()
+
+
 def pytest_runtest_setup(item: pytest.Item) -> None:
-    """Skips `gpu` tests where there is no GPU; VRTHINKER_REQUIRE_GPU=1 makes that a failure."""
-    if item.get_closest_marker("gpu") is None or (reason := _why_no_gpu()) is None:
-        return
-    if os.environ.get("VRTHINKER_REQUIRE_GPU") == "1":
-        pytest.fail(f"VRTHINKER_REQUIRE_GPU=1, but {reason}")
-    pytest.skip(reason)
+    """Skips `gpu` tests where there is no GPU, and `vllm` tests where there is no vLLM.
+
+    VRTHINKER_REQUIRE_GPU=1 and VRTHINKER_REQUIRE_VLLM=1 make that a failure.
+    """
+    for marker, why, variable in (
+        ("gpu", _why_no_gpu, "VRTHINKER_REQUIRE_GPU"),
+        ("vllm", _why_no_vllm, "VRTHINKER_REQUIRE_VLLM"),
+    ):
+        if item.get_closest_marker(marker) is None or (reason := why()) is None:
+            continue
+        if os.environ.get(variable) == "1":
+            pytest.fail(f"{variable}=1, but {reason}")
+        pytest.skip(reason)
 
 
 @pytest.fixture(scope="session")

@@ -7,7 +7,7 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import dataclass, replace
 from os import PathLike
@@ -26,6 +26,9 @@ from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
 from vrthinker.errors import EngineError, InputError
 from vrthinker.judge_configuration import (
     JudgeConfiguration as JudgeConfiguration,
+)
+from vrthinker.judge_configuration import (
+    LocalEngine as LocalEngine,
 )
 from vrthinker.judge_configuration import (
     check_grid,
@@ -278,7 +281,7 @@ class Judge:
 
         Args:
             model: A checkpoint folder or a hub id.
-            **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
+            **options: `engine`, `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
                 `from_pretrained`.
 
         Raises:
@@ -291,18 +294,21 @@ class Judge:
         cls,
         model: str | Path,
         *,
+        engine: LocalEngine = "hf",
         device: str | None = None,
         dtype: str | None = None,
         batch_size: int = 8,
         templates: str | PathLike[str] | None = None,
         max_pixels: int | None = None,
         profile: str | None = None,
+        engine_options: Mapping[str, Any] | None = None,
         **episode_settings: Any,
     ) -> Judge:
         """Loads a Qwen2.5-VL or Qwen3-VL checkpoint with its own settings and prompts.
 
         Args:
             model: A checkpoint folder or a hub id.
+            engine: What runs it: `hf`, or `vllm` if that is installed.
             device: The device: `cpu`, `cuda`, `cuda:1`. By default a GPU if there is one.
             dtype: The dtype: `float32`, `bfloat16` or `float16`. By default bfloat16 on a GPU, float32 on a
                 CPU.
@@ -311,22 +317,42 @@ class Judge:
             max_pixels: The most pixels of a frame, instead of the checkpoint's.
             profile: The settings and prompts of a released checkpoint (docs/checkpoints.md), instead of the
                 checkpoint's. By default the one that goes with its hub id, if it has no settings of its own.
+            engine_options: Further arguments of the engine (`HFEngine`, `VLLMEngine`).
             **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
 
         Raises:
-            InputError: The checkpoint, a template or a setting cannot be used.
+            InputError: The checkpoint, a template or a setting cannot be used, or the engine cannot run here.
+            EngineError: vLLM does not start.
         """
         from vrthinker.engine.hf.checkpoint import resolve_checkpoint
-        from vrthinker.engine.hf.engine import HFEngine
 
         # Everything about the checkpoint that can be refused is refused before its weights are loaded.
         configured = checkpoint_configuration(
-            model, templates=templates, max_pixels=max_pixels, profile=profile, **episode_settings
+            model,
+            engine=engine,
+            templates=templates,
+            max_pixels=max_pixels,
+            profile=profile,
+            **episode_settings,
         )
         folder = resolve_checkpoint(model)
         check_grid(folder, configured.settings)
-        engine = HFEngine(folder, device=device, dtype=dtype, max_sessions=batch_size)
-        return cls(engine, configured.settings, templates=configured.templates)
+        options: dict[str, Any] = {
+            "device": device,
+            "dtype": dtype,
+            "max_sessions": batch_size,
+            **(engine_options or {}),
+        }
+        loaded: Engine
+        if engine == "vllm":
+            from vrthinker.engine.vllm.engine import VLLMEngine
+
+            loaded = VLLMEngine(folder, **options)
+        else:
+            from vrthinker.engine.hf.engine import HFEngine
+
+            loaded = HFEngine(folder, **options)
+        return cls(loaded, configured.settings, templates=configured.templates)
 
     @classmethod
     def from_endpoint(
@@ -343,7 +369,7 @@ class Judge:
             base_url: The address of the server.
             model: The name that the server knows the model by.
             engine_options: Options of `EndpointEngine`.
-            **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
+            **options: `engine`, `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
                 `from_pretrained`.
 
         Raises:

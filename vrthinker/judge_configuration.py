@@ -9,12 +9,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 from os import PathLike
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.settings import PROMPTS_FOLDER, EpisodeSettings, JudgeSettings, load_judge_settings
 from vrthinker.errors import InputError, first_problem
 from vrthinker.profiles.profiles import load_profile, profile_for
+
+LocalEngine = Literal["hf", "vllm"]
+"""What runs a checkpoint on this machine: transformers, or vLLM (docs/engines.md)."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +38,7 @@ class JudgeConfiguration:
 def checkpoint_configuration(
     model: str | Path,
     *,
+    engine: LocalEngine = "hf",
     templates: str | PathLike[str] | None = None,
     max_pixels: int | None = None,
     profile: str | None = None,
@@ -55,13 +59,15 @@ def checkpoint_configuration(
     base = chosen.settings if chosen is not None else stored or JudgeSettings()
     sizes = grid(load_config(folder)) if chosen is not None or stored is None else {}
     settings = _override(base, max_pixels, episode_settings, **sizes)
+    if engine == "vllm":
+        refuse_without_own_cache(settings.episode, "with vLLM")
     if templates is not None:
         prompts = _load_templates(Path(templates))
     elif chosen is not None and (profile is not None or not (folder / PROMPTS_FOLDER).is_dir()):
         prompts = chosen.prompts()
     else:
         prompts = PromptTemplates.load(folder / PROMPTS_FOLDER)
-    return JudgeConfiguration(f"hf:{folder.name}", settings, prompts)
+    return JudgeConfiguration(f"{engine}:{folder.name}", settings, prompts)
 
 
 def check_grid(folder: Path, settings: JudgeSettings) -> None:
@@ -93,18 +99,28 @@ def endpoint_configuration(
     """
     chosen = load_profile(profile) if profile is not None else profile_for(model)
     settings = _override(chosen.settings if chosen else JudgeSettings(), max_pixels, episode_settings)
-    if settings.episode.memory != "rerender":
-        raise InputError(
-            f"memory: got {settings.episode.memory!r}, allowed over an endpoint: rerender (a server's "
-            "cache is out of reach)"
-        )
-    if settings.episode.guided:
-        raise InputError(
-            "guided: got true, allowed over an endpoint: false (a server writes rounds without a grammar)"
-        )
+    refuse_without_own_cache(settings.episode, "over an endpoint")
     if templates is not None:
         return settings, _load_templates(Path(templates))
     return settings, chosen.prompts() if chosen else PromptTemplates.load()
+
+
+def refuse_without_own_cache(episode: EpisodeSettings, where: str) -> None:
+    """Refuses what only an engine can do that computes the model itself.
+
+    Raises:
+        InputError: Frames are to be taken out of a cache, or rounds forced into a form.
+    """
+    if episode.memory != "rerender":
+        raise InputError(
+            f"memory: got {episode.memory!r}, allowed {where}: rerender (its cache is out of reach); "
+            "use --engine hf"
+        )
+    if episode.guided:
+        raise InputError(
+            f"guided: got true, allowed {where}: false (rounds are written without a grammar); use --engine "
+            "hf"
+        )
 
 
 def _load_templates(folder: Path) -> PromptTemplates:

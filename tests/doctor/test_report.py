@@ -1,5 +1,6 @@
 """`vrthinker doctor`: run where parts are missing, broken or of another version."""
 
+import importlib.util
 import io
 import json
 import os
@@ -75,8 +76,14 @@ def test_this_machine_has_what_its_tests_use(monkeypatch: pytest.MonkeyPatch) ->
     for codec in ("h264", "vp9", "mjpeg"):
         assert codec in findings["video decoders"]["detail"]
     assert set(findings) >= {
-        part for part, _ in examination.CHECKS if part not in ("extras", "other packages")
+        part for part, _ in examination.CHECKS if part not in ("extras", "other packages", "engines")
     }
+    engines = {name: findings[f"engine: {name}"] for name in ("hf", "vllm", "endpoint")}
+    assert (engines["hf"]["status"], engines["endpoint"]["status"]) == ("ok", "ok")
+    if importlib.util.find_spec("vllm") is None:
+        assert engines["vllm"]["status"] == "missing"
+        assert engines["vllm"]["detail"] == "vLLM is not installed"
+        assert "make vllm-env" in engines["vllm"]["remedy"]
     assert all(finding["detail"] and finding["needed_for"] for finding in findings.values())
     assert not any("could not be examined" in finding["detail"] for finding in findings.values())
 

@@ -58,6 +58,8 @@ class EvalWorldCommand:
     """How expired frames are removed from the context (docs/memory.md). The checkpoint's own by default."""
     batch_size: int = 64
     """The number of episodes that advance together."""
+    engine: Annotated[Literal["hf", "vllm"], option("hf|vllm")] = "hf"
+    """What runs the model: transformers, or vLLM. hf by default."""
     device: Annotated[str | None, option("DEVICE")] = None
     """cpu, cuda, cuda:1. By default a GPU if there is one."""
     json: Flag = False
@@ -99,11 +101,16 @@ class EvalWorldCommand:
         overrides: dict[str, Any] = {name: value for name, value in options.items() if value is not None}
         if self.window == "all":
             overrides["window"] = None
-        Judge.configuration_of(self.model, **overrides)  # refused before torch loads, if it cannot be used
+        # Refused before torch loads, if it cannot be used.
+        Judge.configuration_of(self.model, engine=self.engine, **overrides)
         announce(f"loading {self.model}")
         with (
             Judge.from_pretrained(
-                self.model, device=self.device, batch_size=self.batch_size, **overrides
+                self.model,
+                engine=self.engine,
+                device=self.device,
+                batch_size=self.batch_size,
+                **overrides,
             ) as judge,
             EvalProgress() as progress,
         ):
@@ -128,6 +135,7 @@ class EvalWorldCommand:
                 "temperature": judge.settings.episode.temperature,
                 "window": judge.settings.episode.window,
                 "memory": judge.settings.episode.memory,
+                "engine": self.engine,
             }
             append_row(self.row, {**about, **report.as_json()})
         found = _diagnosed(self.out, self.error_pages) if self.errors else None

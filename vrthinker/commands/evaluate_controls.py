@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.judges import EngineName, JudgeSource
 from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError, unwritable
 
@@ -39,7 +39,10 @@ class EvalControlsCommand:
     temperature: Annotated[float, option("T")] = 0.0
     """The sampling temperature; 0 is greedy."""
     endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
+    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
+    --engine vllm, it is a vllm serve that has --model loaded."""
+    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
+    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
     batch_size: int = 8
     """The number of episodes that advance together."""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -140,6 +143,7 @@ class EvalControlsCommand:
     def _source(self) -> JudgeSource:
         return JudgeSource(
             self.model,
+            engine=self.engine,
             endpoint=self.endpoint,
             device=self.device,
             batch_size=self.batch_size,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.judges import EngineName, JudgeSource
 from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
 from vrthinker.errors import InputError
 from vrthinker.visibility import MemoryMode
@@ -66,7 +66,10 @@ class _JudgeOptions:
     retry_failed: Flag = False
     """Judge pairs again that have no verdict yet because of an error or of what was written."""
     endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
+    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
+    --engine vllm, it is a vllm serve that has --model loaded."""
+    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
+    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
     batch_size: int = 8
     """The number of episodes that advance together."""
     device: Annotated[str | None, option("DEVICE")] = None
@@ -264,6 +267,7 @@ class _JudgeOptions:
             given["window"] = None
         return JudgeSource(
             self.model,
+            engine=self.engine,
             endpoint=self.endpoint,
             device=self.device,
             dtype=self.dtype,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
-from vrthinker.commands.judges import JudgeSource, endpoint_extra
+from vrthinker.commands.judges import EngineName, JudgeSource, endpoint_extra
 from vrthinker.commands.options import Flag, announce, check_device, option
 from vrthinker.episode.dimensions import Preference
 from vrthinker.errors import InputError, first_problem
@@ -83,6 +83,8 @@ class JudgeCommand:
     """Settings and prompts of a released checkpoint: vr-thinker-48, vr-thinker-128. By default its own."""
     templates: Annotated[Path | None, option("FOLDER")] = None
     """A folder of prompt templates to use instead of the checkpoint's."""
+    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
+    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
     device: Annotated[str | None, option("DEVICE")] = None
     """cpu, cuda, cuda:1. By default a GPU if there is one."""
     dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
@@ -90,7 +92,8 @@ class JudgeCommand:
     batch_size: int = 8
     """The number of episodes that advance together."""
     endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY."""
+    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
+    --engine vllm, it is a vllm serve that has --model loaded."""
     endpoint_extra: Annotated[str | None, option("JSON")] = None
     """Fields to add to each request, as a JSON object; null leaves a field out that the server refuses."""
 
@@ -273,6 +276,7 @@ class JudgeCommand:
         assert self.model is not None
         return JudgeSource(
             self.model,
+            engine=self.engine,
             endpoint=self.endpoint,
             endpoint_options=endpoint_extra(self.endpoint_extra, self.endpoint),
             device=self.device,

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from vrthinker.bounded_files import parse_json
 from vrthinker.commands.options import announce
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
-    from vrthinker.judge import Judge, JudgeConfiguration
+    from vrthinker.judge import Judge, JudgeConfiguration, LocalEngine
+
+EngineName = Literal["hf", "vllm", "endpoint"]
 
 
 def endpoint_extra(option: str | None, endpoint: str | None) -> dict[str, Any]:
@@ -38,8 +40,9 @@ class JudgeSource:
     """Where a judge comes from.
 
     Attributes:
-        model: The checkpoint folder or hub id; with `endpoint`, the model's name on the server.
-        endpoint: The address of an OpenAI-compatible server.
+        model: The checkpoint folder or hub id; for the engine `endpoint`, the model's name on the server.
+        engine: What runs the model. None: `endpoint` if there is one, else `hf`.
+        endpoint: The address of an OpenAI-compatible server, or for `vllm` of a `vllm serve`.
         endpoint_options: Further options of the server's engine (`EndpointEngine`).
         device: The device of a checkpoint.
         dtype: The dtype of a checkpoint.
@@ -48,6 +51,7 @@ class JudgeSource:
     """
 
     model: str
+    engine: EngineName | None = None
     endpoint: str | None = None
     endpoint_options: Mapping[str, Any] = field(default_factory=dict)
     device: str | None = None
@@ -55,34 +59,56 @@ class JudgeSource:
     batch_size: int = 8
     overrides: Mapping[str, Any] = field(default_factory=dict)
 
+    def __post_init__(self) -> None:
+        if self.engine == "endpoint" and self.endpoint is None:
+            raise InputError("--engine endpoint: wants --endpoint, the address of the server")
+        if self.engine == "hf" and self.endpoint is not None:
+            raise InputError("--engine hf: goes without --endpoint; allowed with it: endpoint, vllm")
+        if self.engine == "vllm" and self.endpoint_options:
+            raise InputError(
+                "--endpoint-extra: goes with --engine endpoint; vllm's requests have fixed fields"
+            )
+
+    @property
+    def is_remote(self) -> bool:
+        """Whether nothing of the model is on this machine."""
+        return self.endpoint is not None and self.engine != "vllm"
+
     def configuration(self) -> JudgeConfiguration:
         """What verdicts depend on. A checkpoint that cannot be used is refused here, before torch loads."""
         from vrthinker.judge import Judge
 
-        if self.endpoint is not None:
+        if self.is_remote:
             with self.load() as judge:
                 return judge.configuration
-        return Judge.configuration_of(self.model, **self.overrides)
+        return Judge.configuration_of(self.model, engine=self._local, **self.overrides)
 
     def weights(self) -> str | None:
         """A fingerprint of the weights; None over an endpoint, where nobody knows them."""
         from vrthinker.engine.hf.checkpoint import resolve_checkpoint, weights_fingerprint
 
-        return None if self.endpoint is not None else weights_fingerprint(resolve_checkpoint(self.model))
+        return None if self.is_remote else weights_fingerprint(resolve_checkpoint(self.model))
 
     def load(self) -> Judge:
         """The judge itself. Loading a checkpoint is said on stderr, because it takes long."""
         from vrthinker.judge import Judge
 
-        if self.endpoint is not None:
+        if self.is_remote:
+            assert self.endpoint is not None
             sessions = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
             options = {**sessions, **self.endpoint_options}
             return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **self.overrides)
-        announce(f"loading {self.model}")
+        announce(f"loading {self.model}" + (" into vLLM" if self._local == "vllm" else ""))
         return Judge.from_pretrained(
             self.model,
+            engine=self._local,
+            engine_options=None if self.endpoint is None else {"server": self.endpoint},
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
             **self.overrides,
         )
+
+    @property
+    def _local(self) -> LocalEngine:
+        return "vllm" if self.engine == "vllm" else "hf"

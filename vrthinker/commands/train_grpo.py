@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vrthinker.commands.options import option
 from vrthinker.commands.train_options import StageCommand
@@ -32,6 +32,8 @@ class GrpoCommand(StageCommand):
     """The number of episodes per group. 8 by default, as in the paper."""
     refresh: Annotated[int | None, option("STEPS")] = None
     """The number of steps for which episodes are sampled at once. 4 by default, as in the paper."""
+    engine: Annotated[Literal["hf", "vllm"] | None, option("hf|vllm")] = None
+    """What samples: transformers, or vLLM. hf by default."""
     kl: Annotated[float | None, option("WEIGHT")] = None
     """The weight of the KL to the model that the run starts from. 0.01 by default; 0 saves its memory."""
     learning_rate: Annotated[float | None, option("LR")] = None
@@ -64,6 +66,7 @@ class GrpoCommand(StageCommand):
             "learn.steps_per_refresh": self.refresh,
             "learn.learning_rate.peak": self.learning_rate,
             "rollouts.group_size": self.group_size,
+            "rollouts.engine": self.engine,
             "loss.kl_weight": self.kl,
         }
         return self._overridden(values, options)

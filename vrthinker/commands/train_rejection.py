@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from vrthinker.commands.options import option
 from vrthinker.commands.train_options import StageCommand
@@ -34,6 +34,8 @@ class RejectionCommand(StageCommand):
     """The most episodes that are learned per pair. 1 by default."""
     temperature: Annotated[float | None, option("T")] = None
     """The sampling temperature. 1 by default."""
+    engine: Annotated[Literal["hf", "vllm"] | None, option("hf|vllm")] = None
+    """What samples: transformers, or vLLM. hf by default."""
     for_grpo: Annotated[Path | None, option("FILE")] = None
     """Write the pairs without a right episode to this pairs file, for the stage that follows."""
     batch_size: Annotated[int | None, option("N")] = None
@@ -64,6 +66,7 @@ class RejectionCommand(StageCommand):
             "sampling.samples": self.samples,
             "sampling.keep_per_item": self.keep_per_item,
             "sampling.temperature": self.temperature,
+            "sampling.engine": self.engine,
             "learn.steps": self.steps,
             "learn.batch_size": self.batch_size,
             "learn.learning_rate.peak": self.learning_rate,

@@ -22,6 +22,14 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+from vrthinker.engine.vllm.library import (
+    VERSIONS,
+    installed_version,
+    is_cpu_build,
+    is_tested_version,
+    obstacle,
+)
+
 Status = Literal["ok", "missing", "warning"]
 
 RANGES: dict[str, tuple[str, str | None]] = {
@@ -50,7 +58,7 @@ EXTRAS = {
     "dali": "decoding frames on the GPU",
     "triton": "the Triton versions of the kernels",
     "liger": "logprobs over large vocabularies, fused, on a GPU",
-    "vllm": "rollouts through vLLM, in an environment of its own",
+    "vllm": "judging and rollouts through vLLM, in an environment of its own",
     "train": "tables of pairs and verdicts in Parquet, plots of benchmarks",
     "trackers": "metrics of a training run in trackio, tensorboard or wandb",
     "serve": "the HTTP reward service",
@@ -61,7 +69,6 @@ EXTRAS = {
 UNUSED = frozenset(
     {
         "nvidia-dali-cuda130",
-        "vllm",
         "scipy",
         "fastapi",
         "uvicorn",
@@ -325,10 +332,12 @@ def _requirements() -> list[tuple[str, str | None]]:
 
 
 def _has_distribution(name: str) -> bool:
-    """Whether a distribution is installed. DALI has one per CUDA version, and any of them suffices."""
+    """Whether a distribution is installed. DALI has one per CUDA version, and any suffices; so has vLLM."""
     family = "nvidia-dali-cuda"
     if name.startswith(family):
         return any((d.name or "").startswith(family) for d in importlib.metadata.distributions())
+    if name == "vllm":
+        return installed_version() is not None  # some builds have another name
     return _version(name) is not None
 
 
@@ -363,6 +372,29 @@ def _extras() -> list[Finding]:
         else:
             findings.append(Finding(part, "ok", f"{', '.join(names)}", purpose))
     return findings
+
+
+def _engines() -> list[Finding]:
+    """What can write rounds here, and why something cannot."""
+    broken = [found for found in (*_torch(), *_transformers()) if found.status == "missing"]
+    judging = "judging with a checkpoint, training"
+    here = Finding("engine: hf", "ok", "Qwen2.5-VL and Qwen3-VL run here", judging)
+    if broken:
+        why = "; ".join(f"{found.part}: {found.detail}" for found in broken)
+        here = Finding("engine: hf", "missing", why, judging, "mend what is named there")
+    many = "thousands of judgments or rollouts (--engine vllm)"
+    why_not = obstacle()
+    if why_not is None:
+        version = installed_version()
+        built = "for CPUs" if is_cpu_build() else "for GPUs"
+        inside = is_tested_version()
+        detail = f"vLLM {version}, {built}" + ("" if inside else f", tested with {VERSIONS[0]} only")
+        there = Finding("engine: vllm", "ok" if inside else "warning", detail, many)
+    else:
+        reason, _, remedy = why_not.partition("; ")
+        there = Finding("engine: vllm", "missing", reason, many, remedy)
+    server = "judging through any OpenAI-compatible server (--endpoint)"
+    return [here, there, Finding("engine: endpoint", "ok", "needs an address only", server)]
 
 
 def _memory_bytes() -> int:
@@ -413,6 +445,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("numpy", _numpy),
     ("other packages", _other_packages),
     ("extras", _extras),
+    ("engines", _engines),
     ("CPU and memory", _machine),
     ("disk", _disk),
 )

@@ -228,8 +228,11 @@ def _weights(judge: Judge) -> str | None:
     """A fingerprint of the judge's weights; None if they are not local files."""
     from vrthinker.engine.hf.checkpoint import weights_fingerprint
     from vrthinker.engine.hf.engine import HFEngine
+    from vrthinker.engine.vllm.engine import VLLMEngine
 
-    return weights_fingerprint(judge.engine.model.folder) if isinstance(judge.engine, HFEngine) else None
+    if isinstance(judge.engine, HFEngine):
+        return weights_fingerprint(judge.engine.model.folder)
+    return weights_fingerprint(judge.engine.folder) if isinstance(judge.engine, VLLMEngine) else None
 
 
 def _run(

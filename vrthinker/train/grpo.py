@@ -28,9 +28,11 @@ from vrthinker.data.pairs import Pair
 from vrthinker.engine.hf.checkpoint import weights_fingerprint
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.markup import Markup
-from vrthinker.episode.settings import JudgeSettings
+from vrthinker.engine.vllm.engine import VLLMEngine
+from vrthinker.engine.vllm.library import LocalOptions, require
+from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.judge import Judge
+from vrthinker.judge import Judge, refuse_without_own_cache
 from vrthinker.policy.batches import FrameLoader
 from vrthinker.progress import Progress, counted
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
@@ -101,6 +103,20 @@ def _check_labels(pairs: Sequence[Pair]) -> None:
         )
 
 
+def _refuse_engine(settings: GrpoSettings, sampled: EpisodeSettings, ranks: Ranks) -> None:
+    """Refuses what vLLM cannot sample, before it is started."""
+    if settings.rollouts.engine != "vllm":
+        return
+    refuse_without_own_cache(sampled, "with vLLM")
+    if ranks.size > 1:
+        raise InputError(
+            f"rollouts.engine: got vllm with {ranks.size} processes, allowed: hf with several, vllm with "
+            "one; a "
+            "vLLM takes a GPU, or several, for itself"
+        )
+    require()
+
+
 class _NothingToLearn(VRThinkerError):
     """No group of a refresh has episodes that differ."""
 
@@ -126,6 +142,7 @@ class _Trainer:
         )
         self._judge_settings: JudgeSettings = start.judge_settings.model_copy(update={"episode": sampled})
         ranks.together(lambda: refuse_what_cannot_be_trained(sampled))
+        ranks.together(lambda: _refuse_engine(settings, sampled, ranks))
         self._memory = sampled.memory
         self._markup = Markup(policy.tokenizer, policy.vocabulary_size)
         factor = policy.patch_size * policy.merge_size
@@ -341,12 +358,19 @@ class _Trainer:
         return self._judge
 
     def _make_sampler(self) -> Judge:
-        engine = HFEngine(
-            base_folder(self._settings, self._out),
-            device=str(self._ranks.device),
-            dtype=self._settings.rollouts.dtype,
-            max_sessions=self._settings.rollouts.batch_size,
-        )
+        rollouts, folder = self._settings.rollouts, base_folder(self._settings, self._out)
+        engine: HFEngine | VLLMEngine
+        if rollouts.engine == "vllm":
+            # Training and sampling take turns, and on a GPU so do their memories.
+            local = LocalOptions(own_process=rollouts.vllm_process, sleep=self._ranks.device.type == "cuda")
+            engine = VLLMEngine(folder, dtype=rollouts.dtype, max_sessions=rollouts.batch_size, local=local)
+        else:
+            engine = HFEngine(
+                folder,
+                device=str(self._ranks.device),
+                dtype=rollouts.dtype,
+                max_sessions=rollouts.batch_size,
+            )
         return Judge(engine, self._judge_settings, templates=self._start.templates)
 
     def _watched(self, log: Any) -> Any:

@@ -25,7 +25,7 @@ from pydantic import Field, field_validator
 
 from vrthinker.engine.hf.checkpoint import weights_fingerprint
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.judge import Judge
+from vrthinker.judge import Judge, LocalEngine
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.train.items import FilePairs, Items, check_items, pairs_of_items, sources_of
@@ -74,6 +74,8 @@ class Sampling(StageSettings):
     """Number of episodes that advance together."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The dtype of sampling: by default bfloat16 on a GPU, float32 on a CPU."""
+    engine: LocalEngine = "hf"
+    """What samples: transformers, or vLLM, which gives its memory back before training begins."""
 
 
 class RejectionPhase(SftPhase):
@@ -204,9 +206,13 @@ def _sample(settings: RejectionSettings, base: Path, trials: Sequence[Trial], ou
 
     with progress:
         collect(
-            Judge.configuration_of(base, **options),
+            Judge.configuration_of(base, engine=sampling.engine, **options),
             lambda: Judge.from_pretrained(
-                base, batch_size=sampling.batch_size, dtype=sampling.dtype, **options
+                base,
+                engine=sampling.engine,
+                batch_size=sampling.batch_size,
+                dtype=sampling.dtype,
+                **options,
             ),
             trials,
             out / SAMPLES,

@@ -30,7 +30,7 @@ from vrthinker.data.pairs import Pair
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import Trajectory, load_trajectories
 from vrthinker.errors import InputError
-from vrthinker.judge import Judge
+from vrthinker.judge import Judge, LocalEngine
 from vrthinker.progress import Progress, counted
 from vrthinker.records.files import replace_file
 from vrthinker.records.verdicts import read_verdicts
@@ -67,6 +67,10 @@ class RolloutSettings(StageSettings):
     """Number of episodes that advance together."""
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The dtype of sampling: by default bfloat16 on a GPU, float32 on a CPU."""
+    engine: LocalEngine = "hf"
+    """What samples: transformers, or vLLM in a process of its own (docs/engines.md)."""
+    vllm_process: bool = True
+    """Whether vLLM runs in a process of its own. In one process it starts faster."""
 
 
 @dataclass(frozen=True)

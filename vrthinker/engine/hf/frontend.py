@@ -48,7 +48,8 @@ class Frontend:
     @property
     def factor(self) -> tuple[int, int]:
         """The (height, width) in pixels of the block that becomes one token."""
-        return (self.patch_size * self.merge_size,) * 2
+        side = self.patch_size * self.merge_size
+        return side, side
 
     def patches(self, frames: torch.Tensor, out_dtype: torch.dtype = torch.float32) -> torch.Tensor:
         """Frames of one size, uint8 `[n, height, width, 3]`, as the rows that the vision tower takes.

@@ -1,0 +1,1 @@
+"""The vLLM engine: sessions over vLLM, in this process, in a process of its own, or on a server."""
