@@ -101,8 +101,11 @@ def random_values(size: str, folder: Path, device: str) -> dict[str, Any]:
     }
 
 
-def write_model(folder: Path, known: str | None, device: str) -> None:
-    """Writes a random Qwen2.5-VL with the layers of a known one, and the small tokenizer of the tests."""
+def write_model(folder: Path, known: str | None, device: str, *, small_vocabulary: bool = False) -> None:
+    """Writes a random Qwen2.5-VL with the layers of a known one, and the small tokenizer of the tests.
+
+    With `small_vocabulary`, it has no more embeddings than the tokenizer has tokens.
+    """
     from vrthinker.engine.hf.tiny import make_tiny
 
     make_tiny(folder, "qwen2.5-vl")
@@ -119,7 +122,7 @@ def write_model(folder: Path, known: str | None, device: str) -> None:
     config.tie_word_embeddings = wanted["tie_word_embeddings"]
     for tower in ("text_config", "vision_config"):
         for name, value in wanted[tower].items():
-            if name != "model_type":
+            if name != "model_type" and not (small_vocabulary and name == "vocab_size"):
                 setattr(getattr(config, tower), name, value)
         getattr(config, tower).initializer_range = 0.02
     config.text_config.layer_types = ["full_attention"] * config.text_config.num_hidden_layers

@@ -2,8 +2,9 @@
 # Everything that needs a GPU, in one call:  scripts/gpu_check.sh OUT [PYTHON]
 # Builds the package with CUDA into PYTHON's environment (which has torch and the build tools), runs the
 # gpu tests (a skip is a failure), then every microbenchmark, whose rows go to OUT/<op>_cuda.jsonl, and then
-# ten steps of GRPO by a random model of 3B, whose rows go to OUT/grpo_step_cuda.jsonl. Where the tree
-# travels without its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
+# ten steps of GRPO by a random model of 3B, whose rows go to OUT/grpo_step_cuda.jsonl, and then what needs
+# vLLM, if that environment has it: equality, and throughput beside the hf engine. Where the tree travels without
+# its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
 set -euo pipefail
 [[ $# -ge 1 ]] || { echo "usage: scripts/gpu_check.sh OUT [PYTHON]" >&2; exit 2; }
 mkdir -p "$1"
@@ -51,4 +52,15 @@ echo "==> GRPO"
 # Only this part wants what training wants: pip install '.[train]' brings it.
 run "$PWD/benchmarks/grpo_step.py" --model-size 3b --device cuda --packed both --refreshes 5 --groups 4 \
     --out "$out/grpo_step_cuda.jsonl" || status=$?
+
+echo "==> vLLM"
+if run -c 'import vllm' 2>/dev/null; then
+    run -m pytest "$PWD/tests/engine/test_vllm_engine.py" -c "$PWD/pyproject.toml" -m vllm -p no:cacheprovider \
+        2>&1 | tee "$out/pytest_vllm.log" || status=$?
+    # A random model of 3B shapes beside the hf engine, and the time of a weight update.
+    run "$PWD/benchmarks/vllm_throughput.py" --model 3b --dtype bfloat16 --side 616 --tokens 400 --weights \
+        --out "$out/vllm_throughput_cuda.jsonl" || status=$?
+else
+    echo "vLLM is not installed in this environment: its part is left out"
+fi
 exit "$status"
