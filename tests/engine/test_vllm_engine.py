@@ -249,6 +249,27 @@ def test_a_closed_session_is_forgotten_and_the_others_go_on(engines: tuple[VLLME
         engine.close(session)
 
 
+def test_a_request_that_vllm_refuses_fails_alone(engines: tuple[VLLMEngine, HFEngine]) -> None:
+    engine, _ = engines
+    opening = [Message("user", (TextSegment("hello"),))]
+    one, other = engine.open(opening), engine.open(opening)
+    known = engine.max_context_tokens
+    try:
+        engine.max_context_tokens = 1 << 20  # vLLM's own limit is lower
+        long = (Message("user", (TextSegment("word " * 4000),)),)
+        results = write_rounds(
+            engine,
+            [RoundRequest(one, long, limits=RoundLimits(3)), RoundRequest(other, limits=RoundLimits(3))],
+        )
+    finally:
+        engine.max_context_tokens = known
+    assert results[0].finish_reason is FinishReason.ERROR
+    assert "longer than the maximum model length" in (results[0].error or "")
+    assert results[1].error is None
+    engine.close(one)
+    engine.close(other)
+
+
 def test_a_frame_that_cannot_be_loaded_fails_its_round_alone(engines: tuple[VLLMEngine, HFEngine]) -> None:
     engine, _ = engines
     factor = engine.frontend.factor[0]

@@ -82,7 +82,12 @@ class Server:
             *("--host", "127.0.0.1", "--port", str(self.port), "--dtype", "float32", "--enforce-eager"),
             *("--max-model-len", "4096", "--max-num-batched-tokens", "8192", "--kv-cache-memory-bytes"),
             *("268435456", "--block-size", "32", "--skip-mm-profiling", "--logprobs-mode"),
-            *("processed_logprobs", "--no-enable-chunked-prefill", "--enable-prompt-tokens-details"),
+            *(
+                "processed_logprobs",
+                "--enable-scale-out",
+                "--no-enable-chunked-prefill",
+                "--enable-prompt-tokens-details",
+            ),
             *("--worker-extension-cls", EXTENSION),
             *('--limit-mm-per-prompt={"image":64,"video":0}', *options),
         ]

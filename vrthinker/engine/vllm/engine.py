@@ -37,6 +37,7 @@ from vrthinker.engine.sessions import SessionTable
 from vrthinker.engine.vllm.generation import (
     MAX_BANNED,
     MIN_TEMPERATURE,
+    EngineGone,
     Generated,
     Generation,
     Transport,
@@ -278,11 +279,14 @@ class VLLMEngine(Engine):
         if generation is not None:
             try:
                 self._transport.submit(generation)
-            except EngineError as error:
+            except EngineGone as error:
                 self._gone = str(error)
                 raise
-            state.writing = _Round(request, generation, budget)
-            self._rounds[generation.id] = session
+            except EngineError as error:  # it refuses this request, and takes others
+                failed = RoundResult(session, "", FinishReason.ERROR, error=str(error))
+            else:
+                state.writing = _Round(request, generation, budget)
+                self._rounds[generation.id] = session
         self._sessions.begin_round(session)
         state.context = context
         if failed is not None:

@@ -12,6 +12,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol
 
+from vrthinker.errors import EngineError
+
 if TYPE_CHECKING:
     import torch
 
@@ -21,6 +23,10 @@ MAX_BANNED = 1024
 """The most tokens that vLLM's sampler on a GPU takes a bias for."""
 _BAN = -1e9
 """What is added to a banned token's logit: its probability is exactly 0 in float32, and JSON can spell it."""
+
+
+class EngineGone(EngineError):
+    """What runs vLLM has ended: nothing works any more."""
 
 
 @dataclass(frozen=True)
@@ -87,17 +93,25 @@ class Generated:
 
 
 class Transport(Protocol):
-    """The way to vLLM. Every method but `close` raises an `EngineError` once vLLM is gone."""
+    """The way to vLLM. Every method but `close` raises `EngineGone` once vLLM is gone."""
 
     @property
     def max_context_tokens(self) -> int:
         """The most tokens of context and text of one request."""
 
     def submit(self, generation: Generation) -> None:
-        """Queues a request. It is under way until `poll` returns it or `cancel` ends it."""
+        """Queues a request. It is under way until `poll` returns it or `cancel` ends it.
+
+        Raises:
+            EngineError: This request is refused.
+        """
 
     def poll(self, timeout_seconds: float | None) -> list[Generated]:
-        """Waits until a request is finished or the time is over; returns all finished ones."""
+        """Waits until a request is finished or the time is over; returns all finished ones.
+
+        Raises:
+            EngineError: vLLM has failed; whatever is under way is lost.
+        """
 
     def cancel(self, generation_id: str) -> None:
         """Ends a request that is under way; it is not returned any more."""

@@ -18,7 +18,7 @@ import torch
 
 from vrthinker.engine.hf.frontend import Frontend
 from vrthinker.engine.vllm.features import as_checkpoint, image_items, placeholders
-from vrthinker.engine.vllm.generation import Generated, Generation, Transport, sampling_fields
+from vrthinker.engine.vllm.generation import EngineGone, Generated, Generation, Transport, sampling_fields
 from vrthinker.engine.vllm.library import EXTENSION, LocalOptions, is_cpu_build
 from vrthinker.errors import EngineError, InputError, one_line
 
@@ -62,7 +62,7 @@ class LocalTransport(Transport):
         self._bans, self._end_of_turn = bans, end_of_turn
         self._frontend, self._options = frontend, options
         self._asleep = False
-        self._ids: dict[str, str] = {}  # ours -> vLLM's
+        self._ids: dict[str, list[int]] = {}  # request -> its context, while it is under way
         self._engine: Any = None
         self._max_context_tokens = max_context_tokens
         groups = torch.distributed.is_available() and torch.distributed.is_initialized()
@@ -124,7 +124,8 @@ class LocalTransport(Transport):
         else:
             prompt = tokens_input(generation.token_ids)
         with self._reasons():
-            self._ids[generation.id] = self._engine.add_request(generation.id, prompt, params)
+            self._engine.add_request(generation.id, prompt, params)
+        self._ids[generation.id] = generation.token_ids
 
     def poll(self, timeout_seconds: float | None) -> list[Generated]:
         """Steps until a request is finished or the time is over (at least one step)."""
@@ -198,8 +199,11 @@ class LocalTransport(Transport):
 
     def _generated(self, output: Any) -> Generated | None:
         """What a finished request came to; None if it was cancelled."""
-        if self._ids.pop(output.request_id, None) is None:
+        posted = self._ids.pop(output.request_id, None)
+        if posted is None:
             return None
+        if list(output.prompt_token_ids or ()) != posted:
+            return Generated(output.request_id, error="vLLM read other context tokens than were posted")
         (choice,) = output.outputs
         if choice.finish_reason not in ("stop", "length"):
             return Generated(output.request_id, error=f"vLLM ended the request: {choice.finish_reason}")
@@ -233,7 +237,7 @@ class LocalTransport(Transport):
 
     def _refuse_dead(self) -> None:
         if self._client.resources.engine_dead:
-            raise EngineError(self._gone("was ended"))
+            raise EngineGone(self._gone("was ended"))
 
     def _gone(self, how: str) -> str:
         return (
@@ -267,7 +271,7 @@ class LocalTransport(Transport):
             from vllm.v1.engine.exceptions import EngineDeadError
 
             if isinstance(error, EngineDeadError):
-                raise EngineError(self._gone("was ended")) from error
+                raise EngineGone(self._gone("was ended")) from error
             said = one_line(str(error).strip().partition("\n")[0]) or type(error).__name__
             raise EngineError(f"vllm:{self._frontend.folder.name}: {said}") from error
 

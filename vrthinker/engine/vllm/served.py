@@ -41,7 +41,7 @@ _MAX_REPLY_BYTES = 64 << 20
 _MAX_KNOWN = 100_000
 """The most pictures that are remembered as sent."""
 _START = (
-    "vllm serve MODEL --logprobs-mode processed_logprobs --no-mm-device-do-normalize "
+    "vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --no-mm-device-do-normalize "
     "--no-enable-chunked-prefill"
 )
 _SAME = 0.05
