@@ -32,7 +32,8 @@ from vrthinker.engine.vllm.engine import VLLMEngine
 from vrthinker.engine.vllm.library import LocalOptions, require
 from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.judge import Judge, refuse_without_own_cache
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import refuse_without_own_cache
 from vrthinker.policy.batches import FrameLoader
 from vrthinker.progress import Progress, counted
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
