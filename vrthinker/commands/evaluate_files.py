@@ -1,4 +1,4 @@
-"""`vrthinker eval` on finished work: score anybody's verdicts, compare runs."""
+"""`vrthinker eval` on finished work: score verdicts, compare runs, write a page or a log."""
 
 from __future__ import annotations
 
@@ -103,6 +103,54 @@ class EvalCompareCommand:
             _print_json([one.as_json() for one in found])
         else:
             print_comparisons(next(iter(loaded)), found)
+        return 0
+
+
+@dataclass(frozen=True)
+class EvalPageCommand:
+    """Write one page about an evaluation: tables with intervals, calibration, controls, the surest errors.
+
+    vrthinker eval page RUN
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
+    """The folder of an evaluation on labelled pairs, or of `eval score --out`."""
+    out: Annotated[Path | None, option("FILE")] = None
+    """The HTML file. RUN/report.html by default."""
+    controls: Annotated[Path | None, option("RUN")] = None
+    """The folder of `vrthinker eval controls` of the same judge, whose table is shown too."""
+    errors: Annotated[int, option("N")] = 20
+    """The most errors that are listed, each with the page of its episode if there is one. 20 by default."""
+
+    def run(self) -> int:
+        """Writes the page and prints its path."""
+        from vrthinker.bounded_files import read_json
+        from vrthinker.evals.controls_run import CONTROLS_FILE
+        from vrthinker.evals.pairs import TRAJECTORIES_FILE
+        from vrthinker.evals.run_files import MAX_EVAL_BYTES, read_run
+        from vrthinker.progress import Progress
+        from vrthinker.report.eval_page.page import write_eval_page
+
+        if self.errors < 0:
+            raise InputError(f"--errors: got {self.errors}, allowed: 0 and above")
+        items, about = read_run(self.run_folder)
+        controls = None
+        if self.controls is not None:
+            controls = read_json(self.controls / CONTROLS_FILE, MAX_EVAL_BYTES)
+            if not isinstance(controls, dict) or not isinstance(controls.get("rows"), list):
+                raise InputError(f"{self.controls / CONTROLS_FILE}: holds no table of controls")
+        out = self.run_folder / "report.html" if self.out is None else self.out
+        with Progress() as progress:
+            write_eval_page(
+                out,
+                items,
+                about,
+                trajectories=self.run_folder / TRAJECTORIES_FILE,
+                controls=controls,
+                errors=self.errors,
+                on_episode=lambda done, total: progress.show("evidence pages", done, total),
+            )
+        sys.stdout.write(f"{out}\n")
         return 0
 
 

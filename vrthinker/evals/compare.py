@@ -19,7 +19,7 @@ from vrthinker.episode.dimensions import Dimension
 from vrthinker.errors import InputError, one_line
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.items import scored_pairs, thresholds
-from vrthinker.evals.metrics import ScoredPair, difference, measure
+from vrthinker.evals.metrics import MEASURES, ScoredPair, difference, measure
 from vrthinker.evals.paired import McNemar, mcnemar
 from vrthinker.evals.world_table import TABLE_WIDTH
 from vrthinker.progress import counted
@@ -101,11 +101,13 @@ def _compared(
     others = [ids[item.id] for item in common]
     sides = [_sides(common, thresholds(first)), _sides(others, thresholds(second))]
     values, differences = {}, {}
-    for key in COMPARED:
-        a, b = (with_ties if key != _WITHOUT_TIES else untied for with_ties, untied in sides)
-        both = measure(a)[key], measure(b)[key]
-        if both[0].n:
-            values[key], differences[key] = both, difference(b, a, key)
+    for keys in ([key for key in COMPARED if key != _WITHOUT_TIES], [_WITHOUT_TIES]):
+        a, b = (untied if keys == [_WITHOUT_TIES] else with_ties for with_ties, untied in sides)
+        found = [measure(side, measures={key: MEASURES[key] for key in keys}) for side in (a, b)]
+        for key in keys:
+            if found[0][key].n:
+                values[key] = found[0][key], found[1][key]
+                differences[key] = difference(b, a, key)
     right = [
         [(pair.prediction or {}).get("OA") == pair.label["OA"] for pair in with_ties if "OA" in pair.label]
         for with_ties, _ in sides
@@ -149,7 +151,10 @@ def print_comparisons(first: str, comparisons: Sequence[Comparison]) -> None:
         shown.add_column("")
         for heading in (first, found.name, "difference, paired 95% interval"):
             shown.add_column(Text(plain(heading)), justify="right", no_wrap=True)
-        for key, (a, b) in found.values.items():
+        for key in COMPARED:
+            if key not in found.values:
+                continue
+            a, b = found.values[key]
             shown.add_row(key, _value(a), _value(b), Text(str(found.differences[key])))
         console.print(shown)
         if found.overall is not None:
