@@ -116,6 +116,33 @@ class Verdict:
         }
         return f"Verdict({', '.join(f'{name}={value}' for name, value in told.items())})"
 
+    def _repr_html_(self) -> str:
+        """A small table, for notebooks."""
+        from vrthinker.report.verdict_html import verdict_html
+
+        return verdict_html(self.trajectory, self.notes)
+
+    @property
+    def story(self) -> str:
+        """The episode in a few sentences, made from its record alone."""
+        from vrthinker.report.story import story
+
+        return story(self.trajectory)
+
+    def report(self, path: VideoPath) -> Path:
+        """Writes the evidence page of the episode: both clips, and what each round saw and said.
+
+        Args:
+            path: The HTML file. An older page is replaced.
+
+        Raises:
+            InputError: The path cannot be used.
+            VRThinkerError: The file cannot be written.
+        """
+        from vrthinker.report.page.page import write_page
+
+        return write_page(path, self.trajectory, notes=self.notes)
+
     @classmethod
     def of(cls, trajectory: Trajectory, note: str | None = None) -> Verdict:
         """The verdict that a finished trajectory holds."""

@@ -50,6 +50,21 @@ def test_a_verdict_is_shown_on_one_short_line(clips: tuple[Path, Path]) -> None:
     assert len(shown) < 400, "without prompts, rounds and frames"
 
 
+def test_a_notebook_shows_a_verdict_as_a_table(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    verdict = Judge(ScriptedEngine([[ASKS, TIE]]))("a <script>dog</script>", *clips)
+    html = verdict._repr_html_()
+    assert "a &lt;script&gt;dog&lt;/script&gt;" in html
+    assert "<td>Text Alignment</td><td>TA</td><td>video 1</td>" in html
+    assert "<b>tie</b>" in html
+    assert "video 1: <code>a.mp4</code> and video 2: <code>b.mp4</code>" in html
+    assert verdict.story == "First video 1. It asked for 1 frame, and changed to a tie."
+    assert verdict.story in html
+    silent = Judge(ScriptedEngine([["nothing of use"]]))("a dog", *clips)
+    assert "no verdict (unparseable): round 1" in silent._repr_html_()
+    page = verdict.report(tmp_path / "page.html")
+    assert verdict.story in page.read_text()
+
+
 def test_no_verdict_says_why_on_its_line(clips: tuple[Path, Path]) -> None:
     verdict = Judge(ScriptedEngine([["nothing\nof use"]]))("a dog", *clips)
     assert not verdict.overall

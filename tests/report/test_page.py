@@ -751,6 +751,67 @@ def test_clicking_a_frame_shows_it_in_its_clip(
     assert browser.requests() == [(tmp_path / "page.html").as_uri()]
 
 
+ONE_CLOCK = """
+(async () => {
+  const told = () => [...document.querySelectorAll(".clip output")].map((one) => one.textContent);
+  const bar = document.querySelector(".both");
+  const [back, on] = bar.querySelectorAll("button[data-step]");
+  const seen = [];
+  for (let step = 0; step < 4; step++) { on.click(); seen.push(told()); }
+  back.click();
+  seen.push(told());
+  const players = [...document.querySelectorAll("video")];
+  for (const player of players) player.muted = true;  // browsers play sound only for people
+  const started = Promise.all(
+    players.map((player) => new Promise((done) => player.addEventListener("playing", done, { once: true })))
+  );
+  bar.querySelector(".play").click();
+  await started;
+  const range = bar.querySelector("input");
+  range.value = 1000;
+  range.dispatchEvent(new Event("input"));
+  seen.push(told());
+  return [seen, players.every((player) => player.paused), bar.querySelector("output").textContent];
+})()
+"""
+
+
+def test_one_clock_moves_both_clips(browser: Any, trajectory: Trajectory, tmp_path: Path) -> None:
+    open_page(browser, write_page(tmp_path / "page.html", trajectory))
+    seen, paused, clock = browser.evaluate(ONE_CLOCK)
+    assert paused
+    # The first clip has 8 frames a second, the second 25: a step goes to where the next of either begins.
+    numbers = [[int(text.split()[1]) for text in both] for both in seen]
+    second = N_1 + 1
+    assert numbers[:4] == [[1, second + 1], [1, second + 2], [1, second + 3], [2, second + 3]]
+    assert numbers[4] == [1, second + 3]
+    assert numbers[5] == [N_1, N_1 + N_2], "the end of the longer one, and the last frame of the shorter one"
+    assert clock == f"{(N_1 - 1) / 8:.3f} s"
+    assert browser.complaints() == []
+
+
+def test_clips_lie_side_by_side_where_there_is_room(
+    browser: Any, trajectory: Trajectory, tmp_path: Path
+) -> None:
+    page = write_page(tmp_path / "page.html", trajectory)
+    for width, beside in ((390, False), (1024, True), (1440, True), (2400, True)):
+        open_page(browser, page, width=width, height=900)
+        tops = browser.evaluate(
+            "[...document.querySelectorAll('video')].map((v) => v.getBoundingClientRect().top)"
+        )
+        assert (tops[0] == tops[1]) == beside, width
+
+
+def test_files_of_one_name_are_told_apart(tmp_path: Path) -> None:
+    for folder in ("x", "y"):
+        (tmp_path / folder).mkdir()
+    clips = [make_clip(tmp_path / folder / "1.mp4", 9, size=(64, 96)) for folder in ("x", "y")]
+    html = render_page(judged((clips[0], clips[1]), [DONE]))
+    assert ">x/1.mp4</bdi>" in html
+    assert ">y/1.mp4</bdi>" in html
+    assert str(tmp_path) not in html
+
+
 def test_without_a_script_the_page_still_shows_frames_and_clips(
     browser: Any, trajectory: Trajectory, tmp_path: Path
 ) -> None:

@@ -55,6 +55,7 @@ class DemoCommand:
 
     def _run(self, page: Path, clips: Path) -> int:
         from vrthinker.episode.trajectory import dump_line
+        from vrthinker.evals.world_truth import findings_of
         from vrthinker.records.trajectories import append_trajectory
         from vrthinker.report.terminal import plain, print_episode, print_truth
 
@@ -63,7 +64,7 @@ class DemoCommand:
         if self.json:
             sys.stdout.write(demo.as_json() + "\n")
         else:
-            print_episode(demo.verdict.trajectory, demo.verdict.notes)
+            print_episode(demo.verdict.trajectory, demo.verdict.notes, findings_of(demo.verdict.trajectory))
             print_truth(demo.verdict.judgments, demo.truth.judgments, demo.facts)
         if self.out is not None:
             append_trajectory(clips / "trajectories.jsonl", dump_line(demo.verdict.trajectory))
@@ -159,7 +160,7 @@ def run_demo(
     Raises:
         InputError: A path cannot be written to.
     """
-    from vrthinker.evals.world_truth import page_truth
+    from vrthinker.evals.world_truth import findings_of, page_truth
     from vrthinker.judge import Judge
     from vrthinker.report.page.page import check_page_path, write_page
     from vrthinker.world.files import load_pairs_of, write_pairs
@@ -171,7 +172,13 @@ def run_demo(
     (pair,) = load_pairs_of(clips)
     with Judge.from_pretrained(model, device="cpu", batch_size=1) as judge:
         verdict = judge(pair.prompt, pair.video_1, pair.video_2, seed=seed)
-    write_page(page, verdict.trajectory, notes=verdict.notes, truth=page_truth(truth))
+    write_page(
+        page,
+        verdict.trajectory,
+        notes=verdict.notes,
+        truth=page_truth(truth),
+        findings=findings_of(verdict.trajectory),
+    )
     return Demo(
         truth=truth,
         verdict=verdict,

@@ -174,13 +174,19 @@ class JudgeCommand:
             check_trajectories_file(self.trajectories, *others)
 
     def _write_page(self, path: Path, verdict: Verdict) -> None:
-        from vrthinker.evals.world_truth import find_truth
+        from vrthinker.evals.world_truth import find_truth, findings_of
         from vrthinker.report.page.page import write_page
         from vrthinker.report.terminal import plain
 
         sys.stdout.flush()  # the verdict is printed, whatever happens to the page
         truth = find_truth(*self.videos)
-        write_page(path, verdict.trajectory, notes=(*verdict.notes, *_of_both(verdict)), truth=truth)
+        write_page(
+            path,
+            verdict.trajectory,
+            notes=(*verdict.notes, *_of_both(verdict)),
+            truth=truth,
+            findings=findings_of(verdict.trajectory),
+        )
         sys.stderr.write(f"the episode as a page: {plain(str(path))}\n")
 
     def _judge_file(self) -> int:
@@ -311,6 +317,7 @@ def _clips_of(pairs: Sequence[Pair]) -> set[Path]:
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     """Prints a verdict to stdout, as a table or as its record in JSON."""
+    from vrthinker.evals.world_truth import findings_of
     from vrthinker.report.terminal import print_verdict
 
     if as_json:
@@ -324,7 +331,7 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
             }
         )
         shown = verdict.trajectory.model_copy(update={"outcome": outcome})
-        print_verdict(shown, (*verdict.notes, *_of_both(verdict)))
+        print_verdict(shown, (*verdict.notes, *_of_both(verdict)), findings_of(shown))
 
 
 def _of_both(verdict: Verdict) -> list[str]:

@@ -6,9 +6,11 @@ import os
 from pathlib import Path
 from typing import Literal
 
+from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
 from vrthinker.report.page.truth import PlantedEvent, Truth
 from vrthinker.world.files import TRUTH_FILE, clip_paths, load_truths
+from vrthinker.world.reading import read_round
 from vrthinker.world.words import DEFECT_WORDS
 from vrthinker.world.world import PairTruth
 
@@ -47,3 +49,25 @@ def find_truth(video_1: Path, video_2: Path) -> Truth | None:
     except InputError:
         return None  # another file with the same name
     return None
+
+
+def findings_of(trajectory: Trajectory) -> list[dict[int, str]]:
+    """What each round of an episode found in the frames that it was just shown, in the world's words.
+
+    It is read from the record's text alone. Empty where the text is not in the world's words, or names a
+    frame that was not shown.
+    """
+    found: list[dict[int, str]] = []
+    shown = [showing.frame_number for showing in trajectory.rounds[0].live] if trajectory.rounds else []
+    for record in trajectory.rounds:
+        findings = read_round(record.text).findings
+        named = [event for video in findings for event in video.events or ()]
+        found.append(
+            {
+                shown[name - 1]: " and ".join(DEFECT_WORDS[defect].strip() for defect in defects)
+                for name, defects in named
+                if 1 <= name <= len(shown) and defects
+            }
+        )
+        shown = [number for tool in record.tools for number in tool.frame_numbers]
+    return found

@@ -9,6 +9,7 @@ from __future__ import annotations
 import sys
 import textwrap
 from collections import Counter
+from itertools import zip_longest
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -19,15 +20,20 @@ from rich.text import Text
 from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimension_texts
 from vrthinker.episode.trajectory import WRITTEN_STOPS
 from vrthinker.progress import Progress, counted
+from vrthinker.report.page.rounds import Group, RoundView, round_views
+from vrthinker.report.story import Findings, story
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
-    from vrthinker.episode.trajectory import RoundRecord, Trajectory
+    from vrthinker.episode.trajectory import Trajectory
     from vrthinker.records.verdict_log import VerdictRecord
 
 _LISTED_FAILURES = 20
 _LISTED_NOTES = 5
+_NAME_WIDTH = 11
+_PART_LINES = 12
+"""The most lines of a part of a round. The page has the whole text."""
 
 
 def plain(text: str) -> str:
@@ -35,13 +41,13 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def print_verdict(trajectory: Trajectory, notes: Sequence[str]) -> None:
-    """Prints the verdict of an episode as a small table, with notes for its reader."""
-    _print_table(Console(highlight=False), trajectory, notes)
+def print_verdict(trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings] = ()) -> None:
+    """Prints the verdict of an episode as a small table, with its story and notes for its reader."""
+    _print_table(Console(highlight=False), trajectory, notes, findings)
 
 
-def print_episode(trajectory: Trajectory, notes: Sequence[str]) -> None:
-    """Prints the whole episode, round by round, and its verdict: what the demo shows."""
+def print_episode(trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings] = ()) -> None:
+    """Prints the whole episode, round by round as the page shows them, and its verdict."""
     console = Console(highlight=False, width=min(110, Console().width))
     console.print(Text(f"caption: {plain(trajectory.prompt)}"))
     for number, video in enumerate(trajectory.videos, start=1):
@@ -52,10 +58,10 @@ def print_episode(trajectory: Trajectory, notes: Sequence[str]) -> None:
             f"video {number}: {video.n_frames} frames, {video.fps:g} fps, {size}, numbered {first} to {last}"
         )
         console.print(Text(line))
-    for record in trajectory.rounds:
-        _print_round(console, record)
+    for view in round_views(trajectory):
+        _print_round(console, trajectory, view)
     console.print()
-    _print_table(console, trajectory, notes)
+    _print_table(console, trajectory, notes, findings)
 
 
 def print_truth(judged: Judgments | None, truth: Judgments, facts: Sequence[str]) -> None:
@@ -181,12 +187,9 @@ class FileProgress(Progress):
         return 1 if failed else 0
 
 
-def _wrapped(text: str, width: int) -> list[str]:
-    """The first lines of a round's text."""
-    return textwrap.wrap(plain(text).replace("\n", " "), max(20, width), max_lines=5, placeholder=" …")
-
-
-def _print_table(console: Console, trajectory: Trajectory, notes: Sequence[str]) -> None:
+def _print_table(
+    console: Console, trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings]
+) -> None:
     outcome = trajectory.outcome
     if outcome.judgments is None:
         console.print(Text(plain(f"no verdict ({outcome.stop_reason}): {outcome.reason}")))
@@ -209,24 +212,65 @@ def _print_table(console: Console, trajectory: Trajectory, notes: Sequence[str])
             f"confidence {confidence}, {trajectory.latency_seconds:.1f} s"
         )
     )
+    if outcome.judgments is not None:
+        console.print(Text(plain(story(trajectory, findings)).replace("\n", " ")))
     for note in notes:
         console.print(Text(plain(f"note: {note}")), style="yellow")
 
 
-def _print_round(console: Console, record: RoundRecord) -> None:
-    numbers = sorted({shown.frame_number for shown in record.live})
-    gone = sorted({shown.frame_number for shown in record.expired})
-    expired = f"; expired: {', '.join(map(str, gone))}" if gone else ""
+def _print_round(console: Console, trajectory: Trajectory, view: RoundView) -> None:
+    """Prints a round as the page shows it: frames, texts, answer, calls and what came back."""
     console.print()
-    title = f"round {record.round_number}, sees frames {', '.join(map(str, numbers))}{expired}"
-    console.print(Text(title, style="bold"))
-    for line in _wrapped(record.text, console.width - 4):
-        console.print(Text(f"  {line}", style="dim"))
-    for tool in record.tools:
-        asked = ", ".join(map(str, tool.frame_numbers))
-        answer = f"shows frames {asked}" if tool.error is None else f"refused: {tool.error}"
-        note = f"; {tool.note}" if tool.note else ""
-        console.print(Text(plain(f"  {tool.name or 'a call without a name'}: {answer}{note}")))
-    if record.repairs:
-        kinds = ", ".join(repair.kind.value for repair in record.repairs)
-        console.print(Text(f"  read although not in the right form: {kinds}"))
+    console.print(Text(f"Round {view.record.round_number}", style="bold"))
+    for group in view.live:
+        new = " (new)" if group.is_new else ""
+        _print_part(console, "sees", f"{group.title.lower()}: {_numbers(group)}{new}")
+    gone = [str(tile.frame.frame_number) for group in view.expired for row in group.rows for tile in row]
+    if gone:
+        _print_part(console, "", f"expired: {', '.join(gone)}")
+    for failure in view.record.failures:
+        _print_part(console, "form", f"{failure.reason}: {failure.message}")
+    if view.record.repairs:
+        kinds = ", ".join(repair.kind.value for repair in view.record.repairs)
+        _print_part(console, "form", f"read although not in the right form: {kinds}")
+    for section in view.sections:
+        _print_part(console, _SECTIONS[section.kind], section.text, style="dim")
+    if view.judgments is not None:
+        told = [
+            f"{code} {getattr(view.judgments, code)}" + " (changed)" * (code in view.changed)
+            for code in (text.code for text in dimension_texts(trajectory.dataset))
+        ]
+        sure = "" if view.confidence is None else f"; confidence {view.confidence.name.lower()}"
+        _print_part(console, "answer" if view.is_final else "so far", ", ".join(told) + sure)
+    for call, tool in zip_longest(view.calls, view.record.tools):
+        name = (tool.name if tool is not None else call.name) or "a call without a name"
+        if tool is None:
+            answer = call.failure
+        elif tool.error is not None:
+            answer = f"refused: {tool.error}"
+        else:
+            answer = f"shows frames {', '.join(map(str, tool.frame_numbers))}"
+            answer += f"; {tool.note}" if tool.note else ""
+        _print_part(console, "call", f"{name}: {answer}")
+
+
+_SECTIONS = {"snapshot": "snapshot", "think": "thinking", "raw": "as written"}
+
+
+def _numbers(group: Group) -> str:
+    """The numbers of a group's frames, video by video."""
+    rows = (
+        f"video {row[0].frame.video}: {', '.join(tile.frame.label for tile in row)}" for row in group.rows
+    )
+    return "; ".join(rows)
+
+
+def _print_part(console: Console, name: str, text: str, *, style: str = "") -> None:
+    """Prints a part of a round beside its name. Line breaks of the text stay."""
+    width = max(20, console.width - _NAME_WIDTH - 2)
+    lines = [piece for line in plain(text).split("\n") for piece in textwrap.wrap(line, width) or [""]]
+    if len(lines) > _PART_LINES:
+        lines = [*lines[: _PART_LINES - 1], "…"]
+    for number, line in enumerate(lines):
+        head = Text(f"  {name if number == 0 else '':<{_NAME_WIDTH}}")
+        console.print(head.append(line, style=style))

@@ -29,11 +29,13 @@ from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import FrameSegmentRecord, StopReason, Trajectory, VideoRecord
 from vrthinker.errors import InputError, unwritable
 from vrthinker.records.files import replace_file
+from vrthinker.report.names import distinct_names
 from vrthinker.report.page.clips import MAX_CLIP_BYTES, PageClip, load_clip
 from vrthinker.report.page.rounds import round_views
 from vrthinker.report.page.text import shortened, visible_markup, visible_text
 from vrthinker.report.page.timeline import EventView, Mark, event_views, marks
 from vrthinker.report.page.truth import PlantedEvent, Truth
+from vrthinker.report.story import Findings, story
 from vrthinker.video.reader import VideoReader
 
 __all__ = [
@@ -74,6 +76,7 @@ def write_page(
     *,
     notes: Sequence[str] = (),
     truth: Truth | None = None,
+    findings: Sequence[Findings] = (),
     reader: VideoReader | None = None,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> Path:
@@ -85,6 +88,7 @@ def write_page(
             page says so and shows the rest.
         notes: Notes to show besides the trajectory's own.
         truth: The truth, if it is known. Without it, the page does not mention any.
+        findings: What each round found, for the story (`report.story`).
         reader: The video reader; the machine's default one by default.
         max_clip_bytes: The most bytes of an embedded clip. A larger clip is shown as a small copy, or as
             stills.
@@ -98,7 +102,14 @@ def write_page(
     """
     path = Path(path)
     check_page_path(path, *(Path(video.path) for video in trajectory.videos))
-    page = render_page(trajectory, notes=notes, truth=truth, reader=reader, max_clip_bytes=max_clip_bytes)
+    page = render_page(
+        trajectory,
+        notes=notes,
+        truth=truth,
+        findings=findings,
+        reader=reader,
+        max_clip_bytes=max_clip_bytes,
+    )
     replace_file(path, page.encode("utf-8"))
     return path
 
@@ -138,6 +149,7 @@ def render_page(
     *,
     notes: Sequence[str] = (),
     truth: Truth | None = None,
+    findings: Sequence[Findings] = (),
     reader: VideoReader | None = None,
     max_clip_bytes: int = MAX_CLIP_BYTES,
 ) -> str:
@@ -164,6 +176,7 @@ def render_page(
         dimensions=dimensions,
         verdict=[_verdict_row(text, trajectory, truth) for text in dimensions],
         has_truth=truth is not None and bool(truth.judgments),
+        story=story(trajectory, findings),
         stop=_STOPS[outcome.stop_reason],
         notes=tuple(dict.fromkeys((*trajectory.notes, *notes))),
         clips=clips,
@@ -209,7 +222,7 @@ def _clip_view(
     return _ClipView(
         video=video,
         record=record,
-        name=Path(record.path).name,
+        name=distinct_names([one.path for one in trajectory.videos])[video - 1],
         first_number=1 if video == 1 else trajectory.n_frames_1 + 1,
         last_number=trajectory.n_frames_1 if video == 1 else trajectory.n_frames,
         clip=clip,

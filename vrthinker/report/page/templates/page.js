@@ -1,5 +1,6 @@
 "use strict";
 // Clicking a frame shows it in its clip: paused, in the middle of the frame's own time.
+// One clock moves both clips: each shows the frame that has begun at the clock's time.
 (() => {
   const clips = new Map();
 
@@ -55,10 +56,16 @@
 
   function show(clip, index) {
     const wanted = Math.min(Math.max(index, 0), last(clip));
+    clock = clip.times[wanted];
     clip.player.pause();
     clip.player.currentTime = middle(clip, wanted);
     tell(clip, wanted);
+    tellClock();
   }
+
+  // The clock of both clips, in seconds. It always stands where a frame of one of them begins.
+  let clock = 0;
+  let tellClock = () => {};
 
   function bringIntoView(clip, from) {
     const box = clip.player.getBoundingClientRect();
@@ -127,5 +134,100 @@
     clip.status.textContent = "click a frame to see it here";
   }
 
+  function setUpBoth(pair) {
+    const bar = document.querySelector(".both");
+    const toggle = bar.querySelector(".play");
+    const range = bar.querySelector(".clock");
+    const told = bar.querySelector("output");
+    const speed = bar.querySelector("select");
+    const ALMOST = 1e-6;
+    const end = Math.max(...pair.map((clip) => clip.times[last(clip)]));
+    const longest = pair.reduce((a, b) => (a.times.at(-1) >= b.times.at(-1) ? a : b));
+    let playing = false;
+    let turn = 0; // a start that was overtaken while it waited does nothing
+
+    tellClock = () => {
+      told.textContent = `${clock.toFixed(3)} s`;
+      range.value = end ? (1000 * clock) / end : 0;
+    };
+
+    function showBoth(seconds) {
+      stop();
+      for (const clip of pair) show(clip, indexAt(clip, seconds + ALMOST));
+      clock = seconds;
+      tellClock();
+    }
+
+    // To where the next frame of either clip begins, or the one before.
+    function step(by) {
+      const begins = pair.map((clip) => {
+        const index = by > 0 ? indexAt(clip, clock + ALMOST) + 1 : indexAt(clip, clock - ALMOST);
+        return index > last(clip) ? clock : clip.times[index];
+      });
+      const ahead = begins.filter((time) => (by > 0 ? time > clock + ALMOST : time < clock - ALMOST));
+      if (ahead.length) showBoth(by > 0 ? Math.min(...ahead) : Math.max(...ahead));
+    }
+
+    function stop() {
+      turn += 1;
+      playing = false;
+      toggle.textContent = "Play both";
+      for (const clip of pair) clip.player.pause();
+    }
+
+    function follow() {
+      if (!playing) return;
+      const now = longest.player.currentTime;
+      for (const clip of pair) {
+        const { player } = clip;
+        if (clip !== longest && !player.paused && Math.abs(player.currentTime - now) > 0.08) {
+          player.currentTime = Math.min(now, player.duration);
+        }
+      }
+      clock = longest.times[indexAt(longest, now)];
+      tellClock();
+      if (longest.player.paused) stop();
+      else requestAnimationFrame(follow);
+    }
+
+    async function start() {
+      const mine = (turn += 1);
+      if (clock >= end - ALMOST) clock = 0;
+      const ready = pair.map((clip) => {
+        const { player } = clip;
+        player.currentTime = middle(clip, indexAt(clip, clock + ALMOST));
+        return new Promise((done) => player.addEventListener("seeked", done, { once: true }));
+      });
+      toggle.textContent = "Pause both";
+      try {
+        await Promise.all(ready);
+        if (mine !== turn) return;
+        playing = true;
+        await Promise.all(pair.map((clip) => clip.player.play()));
+        if (mine === turn) follow();
+      } catch {
+        if (mine === turn) stop(); // the browser does not let it play
+      }
+    }
+
+    for (const button of bar.querySelectorAll("button[data-step]")) {
+      button.addEventListener("click", () => step(Number(button.dataset.step)));
+    }
+    toggle.addEventListener("click", () => (playing ? stop() : start()));
+    range.addEventListener("input", () => {
+      const wanted = (Number(range.value) / 1000) * end;
+      showBoth(Math.max(...pair.map((clip) => clip.times[indexAt(clip, wanted + ALMOST)])));
+    });
+    speed.addEventListener("change", () => {
+      for (const { player, section } of pair) {
+        player.playbackRate = Number(speed.value);
+        section.querySelector("select").value = speed.value;
+      }
+    });
+    bar.hidden = false;
+    tellClock();
+  }
+
   for (const clip of clips.values()) setUp(clip);
+  if (clips.size === 2) setUpBoth([...clips.values()]);
 })();
