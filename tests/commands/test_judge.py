@@ -92,7 +92,10 @@ def broken(tmp_path_factory: pytest.TempPathFactory) -> Path:
         (["judge", "A", "B", "--model", "n" * 5000, "--prompt", "x"], "nnn"),
         (["judge", "A", "B", "--model", "/" + "n" * 5000, "--prompt", "x"], "nnn"),
         (["judge", "--pairs", "PAIRS", "--out", "/", "--model", "MODEL"], "/: got a folder"),
-        (["judge", "--pairs", "PAIRS", "--out", "x.csv", "--model", "MODEL"], "--table x.csv writes a table"),
+        (
+            ["judge", "--pairs", "PAIRS", "--out", "x.csv", "--table", "y.csv", "--model", "MODEL"],
+            "--table x.csv writes a table",
+        ),
         (["judge", "--pairs", "PAIRS", "--out", "x.tsv", "--model", "MODEL"], "like x.jsonl"),
         (
             ["judge", "--pairs", "PAIRS", "--out", "OUT", "--table", "x.txt", "--model", "MODEL"],
@@ -197,6 +200,8 @@ def test_a_finished_file_run_again_loads_no_model_and_may_become_a_table(
     first = vrthinker(*args, "--table", table)
     assert first.code == 1
     assert first.err.splitlines()[0] == f"loading {tiny}", "nobody waits in silence"
+    assert first.err.splitlines()[1].startswith("1 clip not there, so that pairs get no verdict: ")
+    assert "nowhere.mp4" in first.err.splitlines()[1]
     rows = list(csv.DictReader(table.read_text().splitlines()))
     recorded = {row["id"]: row for row in read_jsonl(out)}
     assert [row["id"] for row in rows] == list(recorded)
@@ -216,6 +221,10 @@ def test_a_finished_file_run_again_loads_no_model_and_may_become_a_table(
     again = vrthinker(*args, "--table", table)
     assert (again.code, again.out) == (1, first.out)
     assert again.err.splitlines()[0] == "nothing to judge: 2 of 2 pairs recorded already"
+    assert table.read_bytes() == before
+    named = vrthinker("judge", "--pairs", pairs, "--out", table, "--model", tiny)
+    assert (named.code, named.out) == (1, first.out), "the table's lines are those beside it"
+    assert f"the verdicts are kept as lines, which a killed run continues: {out}" in named.err
     assert table.read_bytes() == before
     other = vrthinker(*args, "--window", "3")
     assert (other.code, other.out) == (2, "")

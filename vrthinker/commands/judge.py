@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
@@ -42,7 +42,8 @@ class JudgeCommand:
     pairs: Annotated[Path | None, option("FILE")] = None
     """Judge every pair of this file (.jsonl, .csv, .parquet): id, prompt, video_1, video_2, ..."""
     out: Annotated[Path | None, option("FILE")] = None
-    """Write the verdicts of --pairs to this file, one JSON line each. A killed run continues there."""
+    """Write the verdicts of --pairs to this file, one JSON line each, or as a table (.csv, .parquet) with the
+    lines beside it. A killed run continues there."""
     table: Annotated[Path | None, option("FILE")] = None
     """When all of --pairs are judged, write their verdicts to this .csv or .parquet file too."""
     retry_failed: Flag = False
@@ -197,9 +198,12 @@ class JudgeCommand:
         if self.out is None or self.pairs is None:
             raise InputError("--pairs: wants --out, the file that verdicts are written to")
         from vrthinker.data.pairs import load_pairs
+        from vrthinker.data.tables import table_format
         from vrthinker.judge_file import run_configuration
         from vrthinker.records.verdict_log import VerdictLog
 
+        if table_format(self.out) is not None and self.table is None:
+            return self._judge_into_table(self.out)
         self._check_outputs(self.out, self.pairs)
         pairs = load_pairs(self.pairs)
         self._check_trajectories(self.pairs, self.out, *_clips_of(pairs))
@@ -215,6 +219,12 @@ class JudgeCommand:
                 judge = stack.enter_context(self._source().load())
             log = stack.enter_context(VerdictLog(self.out, run, ignore=ignored))
             return self._judge_pairs(judge, pairs, log, stack)
+
+    def _judge_into_table(self, table: Path) -> int:
+        """Judges into lines beside a table, because only lines survive a kill, and writes the table."""
+        lines = table.with_suffix(".jsonl")
+        announce(f"the verdicts are kept as lines, which a killed run continues: {lines}")
+        return replace(self, out=lines, table=table)._judge_file()
 
     def _check_outputs(self, out: Path, pairs: Path) -> None:
         """Refuses names of outputs that would be misread or overwrite something."""
@@ -234,7 +244,9 @@ class JudgeCommand:
     def _judge_pairs(
         self, judge: Judge | None, pairs: Sequence[Pair], log: VerdictLog, stack: contextlib.ExitStack
     ) -> int:
+        from vrthinker.data.pairs import missing_clips
         from vrthinker.judge_file import judge_file
+        from vrthinker.progress import counted
         from vrthinker.report.terminal import FileProgress
 
         wanted = {pair.id for pair in pairs}
@@ -245,6 +257,9 @@ class JudgeCommand:
         if again:
             log.drop_failed()
             pending = len(log.pending(wanted))
+        if judge is not None and (missing := missing_clips(pairs)):
+            named = ", ".join(map(str, missing[:5])) + (" and others" if len(missing) > 5 else "")
+            announce(f"{counted(len(missing), 'clip')} not there, so that pairs get no verdict: {named}")
         with FileProgress(len(pairs), done=len(pairs) - pending) as progress:
             if judge is not None:
                 judge_file(

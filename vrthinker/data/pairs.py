@@ -19,7 +19,7 @@ import os
 import re
 import reprlib
 import stat
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Annotated, Any
@@ -35,7 +35,14 @@ from pydantic import (
     field_validator,
 )
 
-from vrthinker.data.tables import TableError, read_csv, read_parquet, table_format
+from vrthinker.data.tables import (
+    TableError,
+    check_table,
+    read_csv,
+    read_parquet,
+    table_bytes,
+    table_format,
+)
 from vrthinker.episode.dimensions import DATASETS, Dimension, Preference
 from vrthinker.errors import InputError, one_line
 
@@ -193,6 +200,49 @@ def dump_pair(pair: Pair, folder: Path) -> str:
     value |= {} if pair.labels is None else {"labels": pair.labels}
     value |= {} if pair.dataset is None else {"dataset": pair.dataset}
     return json.dumps(value, ensure_ascii=False) + "\n"
+
+
+def save_pairs(path: str | os.PathLike[str], pairs: Sequence[Pair]) -> None:
+    """Writes a pairs file, which `load_pairs` reads back: a table if the name ends in .csv or .parquet.
+
+    The file is either complete, or unchanged. Clips below its folder get relative paths, others absolute
+    ones.
+
+    Raises:
+        InputError: Parquet cannot be written here, or a clip's path is no UTF-8.
+        OSError: The file cannot be written.
+    """
+    file = Path(path)
+    folder = Path(os.path.abspath(file.parent))
+    kind = table_format(file)
+    if kind is None:
+        content = "".join(dump_pair(pair, folder) for pair in pairs).encode()
+    else:
+        check_table("pairs", file)
+        rows = [
+            {
+                "id": pair.id,
+                "prompt": pair.prompt,
+                "video_1": written_path(pair.video_1, folder),
+                "video_2": written_path(pair.video_2, folder),
+                **{code.value: (pair.labels or {}).get(code.value) for code in Dimension},
+                "dataset": pair.dataset,
+            }
+            for pair in pairs
+        ]
+        content = table_bytes(file, rows, [str(column) for column in _COLUMNS])
+    spare = file.with_name(f".{file.name}.{os.getpid()}.new")
+    try:
+        spare.write_bytes(content)
+        spare.replace(file)
+    finally:
+        spare.unlink(missing_ok=True)
+
+
+def missing_clips(pairs: Sequence[Pair]) -> list[Path]:
+    """The clips of pairs that are not there, each once, in the order of the pairs."""
+    clips = dict.fromkeys(clip for pair in pairs for clip in (pair.video_1, pair.video_2))
+    return [clip for clip in clips if not os.path.exists(clip)]
 
 
 @dataclass

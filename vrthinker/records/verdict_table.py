@@ -7,13 +7,24 @@ Invariant: nothing but an older table of verdicts is ever replaced.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-from vrthinker.data.tables import check_table, table_bytes, table_columns
+from pydantic import ValidationError
+
+from vrthinker.bounded_files import opened
+from vrthinker.data.tables import (
+    check_table,
+    read_csv,
+    read_parquet,
+    table_bytes,
+    table_columns,
+    table_format,
+)
 from vrthinker.episode.dimensions import Dimension
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, first_problem, one_line
 from vrthinker.records.files import replace_file
 from vrthinker.records.verdicts import VerdictRecord
 
@@ -34,6 +45,9 @@ COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), *_LAST
 """The columns: the id, the judgment (empty if there is none), the other fields of a record, the probabilities
 of the labels (empty if they are not known), such as `OA_p_video_1`, and whether both orders of the clips gave
 the same overall judgment (empty unless both were judged)."""
+
+
+_TEXTS = ("id", "stop_reason", "reason", "model")
 
 
 def check_verdict_table(name: str, path: Path, *others: Path) -> None:
@@ -66,6 +80,50 @@ def write_verdict_table(path: Path, records: Sequence[VerdictRecord]) -> None:
         VRThinkerError: The file could not be written.
     """
     replace_file(path, table_bytes(path, [_row(record) for record in records], COLUMNS))
+
+
+def read_verdict_table(path: Path) -> list[VerdictRecord]:
+    """Reads a table of verdicts back.
+
+    Raises:
+        InputError: The file cannot be read, is no table, or has a row that is not a verdict; the message
+            names the row.
+    """
+    records = []
+    for number, row in _rows(path):
+        try:
+            records.append(VerdictRecord.model_validate(_values(row, is_text=table_format(path) == "csv")))
+        except (ValidationError, ValueError, KeyError) as error:
+            problem = first_problem(error, "") if isinstance(error, ValidationError) else str(error)
+            raise InputError(
+                f"{path}: row {number} is no verdict ({one_line(problem)}); give a table that --table wrote"
+            ) from None
+    return records
+
+
+def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
+    check_table("verdicts", path)
+    if table_format(path) == "parquet":
+        yield from read_parquet(path)
+        return
+    with opened(path) as descriptor, open(descriptor, "rb", closefd=False) as stream:
+        yield from read_csv(stream)
+
+
+def _values(row: dict[str, Any], *, is_text: bool) -> dict[str, Any]:
+    """The fields of a record from a row. In CSV an empty cell is null, and numbers and lists are JSON."""
+    if tuple(row) != COLUMNS:
+        raise ValueError(f"got the columns {', '.join(row)}, allowed: {', '.join(COLUMNS)}")
+    values = dict(row)
+    if is_text:
+        for name, cell in row.items():
+            if name not in _TEXTS:
+                values[name] = json.loads(cell) if cell else None
+            elif name == "reason":
+                values[name] = cell or None
+    judgment = {dimension.value: values.pop(dimension.value) for dimension in Dimension}
+    judged = any(value is not None for value in judgment.values())
+    return {**values, "judgment": judgment if judged else None}
 
 
 def _row(record: VerdictRecord) -> dict[str, Any]:

@@ -152,7 +152,8 @@ def whole_lines(descriptor: int, offset: int, path: Path) -> Iterator[bytes]:
 def read_verdicts(path: str | os.PathLike[str]) -> list[VerdictRecord]:
     """Reads a results file, or what is written of it so far.
 
-    A last line without its end counts if it is a complete record. Otherwise it is ignored.
+    A last line without its end counts if it is a complete record. Otherwise it is ignored. For a table of
+    verdicts (.csv, .parquet) see `verdict_table.read_verdict_table`.
 
     Raises:
         InputError: The file cannot be read, is no regular file, or has a line that is not a record.
