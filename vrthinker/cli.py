@@ -12,6 +12,7 @@ from typing import Annotated, Any, get_args
 import tyro
 
 from vrthinker.commands.bench import BenchCommand
+from vrthinker.commands.compare import CompareCommand
 from vrthinker.commands.data import DataCommand
 from vrthinker.commands.demo import DemoCommand
 from vrthinker.commands.doctor import DoctorCommand
@@ -34,6 +35,7 @@ def _group(name: str, description: str) -> Any:
 Command = (
     Annotated[JudgeCommand, tyro.conf.subcommand("judge", prefix_name=False)]
     | Annotated[RankCommand, tyro.conf.subcommand("rank", prefix_name=False)]
+    | Annotated[CompareCommand, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[DemoCommand, tyro.conf.subcommand("demo", prefix_name=False)]
     | Annotated[WorldCommand, _group("world", "The synthetic world: clips with planted defects.")]
     | Annotated[EvalCommand, _group("eval", "Say how good a judge is, with intervals.")]

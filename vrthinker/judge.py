@@ -129,7 +129,7 @@ class Verdict:
 
         return story(self.trajectory)
 
-    def report(self, path: VideoPath) -> Path:
+    def report(self, path: str | PathLike[str]) -> Path:
         """Writes the evidence page of the episode: both clips, and what each round saw and said.
 
         Args:

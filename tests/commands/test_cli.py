@@ -79,7 +79,7 @@ def test_a_closed_pipe_is_no_traceback() -> None:
     [
         (["--version"], 0, f"vrthinker {__version__}\n", ""),
         (["judge"], 2, "", "vrthinker: --model: missing"),
-        (["no-such-command"], 2, "", "vrthinker: got 'no-such-command', allowed: judge, demo, world, eval, "),
+        (["no-such-command"], 2, "", "vrthinker: got 'no-such-command', allowed: judge, rank, compare, "),
     ],
 )
 def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int, out: str, err: str) -> None:
@@ -101,7 +101,7 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
             "vrthinker train: got 'dpo', allowed: traces, cold-start, rejection, ",
         ),
         (["train", "dpo"], "vrthinker train: got 'dpo', allowed: traces, cold-start, rejection, "),
-        (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, demo, world, eval, train, "),
+        (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, rank, compare, "),
         (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, pairs, show; "),
     ],
 )

@@ -33,9 +33,11 @@ def print_ranking(
         cpu_seconds: The CPU seconds of this process.
     """
     console = Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = max(console.width, 120)
     names = [plain(name) for name in distinct_names(clips)]
     table = Table(show_edge=False, pad_edge=False)
-    for head in ("", "clip", "strength (OA), 95 %", "won, tied, lost"):
+    for head in ("", "clip", "strength (OA), 95 %", "won/tied/lost"):
         table.add_column(head, no_wrap=True)
     for code in CODES:
         table.add_column(f"{code} win rate", justify="right")
@@ -46,7 +48,7 @@ def print_ranking(
             "-" if standing.rank is None else str(standing.rank),
             Text(names[standing.clip]),
             "not judged" if strength is None else str(strength),
-            f"{score.wins}, {score.ties}, {score.losses}",
+            f"{score.wins}/{score.ties}/{score.losses}",
             *("-" if rate is None else f"{100 * rate:.0f} %" for rate in rates),
         )
     console.print(table)
