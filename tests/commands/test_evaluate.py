@@ -224,3 +224,34 @@ def test_answers_of_first_rounds_and_other_frames(tiny: Path, pairs: Path, tmp_p
     assert random.code in (0, 1), random.err
     recorded = read_verdicts(tmp_path / "random" / "verdicts.jsonl")
     assert len(recorded) == 2
+
+
+@pytest.mark.slow
+def test_controls_of_a_model_go_on_where_they_were_stopped(tiny: Path, clips: Path, tmp_path: Path) -> None:
+    rows = [
+        {
+            "id": f"p{n}",
+            "prompt": f"caption {n}",
+            "video_1": str(clips / "a.mp4"),
+            "video_2": str(clips / "b.mp4"),
+            "labels": {"TA": 1, "VQ": 1, "MQ": 0, "OA": 1},
+        }
+        for n in range(2)
+    ]
+    data, out = tmp_path / "pairs.jsonl", tmp_path / "run"
+    data.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    ask = ("eval", "controls", "--model", tiny, "--data", data, "--out", out)
+    done = vrthinker(*ask)
+    assert done.code == 0, done.err
+    log = out / "verdicts.jsonl"
+    asked = read_verdicts(log)
+    assert {record.stop_reason for record in asked} <= {"answered", "round_limit", "token_limit"}
+    noted = [record for record in asked if record.id == "p0#blur, strength 3"]
+    assert any("is shown blurred" in note for note in noted[0].notes)
+    written = json.loads((out / "controls.json").read_text())
+    assert {row["passed"] for row in written["rows"]} == {"undecided"}, "two pairs decide nothing"
+    lines = log.read_bytes().splitlines(keepends=True)
+    log.write_bytes(b"".join(lines[:-5]))
+    again = vrthinker(*ask, "--json")
+    assert f"{len(asked) - 5} of {len(asked)} pairs recorded already" in again.err
+    assert json.loads(again.out)["rows"] == written["rows"]
