@@ -299,7 +299,7 @@ def test_a_frame_that_cannot_be_loaded_fails_its_round_alone(engines: tuple[VLLM
 @pytest.mark.multi_process
 def test_a_killed_core_ends_every_round_with_its_reason(tmp_path: Path) -> None:
     folder = make_tiny(tmp_path / "tiny", "qwen2.5-vl", seed=3)
-    local = LocalOptions(kv_cache_bytes=256 << 20, max_batch_tokens=2048)
+    local = LocalOptions(own_process=True, kv_cache_bytes=256 << 20, max_batch_tokens=2048)
     with VLLMEngine(folder, dtype="float32", max_sessions=64, max_context_tokens=4096, local=local) as engine:
         rounds = play(engine, factor=28, conversations=4, rounds=2)
         assert all(one.error is None for results in rounds for one in results)

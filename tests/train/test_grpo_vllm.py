@@ -17,7 +17,7 @@ from vrthinker.train.grpo_settings import grpo_settings
 @pytest.mark.slow
 def test_what_vllm_samples_is_what_the_training_forward_computes(world: Path, tmp_path: Path) -> None:
     given = values(world)
-    given["rollouts"] = {**given["rollouts"], "engine": "vllm", "vllm_process": False}
+    given["rollouts"] = {**given["rollouts"], "engine": "vllm"}
     out = tmp_path / "run"
     assert run_grpo(grpo_settings(given), out) == out / "model"
     found = episodes(out)

@@ -68,9 +68,9 @@ class RolloutSettings(StageSettings):
     dtype: Literal["float32", "bfloat16", "float16"] | None = None
     """The dtype of sampling: by default bfloat16 on a GPU, float32 on a CPU."""
     engine: LocalEngine = "hf"
-    """What samples: transformers, or vLLM in a process of its own (docs/engines.md)."""
-    vllm_process: bool = True
-    """Whether vLLM runs in a process of its own. In one process it starts faster."""
+    """What samples: transformers, or vLLM (docs/engines.md)."""
+    vllm_process: bool = False
+    """Whether vLLM runs in a process of its own. Under torchrun it has to."""
 
 
 @dataclass(frozen=True)

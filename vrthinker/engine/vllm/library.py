@@ -47,7 +47,7 @@ class LocalOptions:
         more: Further arguments of vLLM's `EngineArgs`, which override the engine's own.
     """
 
-    own_process: bool = True
+    own_process: bool = False
     kv_cache_bytes: int | None = None
     block_size: int | None = 32
     prefix_caching: bool = True
