@@ -102,7 +102,7 @@ def test_a_process_ends_as_a_command_in_this_one(arguments: list[str], code: int
         ),
         (["train", "dpo"], "vrthinker train: got 'dpo', allowed: traces, cold-start, rejection, "),
         (["jugde", "--help"], "vrthinker: got 'jugde', allowed: judge, rank, compare, "),
-        (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, pairs, show; "),
+        (["eval", "wrold"], "vrthinker eval: got 'wrold', allowed: world, pairs, "),
     ],
 )
 def test_a_command_that_does_not_exist_is_refused_also_beside_help(arguments: list[str], line: str) -> None:

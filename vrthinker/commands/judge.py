@@ -12,7 +12,6 @@ import tyro
 
 from vrthinker.commands.judges import EngineName, JudgeSource, endpoint_extra
 from vrthinker.commands.options import Flag, announce, check_device, option
-from vrthinker.episode.dimensions import Preference
 from vrthinker.errors import InputError, first_problem
 from vrthinker.visibility import MemoryMode
 
@@ -351,6 +350,8 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
 
 def _of_both(verdict: Verdict) -> list[str]:
     """The line that says what both orders of the clips gave, if both were judged."""
+    from vrthinker.episode.dimensions import Preference
+
     if verdict.orders is None:
         return []
     given = [order.judgment and Preference(order.judgment["OA"]) for order in verdict.orders]
