@@ -33,7 +33,7 @@ class RankCommand(JudgeOptions):
 
     prompt: Annotated[tyro.conf.Positional[str], option("PROMPT")]
     """The caption that all clips were made from."""
-    clips: Annotated[tyro.conf.Positional[tuple[Path, ...]], option("CLIP")]
+    clips: Annotated[tyro.conf.Positional[tuple[Path, ...]], option("CLIPS")]
     """The clips: files, or folders of images."""
     schedule: Literal["all", "swiss", "knockout"] = "all"
     """Which pairs are compared: all of them; rounds between clips with about as many wins (swiss); or a
