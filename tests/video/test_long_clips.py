@@ -289,6 +289,20 @@ def test_long_clips_stay_open_between_reads(tmp_path: Path, monkeypatch: pytest.
     assert read_number(reader.frames_at(path, [40]).numpy()[0]) == 140, "the file was replaced"
 
 
+def test_a_forked_process_opens_its_own_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both would move the same position in the file."""
+    monkeypatch.setattr(pool_module, "LONG_FRAMES", 30)
+    path = make_clip(tmp_path / "a.mp4", 60, gop=8, b_frames=2)
+    reader = PyAVReader()
+    assert read_number(reader.frames_at(path, [40]).numpy()[0]) == 40
+    assert len(reader._pool) == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(pool_module.os, "getpid", lambda: -1)
+        kept = next(iter(reader._pool._idle.values()))[0]
+        assert read_number(reader.frames_at(path, [41]).numpy()[0]) == 41
+        assert next(iter(reader._pool._idle.values()))[0] is not kept
+
+
 def test_the_pool_is_bounded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pool_module, "LONG_FRAMES", 1)
     monkeypatch.setattr(pool_module, "_MAX_IDLE_PIXELS", 3 * 64 * 96)

@@ -1,12 +1,14 @@
 """Long clips that are kept open between reads, because opening one reads the index of the whole file.
 
 Invariant: a clip is lent to one borrower at a time, and only under the key (file state) under which it was
-opened. A clip on which a read failed is closed, not kept.
+opened. A clip on which a read failed is closed, not kept. A forked process uses none of its parent's clips,
+because both would move the same position in the file.
 """
 
 from __future__ import annotations
 
 import contextlib
+import os
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Hashable, Iterator
@@ -27,6 +29,8 @@ class ClipPool:
 
     def __init__(self) -> None:
         self._idle: OrderedDict[Hashable, _Opened] = OrderedDict()
+        self._process = os.getpid()
+        self._of_parent: list[OrderedDict[Hashable, _Opened]] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
@@ -51,6 +55,9 @@ class ClipPool:
             n_pixels: The pixels of a picture.
             fresh: Whether the clip has to stand at its beginning, as only a new one does.
         """
+        if self._process != os.getpid():
+            self._of_parent.append(self._idle)  # closing them is the parent's business
+            self._idle, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
         with self._lock:
             opened = None if fresh else self._idle.pop(key, None)
         if opened is None:
