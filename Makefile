@@ -28,11 +28,11 @@ CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h k
 	$(shell find tests/native -name "*.h" -o -name "*.cpp")
 
 .DELETE_ON_ERROR:
-.PHONY: help demo nano reproduce test full-check vllm-env vllm-check lint format wheel clean distclean install install-dev
+.PHONY: help demo nano reproduce test full-check vllm-env vllm-check dali-env lint format wheel clean distclean install install-dev
 
 help:
 	@sed -n 's/^#   //p' Makefile
-	@echo "also: make nano, make reproduce, make full-check, make vllm-env, make vllm-check, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
+	@echo "also: make nano, make reproduce, make full-check, make vllm-env, make vllm-check, make dali-env, make lint, make format, make wheel, make clean (build products), make distclean (.venv too)"
 
 demo: install
 	@echo "==> vrthinker demo"
@@ -58,6 +58,13 @@ reproduce: install-dev
 test: install-dev
 	@echo "==> pytest, a process per core (the slow tests: make test PYTEST_ARGS='-m slow')"
 	@$(VENV)/bin/python -m pytest -n auto --dist loadfile $(PYTEST_ARGS)
+
+# NVIDIA DALI beside the developers' tools, for the tests marked dali (they run on a CPU too; VP9, VP8, MJPEG).
+# It is large: make VENV=.venvs/dali dali-env keeps it out of .venv.
+dali-env: install-dev
+	@echo "==> NVIDIA DALI"
+	@$(WATCHED)/dali.log $(PIP) install --no-compile 'nvidia-dali-cuda130>=2.4'
+	@echo "==> its tests: $(VENV)/bin/python -m pytest -m dali tests/video/test_dali.py"
 
 # Everything there is: all products of parameters, thorough hypothesis, every emulator seed, kills, both native
 # builds with warnings as errors, the wheel. Takes about an hour on two cores; run it by hand before an issue is

@@ -244,6 +244,7 @@ class Verdict:
                 "probabilities": self.probabilities,
                 "probabilities_reason": self.probabilities_reason,
                 "orders": self.orders,
+                "readers": [video.reader for video in trajectory.videos if video.reader is not None],
             }
         )
 
@@ -329,6 +330,7 @@ class Judge:
         max_pixels: int | None = None,
         profile: str | None = None,
         engine_options: Mapping[str, Any] | None = None,
+        reader: VideoReader | None = None,
         **episode_settings: Any,
     ) -> Judge:
         """Loads a Qwen2.5-VL or Qwen3-VL checkpoint with its own settings and prompts.
@@ -345,6 +347,7 @@ class Judge:
             profile: The settings and prompts of a released checkpoint (docs/checkpoints.md), instead of the
                 checkpoint's. By default the one that goes with its hub id, if it has no settings of its own.
             engine_options: Further arguments of the engine (`HFEngine`, `VLLMEngine`).
+            reader: The video reader; the machine's default one by default.
             **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
 
         Raises:
@@ -379,7 +382,7 @@ class Judge:
             from vrthinker.engine.hf.engine import HFEngine
 
             loaded = HFEngine(folder, **options)
-        return cls(loaded, configured.settings, templates=configured.templates)
+        return cls(loaded, configured.settings, templates=configured.templates, reader=reader)
 
     @classmethod
     def from_endpoint(
@@ -388,6 +391,7 @@ class Judge:
         model: str,
         *,
         engine_options: dict[str, Any] | None = None,
+        reader: VideoReader | None = None,
         **options: Any,
     ) -> Judge:
         """Makes a judge that uses an OpenAI-compatible server.
@@ -396,7 +400,8 @@ class Judge:
             base_url: The address of the server.
             model: The name that the server knows the model by.
             engine_options: Options of `EndpointEngine`.
-            **options: `engine`, `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
+            reader: The video reader; the machine's default one by default.
+            **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
                 `from_pretrained`.
 
         Raises:
@@ -405,7 +410,8 @@ class Judge:
         from vrthinker.engine.endpoint.engine import EndpointEngine
 
         settings, templates = endpoint_configuration(model, **options)
-        return cls(EndpointEngine(base_url, model, **(engine_options or {})), settings, templates=templates)
+        engine = EndpointEngine(base_url, model, **(engine_options or {}))
+        return cls(engine, settings, templates=templates, reader=reader)
 
     def __call__(
         self,

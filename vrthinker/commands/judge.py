@@ -75,6 +75,8 @@ class JudgeCommand:
     """The most pixels of a frame. The checkpoint's own by default."""
     dataset: Annotated[str | None, option("NAME")] = None
     """The dataset whose names of the dimensions a single pair's prompt uses. The checkpoint's by default."""
+    reader: Annotated[Literal["auto", "pyav", "dali"], option("auto|pyav|dali")] = "auto"
+    """What decodes clips: pyav on the CPU, or NVIDIA DALI. vrthinker doctor says what auto takes."""
     tolerate_truncation: Flag = False
     """If a clip breaks half-way, judge the frames before the break. The verdict says so."""
     guided: Annotated[bool | None, option("True|False")] = None
@@ -117,7 +119,7 @@ class JudgeCommand:
         from vrthinker.video.open import open_reader
 
         for video in self.videos:
-            open_reader().probe(video, tolerate_truncation=self.tolerate_truncation)
+            open_reader(self.reader).probe(video, tolerate_truncation=self.tolerate_truncation)
         if self.report is not None:
             from vrthinker.report.page.page import check_page_path
 
@@ -151,6 +153,10 @@ class JudgeCommand:
         from vrthinker.episode.settings import EpisodeSettings
 
         check_device(self.device)
+        if self.reader == "dali":
+            from vrthinker.video.open import open_reader
+
+            open_reader(self.reader)
         dimension_texts(self.dataset)
         if self.batch_size < 1:
             raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
@@ -302,6 +308,7 @@ class JudgeCommand:
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
+            reader=self.reader,
             overrides={
                 "templates": self.templates,
                 "max_pixels": self.max_pixels,

@@ -12,6 +12,7 @@ from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
     from vrthinker.judge import Judge, JudgeConfiguration, LocalEngine
+    from vrthinker.video.open import ReaderName
 
 EngineName = Literal["hf", "vllm", "endpoint"]
 
@@ -48,6 +49,7 @@ class JudgeSource:
         dtype: The dtype of a checkpoint.
         batch_size: The number of episodes that advance together.
         overrides: The settings that the judge gets instead of its own (`Judge.configuration_of`).
+        reader: The name of the video reader (`vrthinker.video.open.open_reader`).
     """
 
     model: str
@@ -58,6 +60,7 @@ class JudgeSource:
     dtype: str | None = None
     batch_size: int = 8
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    reader: ReaderName = "auto"
 
     def __post_init__(self) -> None:
         if self.engine == "endpoint" and self.endpoint is None:
@@ -92,12 +95,16 @@ class JudgeSource:
     def load(self) -> Judge:
         """The judge itself. Loading a checkpoint is said on stderr, because it takes long."""
         from vrthinker.judge import Judge
+        from vrthinker.video.open import open_reader
 
+        reader = open_reader(self.reader)
         if self.is_remote:
             assert self.endpoint is not None
             sessions = {"concurrency": self.batch_size, "max_sessions": self.batch_size}
             options = {**sessions, **self.endpoint_options}
-            return Judge.from_endpoint(self.endpoint, self.model, engine_options=options, **self.overrides)
+            return Judge.from_endpoint(
+                self.endpoint, self.model, engine_options=options, reader=reader, **self.overrides
+            )
         announce(f"loading {self.model}" + (" into vLLM" if self._local == "vllm" else ""))
         return Judge.from_pretrained(
             self.model,
@@ -106,6 +113,7 @@ class JudgeSource:
             device=self.device,
             dtype=self.dtype,
             batch_size=self.batch_size,
+            reader=reader,
             **self.overrides,
         )
 

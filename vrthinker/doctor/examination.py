@@ -68,7 +68,6 @@ EXTRAS = {
 
 UNUSED = frozenset(
     {
-        "nvidia-dali-cuda130",
         "scipy",
         "fastapi",
         "uvicorn",
@@ -308,6 +307,13 @@ def _pyav() -> list[Finding]:
     return [package, Finding("video decoders", "ok", present, "clips of each kind")]
 
 
+def _reader() -> list[Finding]:
+    from vrthinker.video.open import auto_choice
+
+    choice = auto_choice()
+    return [Finding("video reader", "ok", f"auto takes {choice.name}: {choice.reason}", "decoding clips")]
+
+
 def _pillow() -> list[Finding]:
     return [_package("pillow", "PIL.Image", "resizing frames, folders of images")]
 
@@ -441,6 +447,7 @@ CHECKS: tuple[tuple[str, Callable[[], list[Finding]]], ...] = (
     ("transformers", _transformers),
     ("torchvision", _torchvision),
     ("av", _pyav),
+    ("video reader", _reader),
     ("pillow", _pillow),
     ("numpy", _numpy),
     ("other packages", _other_packages),

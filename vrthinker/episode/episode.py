@@ -391,8 +391,11 @@ class Episode:
                     truncated=info.truncated,
                     size_bytes=None if content is None else content.size_bytes,
                     sha256=None if content is None else content.sha256,
+                    reader=reader,
                 )
-                for info, content in zip(self.workspace.infos, self.workspace.contents, strict=True)
+                for info, content, reader in zip(
+                    self.workspace.infos, self.workspace.contents, self.workspace.readers, strict=True
+                )
             ),
             n_frames=self.workspace.n_frames,
             n_frames_1=self.workspace.n_frames_1,

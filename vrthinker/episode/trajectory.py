@@ -115,7 +115,8 @@ class VideoRecord(_Viewed):
     """One clip as it was judged.
 
     `size_bytes` and `sha256` say which content was judged (`ClipContent`), so that training refuses another
-    clip in its place, also on another machine. Records of version 0.1.0 do not have them.
+    clip in its place, also on another machine. `reader` is the name of the reader that showed its frames.
+    Records of version 0.1.0 do not have them.
     """
 
     path: str
@@ -129,6 +130,7 @@ class VideoRecord(_Viewed):
     truncated: str | None
     size_bytes: int | None = None
     sha256: str | None = None
+    reader: str | None = None
 
 
 class FrameRecord(_Viewed):

@@ -28,10 +28,10 @@ from vrthinker.errors import InputError, first_problem, one_line
 from vrthinker.records.files import replace_file
 from vrthinker.records.verdicts import VerdictRecord
 
+_NEWER = ("probabilities", "probabilities_reason", "orders", "readers")
+"""The fields of a record that version 0.1.0 did not have."""
 _OTHERS = tuple(
-    name
-    for name in VerdictRecord.model_fields
-    if name not in ("schema_version", "id", "judgment", "probabilities", "probabilities_reason", "orders")
+    name for name in VerdictRecord.model_fields if name not in ("schema_version", "id", "judgment", *_NEWER)
 )
 _FIRST_COLUMNS = ("id", *(dimension.value for dimension in Dimension), *_OTHERS)
 """The columns of version 0.1.0."""
@@ -40,11 +40,11 @@ _PROBABILITIES = tuple(
     for dimension in Dimension
     for label in ("video_1", "tie", "video_2")
 )
-_LAST = ("probabilities_reason", "consistent")
+_LAST = ("probabilities_reason", "consistent", "readers")
 COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), *_LAST)
 """The columns: the id, the judgment (empty if there is none), the other fields of a record, the probabilities
-of the labels (empty if they are not known), such as `OA_p_video_1`, and whether both orders of the clips gave
-the same overall judgment (empty unless both were judged)."""
+of the labels (empty if they are not known), such as `OA_p_video_1`, whether both orders of the clips gave the
+same overall judgment (empty unless both were judged), and the video readers that showed the two clips."""
 
 
 _TEXTS = ("id", "stop_reason", "reason", "model")
@@ -137,4 +137,5 @@ def _row(record: VerdictRecord) -> dict[str, Any]:
         **{column: (known.get(code) or {}).get(label) for column, code, label in _PROBABILITIES},
         "probabilities_reason": record.probabilities_reason,
         "consistent": record.consistent,
+        "readers": record.readers,
     }

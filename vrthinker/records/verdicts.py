@@ -86,6 +86,8 @@ class VerdictRecord(BaseModel):
     """The reason why some or all probabilities are not known."""
     orders: list[OrderRecord] | None = None
     """What the pair's order and the other one gave, if both were judged. `judgment` is that of both."""
+    readers: list[Remark] = []
+    """The names of the video readers that showed the frames of video 1 and video 2."""
 
     @property
     def consistent(self) -> bool | None:

@@ -126,6 +126,17 @@ def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int
     return wanted
 
 
+def select_frames(frames: Frames, frame_indices: Sequence[int]) -> Frames:
+    """Frames that were read, in another order or repeated, for backends."""
+    slots = [frames.frame_indices.index(operator.index(i)) for i in frame_indices]
+    return Frames(
+        frames.data[slots],
+        tuple(frames.frame_indices[slot] for slot in slots),
+        tuple(frames.pts_seconds[slot] for slot in slots),
+        frames.device,
+    )
+
+
 def check_side(path: VideoPath, width: int, height: int, what: str = "pictures of") -> None:
     """Refuses pictures that are too wide or too high, for backends.
 

@@ -147,6 +147,21 @@ class Workspace:
         return self._clips[0].info, self._clips[1].info
 
     @property
+    def readers(self) -> tuple[str | None, str | None]:
+        """The name of the reader that shows each file's frames; None if the reader does not say."""
+        first, second = (self._reader_of(clip.info.path) for clip in self._clips)
+        return first, second
+
+    def _reader_of(self, path: str) -> str | None:
+        ask = getattr(self._reader, "reader_of", None)
+        if ask is None:
+            return None
+        try:
+            return str(ask(path, tolerate_truncation=self._tolerate_truncation))
+        except VideoError:  # the file is gone by now
+            return None
+
+    @property
     def contents(self) -> tuple[ClipContent | None, ClipContent | None]:
         """What each file contained when the workspace was opened."""
         return self._clips[0].content, self._clips[1].content

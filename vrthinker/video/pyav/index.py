@@ -67,6 +67,9 @@ class ClipIndex:
             keyframes were read (`begins_openly` reads the others).
         extradata: The codec's header from the container.
         end_byte: The offset in the file from which a part is missing; None if the file is whole.
+        n_packets: The number of packets of the stream, with those that show no picture.
+        pixel_format: FFmpeg's name of the decoded pictures' format, such as yuv420p.
+        has_edits: Whether an edit list may hide pictures.
     """
 
     info: VideoInfo
@@ -77,6 +80,9 @@ class ClipIndex:
     has_open_groups: bool = False
     extradata: bytes = b""
     end_byte: int | None = None
+    n_packets: int = 0
+    pixel_format: str = ""
+    has_edits: bool = False
 
     def begins_openly(self, path: str, keyframe: Keyframe) -> bool:
         """Whether pictures after a keyframe may name pictures before it."""
@@ -217,6 +223,9 @@ def _finish(
         listing.has_open_groups,
         listing.extradata,
         end_byte,
+        listing.n_packets,
+        listing.pixel_format,
+        listing.has_edits,
     )
 
 

@@ -29,7 +29,7 @@ from vrthinker.video.pyav.clip import (
     orientation_of,
 )
 from vrthinker.video.pyav.packets import damage, shows_frame
-from vrthinker.video.pyav.sample_table import SampleTable, sample_table
+from vrthinker.video.pyav.sample_table import SampleTable, has_edits, sample_table
 from vrthinker.video.pyav.sequence import refers_to_what_is_gone
 from vrthinker.video.reader import check_amount, most_frames
 
@@ -81,6 +81,8 @@ class Listing:
     has_alpha: bool = False
     notes: tuple[str, ...] = ()
     stored_size: tuple[int, int] = (0, 0)
+    pixel_format: str = ""
+    has_edits: bool = False
 
 
 def list_clip(path: str) -> Listing:
@@ -118,6 +120,7 @@ def _begin(clip: OpenClip) -> Listing:
 
 def _read_all(clip: OpenClip) -> Listing:
     listing = _begin(clip)
+    listing.has_edits = clip.format_name.startswith("mov") and has_edits(clip.path, clip.stream.id)
     try:
         _fill(listing, clip)
     except BreakError as error:
@@ -262,6 +265,7 @@ class _Opening:
         listing.has_alpha = clip.codec in LISTABLE and has_alpha(first)
         listing.notes = how_shown(clip.stream, first)
         listing.stored_size = (first.height, first.width)
+        listing.pixel_format = first.format.name
 
     def _decode(self, packet: Any) -> None:
         try:

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import contextlib
 import functools
-import operator
 import os
 from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -32,7 +31,14 @@ from vrthinker.video.pyav.index import ClipIndex, Keyframe, build_index
 from vrthinker.video.pyav.index_cache import IndexCache
 from vrthinker.video.pyav.pool import ClipPool
 from vrthinker.video.pyav.sequence import decoded, frames_in_order
-from vrthinker.video.reader import ReadCounts, VideoInfo, VideoPath, broken_error, checked_indices
+from vrthinker.video.reader import (
+    ReadCounts,
+    VideoInfo,
+    VideoPath,
+    broken_error,
+    checked_indices,
+    select_frames,
+)
 
 _SEEK_WORTH_FRAMES = 2
 """The number of frames up to which decoding them is cheaper than skipping them by a seek."""
@@ -84,6 +90,18 @@ class PyAVReader:
         self._read(name, key, index, wanted, data)
         return Frames(data, wanted, tuple(index.info.pts_seconds[i] for i in wanted))
 
+    def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str:
+        """The name of the reader that shows the frames of a clip: this one."""
+        return self.name
+
+    def index_of(self, name: str, *, tolerate_truncation: bool = False) -> ClipIndex:
+        """The index of a file, which is remembered until the file changes.
+
+        Raises:
+            VideoError: The file cannot be used.
+        """
+        return self._index(name, tolerate_truncation)[1]
+
     def read_many(
         self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
     ) -> list[Frames]:
@@ -95,7 +113,7 @@ class PyAVReader:
             name: self.frames_at(name, list(dict.fromkeys(indices)), tolerate_truncation=tolerate_truncation)
             for name, indices in by_file.items()
         }
-        return [_select(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
+        return [select_frames(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
 
     def _index(self, name: str, tolerate_truncation: bool) -> tuple[Hashable, ClipIndex]:
         """The index of a file, and the state of the file and of the limits for which it holds."""
@@ -153,15 +171,6 @@ def _make_index(name: str, tolerate_truncation: bool) -> ClipIndex:
         info = webp.probe(name, tolerate_truncation=tolerate_truncation)
         return ClipIndex(info, Orientation(), (info.height, info.width))
     return build_index(name, tolerate_truncation=tolerate_truncation)
-
-
-def _select(frames: Frames, frame_indices: Sequence[int]) -> Frames:
-    slots = [frames.frame_indices.index(operator.index(i)) for i in frame_indices]
-    return Frames(
-        frames.numpy()[slots],
-        tuple(frames.frame_indices[slot] for slot in slots),
-        tuple(frames.pts_seconds[slot] for slot in slots),
-    )
 
 
 def _read_from_start(

@@ -97,6 +97,23 @@ def sample_table(path: str, stream: Any) -> SampleTable | None:
     return SampleTable(decoded, shown, offset, size, (flags & _KEYFRAME) != 0)
 
 
+def has_edits(path: str, track: int) -> bool:
+    """Whether an edit list of a track does more than show the track from its beginning."""
+    with open(path, "rb") as file:
+        movie = _movie(file)
+    for kind, content in _boxes(movie):
+        if kind == b"trak" and _track_id(_inside(content, b"tkhd")) == track:
+            edits = _inside(content, b"edts", b"elst")
+            if len(edits) < 8:
+                return False
+            form = ">qhh" if edits[0] == 1 else ">ihh"
+            first = 8 + (8 if edits[0] == 1 else 4)  # behind the length of the edit
+            if int.from_bytes(edits[4:8], "big") != 1 or len(edits) < first + struct.calcsize(form):
+                return True
+            return struct.unpack_from(form, edits, first) != (0, 1, 0)
+    return False
+
+
 def first_bytes(path: str, offset: int, size: int) -> bytes:
     """The first bytes of a sample, enough to tell what kind of picture it begins with, or all of it."""
     with open(path, "rb", buffering=0) as file:

@@ -1,0 +1,164 @@
+"""The reader that uses DALI, with the real DALI on a CPU: equal frames, bounds, and what it hands over."""
+
+from __future__ import annotations
+
+import random
+import re
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from clips import cut, make_clip, read_number
+
+from vrthinker.errors import InputError, VideoError
+from vrthinker.video.dali import reader as dali_module
+from vrthinker.video.dali import support
+from vrthinker.video.dali.reader import DaliReader
+from vrthinker.video.dali.support import installed_version, why_handed_over
+from vrthinker.video.pyav.index import build_index
+from vrthinker.video.pyav.reader import PyAVReader
+from vrthinker.video.resize import resize_frame
+
+needs_dali = pytest.mark.skipif(installed_version() is None, reason="NVIDIA DALI is not installed")
+TOLERANCE = 0
+"""The largest difference of a frame's colours between the two readers on a CPU, in levels: none."""
+N_FRAMES = 24
+SAME: dict[str, tuple[str, dict[str, Any]]] = {
+    "vp9": ("a.webm", {"codec": "vp9"}),
+    "vp9 in mp4": ("a.mp4", {"codec": "vp9"}),
+    "vp9 of an odd size": ("a.webm", {"codec": "vp9", "size": (65, 97)}),
+    "vp8": ("a.webm", {"codec": "vp8"}),
+    "mjpeg": ("a.avi", {"codec": "mjpeg"}),
+    "mjpeg in mp4": ("a.mp4", {"codec": "mjpeg"}),
+}
+VARIABLE_MS = [0, 40, 80, 200, 240, 300, 310, 400, 480, 500, 700, 730, 740, 900, 940, 1000, 1040, 1080]
+HANDED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
+    "h264": ("a.mp4", {}, r"h264 \(on a CPU, DALI decodes mjpeg, vp8, vp9\)"),
+    "variable": ("a.webm", {"codec": "vp9", "n_frames": 18, "pts": VARIABLE_MS}, "a variable frame rate"),
+    "turned": ("a.mp4", {"codec": "vp9", "rotation": 180}, "pictures that have to be turned"),
+    "hidden by an edit list": (
+        "a.mp4",
+        {"codec": "mjpeg", "pts": [40 * (i - 5) for i in range(N_FRAMES)]},
+        "pictures that an edit list hides",
+    ),
+}
+
+
+@needs_dali
+@pytest.mark.dali
+@pytest.mark.parametrize("name", SAME)
+def test_dali_gives_the_frames_of_the_cpu_reader(tmp_path: Path, name: str) -> None:
+    ending, options = SAME[name]
+    path = make_clip(tmp_path / ending, N_FRAMES, gop=7, **options)
+    dali, cpu = DaliReader("cpu"), PyAVReader()
+    assert dali.probe(path) == cpu.probe(path)
+    rng = random.Random(name)
+    for wanted in ([N_FRAMES - 1, 0, 3, 3], [rng.randrange(N_FRAMES) for _ in range(9)], [5]):
+        ours, theirs = dali.frames_at(path, wanted), cpu.frames_at(path, wanted)
+        assert (ours.frame_indices, ours.pts_seconds, ours.device) == (
+            theirs.frame_indices,
+            theirs.pts_seconds,
+            "cpu",
+        )
+        assert [read_number(frame) for frame in ours.numpy()] == wanted
+        difference = np.abs(ours.numpy().astype(int) - theirs.numpy()).max()
+        assert difference <= TOLERANCE
+        for frame, other in zip(ours.numpy(), theirs.numpy(), strict=True):
+            assert np.array_equal(resize_frame(frame, (56, 84)), resize_frame(other, (56, 84)))
+    assert dali.decoded_frames > 0
+    assert dali.handed_over == {}
+    assert dali.reader_of(path) == "dali"
+
+
+@needs_dali
+@pytest.mark.dali
+def test_clips_of_other_sizes_follow_each_other(tmp_path: Path) -> None:
+    """Decoders that keep the last clip's crop were seen elsewhere."""
+    dali, cpu = DaliReader("cpu"), PyAVReader()
+    paths = [
+        make_clip(tmp_path / f"{height}.webm", 6, (height, 96), "vp9") for height in (130, 132, 136, 130, 64)
+    ]
+    for path in [*paths, *paths[::-1]]:
+        assert np.array_equal(dali.frames_at(path, [4, 1]).numpy(), cpu.frames_at(path, [4, 1]).numpy())
+    read = dali.read_many([(paths[0], [2, 0]), (paths[4], [5]), (paths[0], [2, 2])])
+    assert [frames.frame_indices for frames in read] == [(2, 0), (5,), (2, 2)]
+    assert [read_number(frame) for frames in read for frame in frames.numpy()] == [2, 0, 5, 2, 2]
+    assert dali.handed_over == {}
+
+
+@needs_dali
+@pytest.mark.dali
+def test_an_index_outside_the_file_is_refused(tmp_path: Path) -> None:
+    path = make_clip(tmp_path / "a.webm", 12, codec="vp9")
+    dali = DaliReader("cpu")
+    for index in (-1, 12):
+        with pytest.raises(VideoError, match=f"frame_index: got {index}, allowed: 0 to 11"):
+            dali.frames_at(path, [3, index])
+    assert len(dali.frames_at(path, [])) == 0
+    # And if an index says more frames than DALI finds, none is shown.
+    with pytest.raises(ValueError, match="outside what DALI finds"):
+        dali_module._decode(np.fromfile(path, dtype=np.uint8), [3, 12], "cpu")
+
+
+@needs_dali
+@pytest.mark.dali
+def test_a_clip_on_which_dali_fails_is_read_by_the_cpu_reader(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = make_clip(tmp_path / "a.mp4", 12)  # H.264, which DALI refuses on a CPU
+    monkeypatch.setattr(dali_module, "why_handed_over", lambda index, device: None)
+    dali = DaliReader("cpu")
+    assert [read_number(frame) for frame in dali.frames_at(path, [9, 2]).numpy()] == [9, 2]
+    assert "DALI does not decode it, the CPU reader does" in caplog.text
+    assert dali.reader_of(path) == "pyav"
+    broken = cut(make_clip(tmp_path / "b.webm", 12, codec="vp9"), tmp_path / "c.webm", 0.6)
+    with pytest.raises(VideoError, match="breaks after frame"):
+        dali.probe(broken)
+
+
+@pytest.mark.parametrize("name", HANDED_OVER)
+def test_what_dali_cannot_do_is_handed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    """This needs no DALI: whether a clip is handed over is decided from the index."""
+    monkeypatch.setattr(dali_module, "installed_version", lambda: "2.4")
+    monkeypatch.setattr(dali_module, "_decode", lambda *arguments: pytest.fail("DALI was asked"))
+    ending, options, reason = HANDED_OVER[name]
+    path = make_clip(tmp_path / ending, **{"n_frames": N_FRAMES, "gop": 7, **options})
+    dali, cpu = DaliReader("cpu"), PyAVReader()
+    n_frames = cpu.probe(path).n_frames
+    assert dali.reader_of(path) == "pyav"
+    assert np.array_equal(
+        dali.frames_at(path, [n_frames - 1, 0]).numpy(), cpu.frames_at(path, [n_frames - 1, 0]).numpy()
+    )
+    (why,) = dali.handed_over.values()
+    assert re.search(f"{reason}$", why)
+
+
+def test_a_gpu_gets_what_its_decoder_can_do(tmp_path: Path) -> None:
+    for name, options, reason in (
+        ("a.mp4", {}, None),
+        ("b.mp4", {"size": (65, 97)}, "pixels in yuv444p, not in 4:2:0 with 8 bits"),
+        ("c.webm", {"codec": "vp9", "size": (65, 97)}, "an odd size"),
+    ):
+        path = make_clip(tmp_path / name, 6, **options)  # type: ignore[arg-type]
+        assert why_handed_over(build_index(str(path), tolerate_truncation=False), "gpu") == reason
+
+
+def test_without_dali_the_reader_says_what_to_do(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_module, "installed_version", lambda: None)
+    with pytest.raises(InputError, match=r"not installed; pip install 'vrthinker\[dali\]', or --reader pyav"):
+        DaliReader("cpu")
+
+
+def test_a_hidden_gpu_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "0000:01:00.0").mkdir()
+    monkeypatch.setattr(support, "_DRIVER", tmp_path)
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    assert support.has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
+    assert not support.has_gpu()
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
+    monkeypatch.setattr(support, "_DRIVER", tmp_path / "nothing")
+    assert not support.has_gpu()

@@ -1,0 +1,161 @@
+"""A `VideoReader` that decodes with NVIDIA DALI, and hands to the CPU reader what DALI cannot do.
+
+Invariant: a frame that DALI decoded has the pixels that the CPU reader gives (bit by bit in VP8, VP9 and
+MJPEG on a CPU, which `tests/video/test_dali.py` compares). Which clips DALI gets is decided from the CPU
+reader's index, before anything is decoded: those in which every packet shows one picture, at a constant rate,
+upright, with 8 bits a colour in 4:2:0. DALI tells no times of frames, so no frame can be checked against the
+index; it is told to fill frames outside a file with one colour, and if such a frame comes out, or DALI fails,
+the CPU reader reads the clip.
+
+DALI does not say when a packet decodes with damage. What `probe` notices is refused here too; damage inside a
+packet is noticed by the CPU reader only.
+
+What runs on a GPU (`device="gpu"`) was written from DALI's documentation, and has never been run on one.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+from collections.abc import Sequence
+from typing import Any, Literal
+
+import numpy as np
+
+from vrthinker.errors import InputError
+from vrthinker.video.dali.support import installed_version, why_handed_over
+from vrthinker.video.frames import Frames
+from vrthinker.video.pyav.index import ClipIndex
+from vrthinker.video.pyav.reader import PyAVReader
+from vrthinker.video.reader import ReadCounts, VideoInfo, VideoPath, checked_indices, select_frames
+
+_logger = logging.getLogger(__name__)
+
+_OUTSIDE = [255, 0, 255]
+"""The colour of frames outside a file: a loud one, which a whole real frame hardly has."""
+_INSTALL = "pip install 'vrthinker[dali]'"
+
+
+class DaliReader:
+    """Decodes with DALI. One clip is decoded at a time. Folders of images and animations are read too.
+
+    Args:
+        device: Where DALI decodes: "gpu", or "cpu" (VP8, VP9 and MJPEG only).
+        fallback: The reader that indexes all clips, and decodes those that DALI cannot.
+
+    Attributes:
+        counts: What the CPU reader decoded, and what was asked of both.
+        decoded_frames: The number of frames that DALI returned.
+        handed_over: For each clip that DALI did not get, why.
+
+    Raises:
+        InputError: DALI is not installed.
+    """
+
+    name = "dali"
+
+    def __init__(self, device: Literal["cpu", "gpu"], fallback: PyAVReader | None = None) -> None:
+        if installed_version() is None:
+            raise InputError(f"reader dali: NVIDIA DALI is not installed; {_INSTALL}, or --reader pyav")
+        self.device = device
+        self._fallback = PyAVReader() if fallback is None else fallback
+        self._lock = threading.Lock()  # a pipeline is not to be used by two threads
+        self.counts: ReadCounts = self._fallback.counts
+        self.decoded_frames = 0
+        self.handed_over: dict[str, str] = {}
+
+    def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
+        """Probes a file with the CPU reader (see `VideoReader.probe`)."""
+        return self._fallback.probe(path, tolerate_truncation=tolerate_truncation)
+
+    def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str:
+        """The name of the reader that shows the frames of a clip."""
+        name = os.fspath(path)
+        if os.path.isdir(name):
+            return self._fallback.name
+        index = self._fallback.index_of(name, tolerate_truncation=tolerate_truncation)
+        return self._fallback.name if self._why_not(name, index) else self.name
+
+    def frames_at(
+        self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
+    ) -> Frames:
+        """Returns frames of a file (see `VideoReader.frames_at`)."""
+        name = os.fspath(path)
+        if not os.path.isdir(name):
+            index = self._fallback.index_of(name, tolerate_truncation=tolerate_truncation)
+            wanted = checked_indices(name, frame_indices, index.info.n_frames)
+            if wanted and self._why_not(name, index) is None:
+                pixels = self._decode(name, index, wanted)
+                if pixels is not None:
+                    return pixels
+        return self._fallback.frames_at(name, frame_indices, tolerate_truncation=tolerate_truncation)
+
+    def read_many(
+        self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
+    ) -> list[Frames]:
+        """Returns frames of several files (see `VideoReader.read_many`)."""
+        by_file: dict[str, list[int]] = {}
+        for path, frame_indices in requests:
+            by_file.setdefault(os.fspath(path), []).extend(frame_indices)
+        read = {
+            name: self.frames_at(name, list(dict.fromkeys(indices)), tolerate_truncation=tolerate_truncation)
+            for name, indices in by_file.items()
+        }
+        return [select_frames(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
+
+    def _why_not(self, name: str, index: ClipIndex) -> str | None:
+        reason = self.handed_over.get(name) or why_handed_over(index, self.device)
+        if reason is not None:
+            self.handed_over[name] = reason
+        return reason
+
+    def _decode(self, name: str, index: ClipIndex, wanted: tuple[int, ...]) -> Frames | None:
+        """The frames as DALI decodes them; None if it fails, and the CPU reader has to say what is wrong."""
+        distinct = sorted(set(wanted))
+        slots = [distinct.index(frame_index) for frame_index in wanted]
+        try:
+            with self._lock:
+                data, device = _decode(np.fromfile(name, dtype=np.uint8), distinct, self.device)
+        except Exception as error:  # DALI raises its C++ errors as RuntimeError, and wraps them
+            _logger.warning("%s: DALI does not decode it, the CPU reader does (%s)", name, _root(error))
+            self.handed_over[name] = "DALI failed"
+            return None
+        expected = (len(distinct), index.info.height, index.info.width, 3)
+        if tuple(data.shape) != expected:
+            _logger.warning("%s: DALI gives frames of another shape; the CPU reader decodes it", name)
+            self.handed_over[name] = "frames of another shape"
+            return None
+        self.decoded_frames += len(distinct)
+        self.counts.add(shown=len(distinct))
+        times = tuple(index.info.pts_seconds[frame_index] for frame_index in wanted)
+        return Frames(data if slots == list(range(len(slots))) else data[slots], wanted, times, device)
+
+
+def _decode(encoded: np.ndarray[Any, Any], frames: Sequence[int], device: str) -> tuple[Any, str]:
+    """Decodes frames of a file in memory. Returns the pixels `[n, height, width, 3]` and where they are."""
+    import nvidia.dali.experimental.dynamic as ndd
+
+    # Outside a file DALI makes frames of one colour without a word. Its `pad_mode` "none", by which it would
+    # fail there, is refused in this mode of DALI.
+    decoded = ndd.decoders.video(ndd.tensor(encoded), frames=list(frames), device=device, fill_value=_OUTSIDE)
+    pixels: Any
+    if device == "cpu":
+        pixels, where = np.array(decoded), "cpu"
+        is_outside = (pixels == np.array(_OUTSIDE, dtype=np.uint8)).all(axis=(1, 2, 3)).any()
+    else:
+        import torch.utils.dlpack
+
+        pixels = torch.utils.dlpack.from_dlpack(decoded)
+        colour = torch.tensor(_OUTSIDE, dtype=torch.uint8, device=pixels.device)
+        is_outside = (pixels == colour).flatten(1).all(dim=1).any()
+        where = str(pixels.device)
+    if bool(is_outside):
+        raise ValueError("a frame is outside what DALI finds in the file")
+    return pixels, where
+
+
+def _root(error: BaseException) -> str:
+    while (cause := error.__cause__ or error.__context__) is not None:
+        error = cause
+    return (str(error) or type(error).__name__).splitlines()[0][:200]

@@ -1,0 +1,65 @@
+"""What DALI can be given on this machine, found out without loading it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from vrthinker.video.pyav.index import ClipIndex
+
+CPU_CODECS = frozenset({"vp8", "vp9", "mjpeg"})
+GPU_CODECS = CPU_CODECS | {"h264", "hevc", "av1", "mpeg4"}
+_FAMILY = "nvidia-dali-cuda"
+_PIXEL_FORMATS = frozenset({"yuv420p", "yuvj420p"})
+_MAX_FILE_BYTES = 1 << 28
+"""DALI is given the whole file in memory."""
+_DRIVER = Path("/proc/driver/nvidia/gpus")
+
+
+def installed_version() -> str | None:
+    """The version of DALI that is installed, for whatever version of CUDA; None if none is."""
+    for distribution in importlib.metadata.distributions():
+        if (distribution.name or "").startswith(_FAMILY):
+            return distribution.version
+    return None
+
+
+def has_gpu() -> bool:
+    """Whether NVIDIA's driver shows this process a GPU. No library is loaded to find out."""
+    if os.environ.get("CUDA_VISIBLE_DEVICES", "0").strip() in ("", "-1"):
+        return False
+    try:
+        return any(_DRIVER.iterdir())
+    except OSError:
+        return False
+
+
+def why_handed_over(index: ClipIndex, device: str) -> str | None:
+    """Why a clip is not decoded by DALI; None if it is.
+
+    Args:
+        index: The CPU reader's index of the clip.
+        device: Where DALI decodes, "cpu" or "gpu".
+    """
+    info = index.info
+    allowed = CPU_CODECS if device == "cpu" else GPU_CODECS
+    if info.codec not in allowed:
+        return f"{info.codec} (on a {device.upper()}, DALI decodes {', '.join(sorted(allowed))})"
+    if info.truncated is not None:
+        return "the file breaks half-way"
+    if index.ticks is None or index.n_packets != info.n_frames or index.has_edits:
+        return "packets that show no picture, or pictures that an edit list hides"
+    if info.is_variable_frame_rate:
+        return "a variable frame rate"
+    if info.rotation_degrees or index.orientation.mirrored:
+        return "pictures that have to be turned"
+    if index.pixel_format not in _PIXEL_FORMATS:
+        return f"pixels in {index.pixel_format}, not in 4:2:0 with 8 bits"
+    if device == "gpu" and (info.width % 2 or info.height % 2):
+        return "an odd size"
+    if os.path.getsize(info.path) > _MAX_FILE_BYTES:
+        return f"a file of more than {_MAX_FILE_BYTES >> 20} MiB"
+    return None
