@@ -3,8 +3,9 @@
 # Builds the package with CUDA into PYTHON's environment (which has torch and the build tools), runs the
 # gpu tests (a skip is a failure), then every microbenchmark, whose rows go to OUT/<op>_cuda.jsonl, and then
 # ten steps of GRPO by a random model of 3B, whose rows go to OUT/grpo_step_cuda.jsonl, and then what needs
-# vLLM, if that environment has it: equality, and throughput beside the hf engine. Where the tree travels without
-# its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
+# vLLM, if that environment has it: equality, and throughput beside the hf engine. In between, where NVIDIA DALI
+# is installed, its frames are compared with the CPU reader's (OUT/dali_reader_cuda.jsonl). Where the tree travels
+# without its repository, name the commit: VRTHINKER_COMMIT=... scripts/gpu_check.sh OUT
 set -euo pipefail
 [[ $# -ge 1 ]] || { echo "usage: scripts/gpu_check.sh OUT [PYTHON]" >&2; exit 2; }
 mkdir -p "$1"
@@ -47,6 +48,14 @@ for row in measure_op(op, "cuda", rounds=25, seed=time.time_ns() % 2**31):
     append_row(out, row, command=f"vrthinker bench {op} --device cuda --out {op}_cuda.jsonl")
 PY
 done
+
+echo "==> DALI"
+if run -c 'import sys; from vrthinker.video.dali.support import installed_version; sys.exit(installed_version() is None)'; then
+    run "$PWD/benchmarks/dali_reader.py" --device gpu --codecs h264 hevc av1 vp9 \
+        --out "$out/dali_reader_cuda.jsonl" || status=$?
+else
+    echo "skipped: NVIDIA DALI is not installed (pip install '.[dali]')"
+fi
 
 echo "==> GRPO"
 # Only this part wants what training wants: pip install '.[train]' brings it.

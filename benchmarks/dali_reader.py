@@ -1,0 +1,153 @@
+"""Whether NVIDIA DALI gives the frames of the CPU reader, and how many frames a second each way decodes.
+
+For each codec a clip of 1280x720 is encoded, and both readers read the same frames. The largest difference of
+a colour is part of the row: on a CPU it has to be 0, or the run stops; on a GPU it is what is found out. Then
+frames a second of one and of several readers side by side (each with a DALI pipeline of its own, in a thread
+of its own) are measured in turn with the CPU reader's, and with torchcodec's on the CPU and the GPU where it
+is installed. The first read of each way warms it up and is not counted.
+
+    python benchmarks/dali_reader.py --device gpu --codecs h264 hevc av1 vp9 --out FILE
+    python benchmarks/dali_reader.py --device cpu --codecs vp9 --out FILE
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from fractions import Fraction
+from pathlib import Path
+from typing import Any
+
+import av
+import numpy as np
+
+from vrthinker.records.provenance import append_row
+from vrthinker.video.dali.reader import DaliReader
+from vrthinker.video.dali.support import installed_version
+from vrthinker.video.pyav.reader import PyAVReader
+
+WIDTH, HEIGHT, FPS, N_FRAMES, KEYFRAMES = 1280, 720, 24, 240, 48
+ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
+    "h264": ("libx264", "mp4", {"preset": "veryfast"}),
+    "hevc": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "log-level=none"}),
+    "av1": ("libsvtav1", "mp4", {"preset": "12"}),
+    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}),
+}
+Read = Callable[[], Any]
+
+
+def encode(folder: Path, codec: str) -> Path:
+    """A clip of moving coloured tiles with a keyframe every two seconds."""
+    encoder, ending, options = ENCODERS[codec]
+    path = folder / f"{codec}.{ending}"
+    tiles = np.random.default_rng(0).integers(0, 256, (HEIGHT // 40, WIDTH // 40, 3), dtype=np.uint8)
+    picture = tiles.repeat(40, 0).repeat(40, 1)
+    with av.open(str(path), "w") as container:
+        stream: Any = container.add_stream(encoder, rate=FPS, options=options)
+        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
+        stream.codec_context.gop_size = KEYFRAMES
+        for number in range(N_FRAMES):
+            moved = np.roll(picture, (2 * number, 3 * number), (0, 1))
+            frame = av.VideoFrame.from_ndarray(moved, format="rgb24")
+            frame.pts, frame.time_base = number, Fraction(1, FPS)
+            container.mux(stream.encode(frame))
+        container.mux(stream.encode(None))
+    return path
+
+
+def ways_of(path: Path, device: str, pipelines: int, wanted: list[int]) -> dict[str, tuple[Read, int]]:
+    """Each way to read the frames, and how many times it reads them in one call."""
+    cpu = PyAVReader()
+    readers = [DaliReader("gpu" if device == "gpu" else "cpu", cpu) for _ in range(pipelines)]
+    threads = ThreadPoolExecutor(pipelines)
+
+    def side_by_side() -> None:
+        list(threads.map(lambda reader: reader.frames_at(path, wanted), readers))
+
+    ways: dict[str, tuple[Read, int]] = {
+        "pyav": (lambda: cpu.frames_at(path, wanted), 1),
+        "dali, 1 pipeline": (lambda: readers[0].frames_at(path, wanted), 1),
+        f"dali, {pipelines} pipelines": (side_by_side, pipelines),
+    }
+    try:
+        from torchcodec.decoders import VideoDecoder
+    except (ImportError, RuntimeError, OSError):
+        return ways
+    for where in ("cpu", *(["cuda"] if device == "gpu" else [])):
+
+        def read(where: str = where) -> Any:
+            return VideoDecoder(str(path), device=where, dimension_order="NHWC").get_frames_at(wanted)
+
+        ways[f"torchcodec, {where}"] = (read, 1)
+    return ways
+
+
+def compare(path: Path, device: str, wanted: list[int]) -> int:
+    """The largest difference of a colour between both readers. Stops if DALI did not decode the clip."""
+    dali, cpu = DaliReader("gpu" if device == "gpu" else "cpu"), PyAVReader()
+    ours = dali.frames_at(path, wanted).numpy().astype(int)
+    if dali.handed_over:
+        raise SystemExit(f"{path.name}: DALI did not decode it ({', '.join(dali.handed_over.values())})")
+    largest = int(np.abs(ours - cpu.frames_at(path, wanted).numpy()).max())
+    if device == "cpu" and largest:
+        raise SystemExit(f"{path.name}: the readers differ by {largest} levels on a CPU, where they may not")
+    return largest
+
+
+def main() -> None:
+    """Runs the benchmark; `--out` appends a row per codec."""
+    parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
+    parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
+    parser.add_argument("--codecs", nargs="+", choices=sorted(ENCODERS), default=["h264", "hevc", "av1"])
+    parser.add_argument("--pipelines", type=int, default=7)
+    parser.add_argument("--repeats", type=int, default=5)
+    parser.add_argument("--out", type=Path, help="JSONL file to append the rows to")
+    options = parser.parse_args()
+    wanted = list(range(3, N_FRAMES, N_FRAMES // 16))
+    with tempfile.TemporaryDirectory() as folder:
+        for codec in options.codecs:
+            path = encode(Path(folder), codec)
+            largest = compare(path, options.device, wanted)
+            ways = ways_of(path, options.device, options.pipelines, wanted)
+            rates: dict[str, list[float]] = {}
+            for repeat in range(options.repeats + 1):
+                for name, (read, times) in ways.items():
+                    begun = time.perf_counter()
+                    read()
+                    spent = time.perf_counter() - begun
+                    if repeat:
+                        rates.setdefault(name, []).append(times * len(wanted) / spent)
+            medians = {name: round(statistics.median(each), 1) for name, each in rates.items()}
+            sys.stdout.write(
+                f"{codec}: the readers differ by up to {largest} levels; frames a second: {medians}\n"
+            )
+            sys.stdout.flush()
+            if options.out is not None:
+                row = {
+                    "benchmark": "dali_reader",
+                    "codec": codec,
+                    "clip": f"{WIDTH}x{HEIGHT}, {N_FRAMES} frames, a keyframe every {KEYFRAMES}",
+                    "device": options.device,
+                    "dali": installed_version(),
+                    "frames_a_read": len(wanted),
+                    "largest_difference_levels": largest,
+                    "repeats": options.repeats,
+                    "frames_per_second": {
+                        name: {
+                            "median": medians[name],
+                            "min": round(min(each), 1),
+                            "max": round(max(each), 1),
+                        }
+                        for name, each in rates.items()
+                    },
+                }
+                append_row(options.out, row)
+
+
+if __name__ == "__main__":
+    main()
