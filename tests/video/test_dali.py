@@ -12,10 +12,12 @@ import pytest
 from clips import cut, make_clip, read_number
 
 from vrthinker.errors import InputError, VideoError
+from vrthinker.video import FrameCache, ResizeSettings, Workspace
 from vrthinker.video.dali import reader as dali_module
 from vrthinker.video.dali import support
 from vrthinker.video.dali.reader import DaliReader
 from vrthinker.video.dali.support import installed_version, why_handed_over
+from vrthinker.video.open import auto_choice, open_reader
 from vrthinker.video.pyav.index import build_index
 from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.resize import resize_frame
@@ -162,3 +164,31 @@ def test_a_hidden_gpu_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(support, "_DRIVER", tmp_path / "nothing")
     assert not support.has_gpu()
+
+
+def test_auto_says_what_it_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+    for gpu, version, reason in (
+        (False, None, "no NVIDIA GPU"),
+        (True, None, r"not installed \(pip install 'vrthinker\[dali\]'\)"),
+        (True, "2.4", "has not been measured yet; --reader dali takes it"),
+    ):
+        monkeypatch.setattr(support, "has_gpu", lambda gpu=gpu: gpu)
+        monkeypatch.setattr(support, "installed_version", lambda version=version: version)
+        name, why = auto_choice()
+        assert name == "pyav"
+        assert re.search(reason, why)
+    assert isinstance(open_reader(), PyAVReader)
+    with pytest.raises(InputError, match="reader: got 'cuda', allowed: auto, pyav, dali"):
+        open_reader("cuda")  # type: ignore[arg-type]
+
+
+def test_a_workspace_knows_the_reader_of_each_clip(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dali_module, "installed_version", lambda: "2.4")
+    first = make_clip(tmp_path / "a.mp4", 6, (56, 84))
+    second = make_clip(tmp_path / "b.webm", 6, (56, 84), "vp9")
+    workspace = Workspace.open(
+        first, second, reader=DaliReader("cpu"), resize=ResizeSettings(), cache=FrameCache(1 << 20)
+    )
+    assert workspace.readers == ("pyav", "dali")
+    second.unlink()
+    assert workspace.readers == ("pyav", None), "a record is written even if a clip is gone"
