@@ -149,15 +149,15 @@ class Workspace:
     @property
     def readers(self) -> tuple[str | None, str | None]:
         """The name of the reader that shows each file's frames; None if the reader does not say."""
-        first, second = (self._reader_of(clip.info.path) for clip in self._clips)
+        first, second = (self._reader_of(clip) for clip in self._clips)
         return first, second
 
-    def _reader_of(self, path: str) -> str | None:
-        ask = getattr(self._reader, "reader_of", None)
+    def _reader_of(self, clip: _Clip) -> str | None:
+        ask = getattr(clip.reader, "reader_of", None)
         if ask is None:
             return None
         try:
-            return str(ask(path, tolerate_truncation=self._tolerate_truncation))
+            return str(ask(clip.info.path, tolerate_truncation=self._tolerate_truncation))
         except VideoError:  # the file is gone by now
             return None
 
