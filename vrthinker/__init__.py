@@ -22,7 +22,8 @@ if TYPE_CHECKING:
     from vrthinker.episode.settings import EpisodeSettings, JudgeSettings
     from vrthinker.episode.trajectory import StopReason, Trajectory, load_trajectories
     from vrthinker.errors import EngineError, InputError, VideoError, VRThinkerError
-    from vrthinker.judge import Judge, Verdict
+    from vrthinker.judge import Judge
+    from vrthinker.verdict import Verdict
     from vrthinker.video.clips import Clip
 
 _HOMES = {
@@ -42,7 +43,7 @@ _HOMES = {
     "VRThinkerError": "errors",
     "Clip": "video.clips",
     "Judge": "judge",
-    "Verdict": "judge",
+    "Verdict": "verdict",
 }
 
 __all__ = [  # noqa: RUF022 - grouped by what they are for

@@ -19,9 +19,11 @@ from vrthinker.episode.orders import SWAPPED
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import dump_line, stop_reason_of
 from vrthinker.errors import VRThinkerError
-from vrthinker.judge import Judge, JudgeConfiguration, Verdict
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import JudgeConfiguration
 from vrthinker.records.trajectories import append_trajectory
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
+from vrthinker.verdict import Verdict
 
 if TYPE_CHECKING:
     from vrthinker.episode.tools.registry import ToolRegistry

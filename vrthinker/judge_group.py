@@ -12,12 +12,13 @@ from os import PathLike
 from pathlib import Path
 
 from vrthinker.data.pairs import Pair
-from vrthinker.judge import Judge, Verdict
+from vrthinker.judge import Judge
 from vrthinker.judge_file import judge_file
 from vrthinker.ranking.comparisons import Comparison, pair_name
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.ranking.schedules import Pairs
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
+from vrthinker.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -19,8 +19,8 @@ from vrthinker.evals.labelled_run import lengths_of, redundant_pairs
 from vrthinker.evals.pixel_statistics import clip_scores
 from vrthinker.evals.protocols import Protocol, first_answer
 from vrthinker.evals.retrieval import Retrieval
-from vrthinker.judge import Verdict
 from vrthinker.records.eval_items import read_items
+from vrthinker.verdict import Verdict
 from vrthinker.video.open import open_reader
 from vrthinker.video.virtual import Blur, Frozen, VirtualReader, virtual_clip
 from vrthinker.world.files import load_truths, sample_world

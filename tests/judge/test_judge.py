@@ -20,7 +20,7 @@ from vrthinker.engine.base import Choice, RoundLimits, RoundRequest
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.errors import InputError
-from vrthinker.judge import Verdict
+from vrthinker.verdict import Verdict
 
 REAL_CLIPS = Path(__file__).resolve().parents[3] / "shared" / "data" / "videoalign"
 

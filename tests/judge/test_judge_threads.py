@@ -23,8 +23,8 @@ from vrthinker.data.pairs import Pair
 from vrthinker.engine.base import Message, RoundRequest, RoundResult, TextSegment
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.errors import InputError
-from vrthinker.judge import Verdict
 from vrthinker.judge_threads import JudgeThreads, Turn
+from vrthinker.verdict import Verdict
 
 PATIENCE_SECONDS = 120.0
 """Far more than anything here takes on a busy machine: a test that waits this long has failed."""

@@ -14,7 +14,7 @@ from clips import make_clip
 
 from vrthinker import Dimension, Judge
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.judge import Verdict
+from vrthinker.verdict import Verdict
 
 PAGE = Path(__file__).resolve().parents[2] / "docs" / "rewards_for_generators.md"
 

@@ -11,9 +11,9 @@ from terminals import stderr_on_terminal
 
 from vrthinker import Judge
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.judge import Verdict
 from vrthinker.records.verdict_log import VerdictRecord
 from vrthinker.report.terminal import FileProgress, plain, print_episode, print_verdict
+from vrthinker.verdict import Verdict
 
 EVIL = "\x1b]0;owned\x07\x1b[2J[red]bold[/red]\r\x9b1m"
 ASKS = (

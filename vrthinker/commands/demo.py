@@ -16,7 +16,7 @@ from vrthinker.commands.options import Flag, announce, option
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
-    from vrthinker.judge import Verdict
+    from vrthinker.verdict import Verdict
     from vrthinker.world.world import Difficulty, PairTruth
 
 _DEMO_SEED = 900_000

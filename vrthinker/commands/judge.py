@@ -19,8 +19,9 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
     from vrthinker.data.pairs import Pair
-    from vrthinker.judge import Judge, Verdict
+    from vrthinker.judge import Judge
     from vrthinker.records.verdict_log import VerdictLog
+    from vrthinker.verdict import Verdict
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,8 @@ from vrthinker.commands.options import announce
 from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
-    from vrthinker.judge import Judge, JudgeConfiguration, LocalEngine
+    from vrthinker.judge import Judge
+    from vrthinker.judge_configuration import JudgeConfiguration, LocalEngine
     from vrthinker.video.open import ReaderName
 
 EngineName = Literal["hf", "vllm", "endpoint"]

@@ -16,7 +16,8 @@ from vrthinker.progress import Progress, counted
 
 if TYPE_CHECKING:
     from vrthinker.engine.base import Engine
-    from vrthinker.judge import Judge, JudgeConfiguration
+    from vrthinker.judge import Judge
+    from vrthinker.judge_configuration import JudgeConfiguration
     from vrthinker.records.verdicts import VerdictRecord
     from vrthinker.train.replies import StoredReplies
     from vrthinker.train.teacher import Collection
@@ -184,7 +185,8 @@ class TracesCommand:
                 overrides=self._overrides(),
             )
             return _Teacher(source.configuration(), source.load, run | {"weights": source.weights()})
-        from vrthinker.judge import Judge, JudgeConfiguration
+        from vrthinker.judge import Judge
+        from vrthinker.judge_configuration import JudgeConfiguration
 
         if self.oracle is not None:
             engine = _oracle(self.oracle, self.batch_size)

@@ -26,7 +26,8 @@ from vrthinker.episode.trajectory import WRITTEN_STOPS
 from vrthinker.errors import InputError, unwritable
 from vrthinker.evals.intervals import Estimate
 from vrthinker.evals.metrics import ScoredPair, as_json, measure
-from vrthinker.judge import Judge, JudgeConfiguration
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import JudgeConfiguration
 from vrthinker.judge_file import judge_file, run_configuration
 from vrthinker.records.files import replace_file
 from vrthinker.records.provenance import provenance

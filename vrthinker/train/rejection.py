@@ -25,7 +25,8 @@ from pydantic import Field, field_validator
 
 from vrthinker.engine.hf.checkpoint import weights_fingerprint
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.judge import Judge, LocalEngine
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import LocalEngine
 from vrthinker.progress import Progress, counted
 from vrthinker.records.verdicts import VerdictRecord
 from vrthinker.train.items import FilePairs, Items, check_items, pairs_of_items, sources_of

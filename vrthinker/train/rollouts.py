@@ -30,7 +30,8 @@ from vrthinker.data.pairs import Pair
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import Trajectory, load_trajectories
 from vrthinker.errors import InputError
-from vrthinker.judge import Judge, LocalEngine
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import LocalEngine
 from vrthinker.progress import Progress, counted
 from vrthinker.records.files import replace_file
 from vrthinker.records.verdicts import read_verdicts

@@ -28,7 +28,8 @@ from typing import Any
 from vrthinker.episode.dimensions import Dimension
 from vrthinker.episode.trajectory import WRITTEN_STOPS, Trajectory, dump_line, load_trajectories
 from vrthinker.errors import InputError, VRThinkerError
-from vrthinker.judge import Judge, JudgeConfiguration
+from vrthinker.judge import Judge
+from vrthinker.judge_configuration import JudgeConfiguration
 from vrthinker.judge_file import judge_file, run_configuration
 from vrthinker.records.files import replace_file
 from vrthinker.records.trajectories import check_trajectories_file
