@@ -378,7 +378,7 @@ def test_the_old_policy_is_the_sampler(run: Path) -> None:
         (["--pairs", "PAIRS"], "--model: missing"),
         (["--pairs", "PAIRS", "--model", "nano"], "--steps: missing"),
         (["--pairs", "NONE", "--model", "nano", "--steps", "1"], "none.jsonl: not a file"),
-        (["--pairs", "PAIRS", "--model", "nano", "--steps", "0"], "GRPO: learn.steps: "),
+        (["--pairs", "PAIRS", "--model", "nano", "--steps", "0"], "--steps: got 0, allowed: at least 1"),
         (["--pairs", "PAIRS", "--model", "nano", "--steps", "1", "--kl", "-1"], "loss.kl_weight: "),
         (
             ["--pairs", "PAIRS", "--model", "nano", "--steps", "1", "--set", "rollouts.guided=true"],

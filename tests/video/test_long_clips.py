@@ -79,7 +79,7 @@ def table_of(path: Path) -> SampleTable | None:
 def plain(index: ClipIndex) -> ClipIndex:
     """An index without what only a table tells, and without what only the packets tell."""
     keyframes = tuple(replace(keyframe, place=None) for keyframe in index.keyframes)
-    return replace(index, keyframes=keyframes, has_open_groups=False)
+    return replace(index, keyframes=keyframes, has_open_groups=False, has_edits=False)
 
 
 @pytest.mark.parametrize("name", TABLED)
