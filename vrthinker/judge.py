@@ -7,7 +7,7 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
@@ -323,17 +323,24 @@ class Judge:
         for done in self._run(runner, items):
             found = done.trajectory
             verdict = None if found is None else Verdict.of(found, self.settings.note)
-            yield Judged(done.item, done.trajectory, done.error, verdict)
+            # Whoever keeps the result keeps no clips in memory and no open files with it.
+            item = replace(done.item, open_workspace=_judged_already)
+            yield Judged(item, done.trajectory, done.error, verdict)
 
     def _item_of(
         self, number: int, pair: Pair | tuple[str, ClipSource, ClipSource], seed: int
     ) -> EpisodeItem:
-        if isinstance(pair, tuple):
+        """The item of a pair. What cannot be judged is an item that cannot start."""
+        pair_id = str(number) if isinstance(pair, tuple) else pair.id
+        try:
+            if not isinstance(pair, tuple):
+                clips = pair.video_1, pair.video_2
+                return self._item(pair_id, pair.prompt, *clips, pair.dataset, episode_seed(seed, pair_id))
             if len(pair) != 3:
                 raise InputError(f"pairs: got {len(pair)} values, allowed: (caption, video 1, video 2)")
-            return self._item(str(number), *pair, None, episode_seed(seed, str(number)))
-        clips = pair.video_1, pair.video_2
-        return self._item(pair.id, pair.prompt, *clips, pair.dataset, episode_seed(seed, pair.id))
+            return self._item(pair_id, *pair, None, episode_seed(seed, pair_id))
+        except InputError as error:
+            return EpisodeItem(pair_id, "", _refused(error))
 
     def _run(
         self, runner: EpisodeRunner, items: Iterable[EpisodeItem], *, ahead_bytes: int = 0
@@ -420,6 +427,8 @@ class Judge:
             InputError: The caption, a number or an option cannot be used.
             EngineError: The judge is closed or busy.
         """
+        # Bytes and open files are read once, here, whatever number of pairs shows them.
+        clips = [as_clip(clip, f"clip {number}") for number, clip in enumerate(clips, start=1)]
 
         def compare(pairs: list[tuple[int, int]]) -> Iterator[Comparison]:
             named = {pair_name(first, second): (first, second) for first, second in pairs}
@@ -541,6 +550,19 @@ class Judge:
         own = self.settings.dimensions if dataset is None else None
         dataset = dataset or self.settings.dataset
         return EpisodeItem(item_id, prompt, open_workspace, dataset, seed, dimensions=own)
+
+
+def _judged_already() -> Workspace:
+    raise EngineError("the pair is judged, and its clips are let go; judge it again to open them")
+
+
+def _refused(error: InputError) -> Callable[[], Workspace]:
+    """What opens the clips of a pair that cannot be judged."""
+
+    def open_workspace() -> Workspace:
+        raise error
+
+    return open_workspace
 
 
 def _check_types(prompt: object, dataset: object, seed: object) -> None:

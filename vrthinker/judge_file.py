@@ -1,9 +1,9 @@
 """Judges a pairs file into a results file. The work is resumable and can be shared by processes.
 
-Pairs are claimed one at a time, when the judge has room, so that several processes with one results file
-split the work. A pair that fails is recorded with a null judgment and its reason, and never counts as a
-verdict. If another live process holds pairs, this one waits for them, and takes them over if that process
-dies.
+Pairs are claimed one at a time, and at most about as many ahead of their sessions as are judged at once, so
+that several processes with one results file split the work. A pair that fails is recorded with a null
+judgment and its reason, and never counts as a verdict. If another live process holds pairs, this one waits
+for them, and takes them over if that process dies.
 """
 
 from __future__ import annotations

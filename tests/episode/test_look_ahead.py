@@ -90,6 +90,15 @@ def test_the_next_clips_are_opened_while_the_engine_writes(make_item: MakeItem) 
     assert opened.count == 6
 
 
+def test_small_clips_are_not_taken_by_the_thousand(make_item: MakeItem) -> None:
+    opened = Opened()
+    engine = Watching(opened, wait_for=1)
+    items = opened.items(make_item, 12)
+    opened.count = 0
+    assert len(list(EpisodeRunner(engine).run(iter(items), ahead_bytes=1 << 40))) == 12
+    assert 1 <= max(engine.ahead) <= max(decode_threads(), engine.max_sessions)
+
+
 def test_without_a_budget_an_item_is_taken_when_there_is_a_session(make_item: MakeItem) -> None:
     opened = Opened()
     engine = Watching(opened)

@@ -10,7 +10,7 @@ import pytest
 from clips import make_clip
 from quick_judge import make_quick_judge
 
-from vrthinker import InputError, Judge
+from vrthinker import EngineError, InputError, Judge
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.judge_group import cost_of, records_of
 from vrthinker.world.groups import GroupOracle, GroupTruth, sample_group, write_group
@@ -109,3 +109,21 @@ def test_a_clip_that_cannot_be_read_is_a_failure_and_ranks_nowhere(tmp_path: Pat
     assert ranking.best == next(one.first for one in ranking.comparisons if one.judgment is not None)
     with pytest.raises(InputError, match="clips: got 1, allowed: 2 to 256"):
         judge.rank("a dog", clips[:1])
+
+
+def test_open_files_are_ranked_and_one_bad_pair_ends_nothing(tmp_path: Path) -> None:
+    paths = [make_clip(tmp_path / f"{number}.mp4", 4, size=(64, 96)) for number in range(3)]
+    with Judge(ScriptedEngine(lambda session, number, messages: BETTER_FIRST)) as judge:
+        files = [path.open("rb") for path in paths]
+        ranking = judge.rank("a cat", files)
+        assert ranking.failures == ()
+        assert len(ranking.comparisons) == 3
+        content = paths[0].read_bytes()
+        pairs = [("a", content, content), ("b", b"", content), ("c", None, content), ("d", content, content)]
+        done = {judged.id: judged for judged in judge.judge_pairs(pairs)}  # type: ignore[arg-type]
+    assert {id: judged.verdict is not None for id, judged in done.items()} == {
+        "0": True, "1": False, "2": False, "3": True,
+    }  # fmt: skip
+    assert "got no bytes" in str(done["1"].error)
+    with pytest.raises(EngineError, match="its clips are let go"):
+        done["0"].item.open_workspace()

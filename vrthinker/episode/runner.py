@@ -263,8 +263,13 @@ class _Loop:
         """
         if self.under_way + n_episodes <= self.runner.concurrency:
             return True
+        if len(self.opening) >= self.threads:
+            return False
+        # Small clips would otherwise be taken by the thousand, from other processes that share the work.
+        if len(self.opening) + len(self.ready) >= max(self.threads, self.runner.concurrency):
+            return False
         coming_bytes = (len(self.opening) + 1) * self.largest_bytes
-        return len(self.opening) < self.threads and 0 < self.ready_bytes + coming_bytes <= self.ahead_bytes
+        return 0 < self.ready_bytes + coming_bytes <= self.ahead_bytes
 
     def _start_ready(self) -> Iterator[Finished]:
         """Starts items that were opened ahead, as far as there are sessions for them."""
@@ -300,6 +305,8 @@ class _Loop:
         longest = _LOOK_UP_SECONDS if self.is_live else None
         begun = time.monotonic()
         done, _ = wait(waiting, timeout=longest if block else 0, return_when=FIRST_COMPLETED)
+        if block and not waiting and self.is_live and not self.exhausted:
+            time.sleep(_LOOK_UP_SECONDS)  # there is nothing at the moment; the next item is asked for later
         if block and waiting:
             self.runner.statistics.pixel_wait_seconds += time.monotonic() - begun
         for opened in [future for future in self.opening if future in done]:

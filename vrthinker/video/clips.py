@@ -1,8 +1,9 @@
 """Clips wherever their pixels are: in a file, in bytes, in an array or a tensor, or in an iterator of frames.
 
 A clip in memory has no path. It has a name made of its content (`memory:sha256:…`), which stands in its place
-in caches and records. Invariants: equal pixels have equal names; limits are checked before any work; an array
-or a tensor is never copied as a whole, only the frames that are shown; torch is not imported here.
+in caches and records. Invariants: equal content in the same layout has the same name; limits are checked
+before any work; an array or a tensor is never copied as a whole, only the frames that are shown; torch is not
+imported here.
 
 Whoever gives an array or a tensor must not change it until the verdict is there.
 """
