@@ -29,7 +29,7 @@ from vrthinker.judge_configuration import (
     checkpoint_configuration,
     endpoint_configuration,
 )
-from vrthinker.judge_threads import JudgeThreads, Turn
+from vrthinker.judge_threads import CLOSED, CLOSED_MEANWHILE, JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.verdict import Judged, Verdict
@@ -215,7 +215,11 @@ class Judge:
         both_orders: bool = False,
         time_limit_seconds: float | None = None,
     ) -> Verdict:
-        """Judges one pair. Threads may call this at the same time: then their calls run as one batch.
+        """Judges one pair, from any thread.
+
+        If nothing else is under way and there is no time limit, this thread runs the pair alone. Calls that
+        come meanwhile wait for its end, and those that wait run as one batch, which later calls join. With
+        `submit` or a time limit, a call is in such a batch from the start.
 
         Args:
             prompt: The caption that both videos were made from.
@@ -231,18 +235,21 @@ class Judge:
         Raises:
             VideoError: A clip cannot be read.
             InputError: The caption or an option cannot be used.
-            EngineError: The judge is closed, the time limit has passed, or this thread is in the middle of
-                `judge_pairs`.
+            EngineError: The judge is or was closed, the time limit has passed, or this thread is in the
+                middle of `judge_pairs`.
         """
         items = self._items("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         if time_limit_seconds is not None or not self._turn.take(timeout_seconds=0):
             return self._threads.run(items, self._read, time_limit_seconds=time_limit_seconds)
         try:
+            self._check_open()
             finished = {id(done.item): done for done in self._runner.run(items)}
         finally:
             self._turn.give_back()
         trajectories = []
         for done in (finished[id(item)] for item in items):
+            if self._closed and (done.trajectory is None or done.trajectory.outcome.judgments is None):
+                raise EngineError(CLOSED_MEANWHILE)  # what the engine says is only that it was shut down
             if done.trajectory is None:
                 assert done.error is not None
                 raise done.error
@@ -263,6 +270,9 @@ class Judge:
     ) -> Future[Verdict]:
         """Queues one pair, from any thread, and returns a future. Calls that wait together run as one batch.
 
+        Callbacks of the future (`add_done_callback`) run in the threads that end calls, so they hold up other
+        calls. They may call this, if the queue has room, but must not wait for a verdict.
+
         Args:
             prompt: The caption that both videos were made from.
             video_1: The first clip. A clip in memory must not be changed until the future has ended.
@@ -276,7 +286,8 @@ class Judge:
         Raises:
             InputError: The caption or an option cannot be used. What is found out later (a clip that cannot
                 be read, a time limit) is the future's error.
-            EngineError: The judge is closed, or this thread is in the middle of `judge_pairs`.
+            EngineError: The judge is closed, this thread is in the middle of `judge_pairs`, or this is a
+                callback and the queue is full.
         """
         items = self._items(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         return self._threads.submit(items, self._read, time_limit_seconds=time_limit_seconds)
@@ -348,6 +359,7 @@ class Judge:
         """Runs items when no other run of this judge is under way."""
         self._turn.take()
         try:
+            self._check_open()
             yield from runner.run(items, ahead_bytes=ahead_bytes)
         finally:
             self._turn.give_back()
@@ -467,14 +479,17 @@ class Judge:
     def close(self) -> None:
         """Shuts the engine down (connections, caches). A closed judge judges no more.
 
-        Calls that are not answered yet end with an error that says so. If the engine does not come back from
-        a call of another thread, it is left to that thread. Closing twice is harmless.
+        Calls that are not answered yet end with an error that says so. A run that another thread is in the
+        middle of (a single call, `judge_pairs`) has a few seconds to end; then the engine is left to that
+        thread and not shut down. Closing twice is harmless.
         """
         self._closed = True
-        if self._threads.close():
-            self.engine.shutdown()
-        else:
-            _logger.warning("%s does not come back from a call; it is not shut down", self.engine.name)
+        if not self._threads.close(self.engine.shutdown):
+            _logger.warning(
+                "%s is not shut down: another thread does not come back from a call of it, or is in the "
+                "middle of a run; end that first, then close the judge again",
+                self.engine.name,
+            )
 
     def __enter__(self) -> Judge:
         return self
@@ -483,6 +498,10 @@ class Judge:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise EngineError(CLOSED)
 
     def _read(self, trajectories: Sequence[Trajectory]) -> Verdict:
         """The verdict of the episodes of one call."""
@@ -521,8 +540,7 @@ class Judge:
         dataset: str | None,
         seed: int,
     ) -> EpisodeItem:
-        if self._closed:
-            raise EngineError("the judge is closed; make another one, or close it later")
+        self._check_open()
         _check_types(prompt, dataset, seed)
         clips = as_clip(video_1, "video 1"), as_clip(video_2, "video 2")
         episode = self.settings.episode

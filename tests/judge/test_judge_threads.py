@@ -8,9 +8,10 @@ import threading
 import time
 import weakref
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor, wait
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import heavy  # noqa: F401
 import numpy as np
@@ -234,8 +235,9 @@ def test_errors_are_those_of_single_calls(clips: tuple[Path, Path], tmp_path: Pa
             future.result(PATIENCE_SECONDS)
         with pytest.raises(InputError, match="caption"):
             judge.submit(None, *clips)  # type: ignore[arg-type]
-        with pytest.raises(EngineError, match="time_limit_seconds: got 0"):
-            judge.submit("call 1 .", *clips, time_limit_seconds=0)
+        for limit in (0, -1.0, float("nan"), float("-inf")):
+            with pytest.raises(InputError, match=f"time_limit_seconds: got {limit:g}, allowed: above 0"):
+                judge.submit("call 1 .", *clips, time_limit_seconds=limit)
 
 
 def test_a_run_in_the_middle_refuses_its_own_thread_and_lets_others_wait(
@@ -308,3 +310,245 @@ def test_threads_end_when_there_is_nothing_to_do(
         eventually(lambda: not running() & {"vrthinker-judge", "vrthinker-limits"})
         judge.submit("call 1 .", *clips).result(PATIENCE_SECONDS)
     judge.close()
+
+
+def test_a_thread_is_not_taken_for_one_that_has_ended(
+    clips: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Systems give the number of a thread that has ended to a new one.
+    monkeypatch.setattr(threading, "get_ident", lambda: 1)
+    turn = Turn()
+    ended = threading.Thread(target=turn.take)
+    ended.start()
+    ended.join(PATIENCE_SECONDS)
+    assert not turn.is_mine
+    assert not turn.take(0), "another thread has it: it is waited for, and not refused"
+    monkeypatch.undo()
+
+    pairs = [Pair(id=str(n), prompt=f"call {n} .", video_1=clips[0], video_2=clips[1]) for n in range(3)]
+    with Judge(CountingEngine()) as judge:
+        run = judge.judge_pairs(pairs)
+        first = threading.Thread(target=next, args=(run,))
+        first.start()
+        first.join(PATIENCE_SECONDS)
+        waiting = judge.submit("call 5 .", *clips)  # its worker may well get the number of `first`
+        assert len(list(run)) == 2
+        assert labels(waiting.result(PATIENCE_SECONDS)) == labels_of(5)
+
+
+def test_a_worker_that_fails_ends_its_calls_and_the_next_call_starts_another(
+    clips: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    with Judge(CountingEngine()) as judge:
+        with monkeypatch.context() as broken:
+
+            def take(timeout_seconds: float = -1) -> bool:
+                raise EngineError("this should not happen")
+
+            broken.setattr(judge._turn, "take", take)
+            future = judge.submit("call 1 .", *clips)
+            assert "this should not happen" in reason_of(future)
+            assert "starts another one" in caplog.text
+        assert labels(judge.submit("call 5 .", *clips).result(PATIENCE_SECONDS)) == labels_of(5)
+
+
+def test_a_call_may_be_submitted_again_from_its_callback(clips: tuple[Path, Path]) -> None:
+    """While one thread ends a late call, the worker looks at it: neither waits for the other."""
+    again = list[Future[Verdict]]()
+    looked, resubmitted = threading.Event(), threading.Event()
+    with Judge(HangingEngine()) as judge:
+
+        def submit_again(future: Future[Verdict]) -> None:
+            looked.set()
+            again.append(judge.submit("call 5 .", *clips))
+            resubmitted.set()
+
+        run = judge.judge_pairs([Pair(id="1", prompt="call 2 .", video_1=clips[0], video_2=clips[1])] * 2)
+        next(run)  # so that what follows waits in the queue
+        begun = Future[bool]()
+        with ThreadPoolExecutor(1) as pool:
+            late = pool.submit(judge.submit, "call 13 .", *clips).result(PATIENCE_SECONDS)
+        late.add_done_callback(submit_again)
+        (call,) = judge._threads._waiting
+        with judge._threads._changed:  # as the worker does when it takes a call
+            ending = threading.Thread(target=call.give_up, args=("late",), daemon=True)
+            ending.start()
+            assert looked.wait(PATIENCE_SECONDS)
+            threading.Thread(target=lambda: begun.set_result(call.begin()), daemon=True).start()
+            assert begun.result(20) is False, "the callback does not hold what the worker needs"
+        assert resubmitted.wait(PATIENCE_SECONDS)
+        list(run)
+        assert labels(again[0].result(PATIENCE_SECONDS)) == labels_of(5)
+
+
+def test_callbacks_of_any_end_may_submit_as_long_as_there_is_room(clips: tuple[Path, Path]) -> None:
+    judge = Judge(HangingEngine())
+    judge._threads._queue_size = 3
+    again, errors = list[Future[Verdict]](), list[EngineError]()
+
+    def submit_four(_: Future[Verdict]) -> None:
+        for _ in range(4):
+            try:
+                again.append(judge.submit("call 5 .", *clips))
+            except EngineError as error:
+                errors.append(error)
+
+    with judge:
+        for caption, limit in (("call 4 .", None), ("call 13 .", 0.05)):
+            again.clear()
+            errors.clear()
+            future = judge.submit(caption, *clips, time_limit_seconds=limit)
+            future.add_done_callback(submit_four)
+            wait([future], PATIENCE_SECONDS)
+            eventually(lambda: len(again) + len(errors) == 4)
+            assert again
+            assert all("while 3 calls wait, allowed: when there is room" in str(error) for error in errors)
+            assert {labels(f.result(PATIENCE_SECONDS)) == labels_of(5) for f in again} == {True}
+
+
+def test_who_waits_for_a_cancelled_future_learns_of_it(clips: tuple[Path, Path]) -> None:
+    engine = HangingEngine(blocks=True)
+    judge = Judge(engine)
+    with ThreadPoolExecutor(1) as pool:
+        direct = pool.submit(judge, "call 4 .", *clips)
+        assert engine.entered.wait(PATIENCE_SECONDS)
+        first, second = (judge.submit("call 1 .", *clips) for _ in range(2))
+        assert first.cancel()
+        engine.released.set()
+        assert wait([first], 20).done == {first}, "told when it would have been its turn"
+        assert labels(second.result(PATIENCE_SECONDS)) == labels_of(1)
+        assert labels(direct.result(PATIENCE_SECONDS)) == labels_of(4)
+
+    run = judge.judge_pairs([Pair(id="1", prompt="call 2 .", video_1=clips[0], video_2=clips[1])] * 2)
+    next(run)
+    with ThreadPoolExecutor(1) as pool:
+        queued = pool.submit(judge.submit, "call 1 .", *clips).result(PATIENCE_SECONDS)
+        assert queued.cancel()
+        judge.close()
+        assert wait([queued], 20).done == {queued}, "told when the judge is closed"
+
+
+def test_an_infinite_limit_is_none_and_others_keep_theirs(clips: tuple[Path, Path]) -> None:
+    endless = float("inf")
+    with Judge(HangingEngine()) as judge:
+        unlimited = judge.submit("call 13 .", *clips, time_limit_seconds=endless)
+        time.sleep(0.05)  # the thread that watches limits waits for this one alone
+        assert judge._threads._watchdog is not None
+        limited = judge.submit("call 13 .", *clips, time_limit_seconds=0.05)
+        assert isinstance(limited.exception(20), EngineError)
+        assert not unlimited.done()
+
+    engine = HangingEngine(blocks=True)
+    judge = Judge(engine)
+    judge._threads._queue_size = 1
+    with judge, ThreadPoolExecutor(1) as pool:
+        judge.submit("call 1 .", *clips)
+        assert engine.entered.wait(PATIENCE_SECONDS)
+        judge.submit("call 1 .", *clips)
+        waiting = pool.submit(judge, "call 5 .", *clips, time_limit_seconds=endless)
+        time.sleep(0.05)
+        engine.released.set()
+        assert labels(waiting.result(PATIENCE_SECONDS)) == labels_of(5)
+
+
+def test_a_limit_counts_from_the_call_however_often_it_is_offered(clips: tuple[Path, Path]) -> None:
+    engine = HangingEngine(blocks=True)
+    judge = Judge(engine)
+    judge._threads._queue_size = 0
+
+    async def main() -> None:
+        call = asyncio.create_task(judge.ajudge("call 5 .", *clips, time_limit_seconds=PATIENCE_SECONDS))
+        await asyncio.sleep(0)
+        latest = time.monotonic() + PATIENCE_SECONDS
+        await asyncio.sleep(0.1)
+        judge._threads._queue_size = 1
+        assert await asyncio.to_thread(engine.entered.wait, PATIENCE_SECONDS)
+        assert judge._threads._deadlines[0][0] <= latest
+        engine.released.set()
+        assert labels(await call) == labels_of(5)
+
+    with judge:
+        asyncio.run(main())
+
+
+class WitnessEngine(HangingEngine):
+    """Notes how many sessions were open when it was shut down."""
+
+    def __init__(self, *, blocks: bool = True) -> None:
+        super().__init__(blocks=blocks)
+        self.open_at_shutdown = list[int]()
+
+    def shutdown(self) -> None:
+        self.open_at_shutdown.append(self.open_sessions)
+        super().shutdown()
+
+
+@pytest.mark.parametrize("many", [False, True])
+def test_closing_waits_for_a_run_of_another_thread(clips: tuple[Path, Path], many: bool) -> None:
+    engine = WitnessEngine()
+    judge = Judge(engine)
+
+    def run() -> Verdict | None:
+        if many:
+            return next(iter([done.verdict for done in judge.judge_pairs([("call 5 .", *clips)])]))
+        return judge("call 5 .", *clips)
+
+    with ThreadPoolExecutor(2) as pool:
+        direct = pool.submit(run)
+        assert engine.entered.wait(PATIENCE_SECONDS)
+        closing = pool.submit(judge.close)
+        eventually(lambda: judge._closed)
+        time.sleep(0.05)
+        assert not engine.open_at_shutdown
+        engine.released.set()
+        closing.result(PATIENCE_SECONDS)
+        verdict = direct.result(PATIENCE_SECONDS)
+    assert verdict is not None
+    assert labels(verdict) == labels_of(5)
+    assert engine.open_at_shutdown == [0]
+
+
+def test_an_engine_that_another_thread_still_uses_is_left_to_it(
+    clips: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("vrthinker.judge_threads._CLOSE_SECONDS", 0.1)
+    engine = WitnessEngine()
+    judge = Judge(engine)
+    with ThreadPoolExecutor(2) as pool:
+        direct = pool.submit(judge, "call 5 .", *clips)
+        assert engine.entered.wait(PATIENCE_SECONDS)
+        waiting = pool.submit(list, judge.judge_pairs([("call 5 .", *clips)]))
+        judge.close()
+        assert "scripted is not shut down: another thread" in caplog.text
+        assert not engine.open_at_shutdown
+        engine.released.set()
+        assert labels(direct.result(PATIENCE_SECONDS)) == labels_of(5)
+        with pytest.raises(EngineError, match="the judge is closed"):
+            waiting.result(PATIENCE_SECONDS)
+    judge.close()
+    assert engine.open_at_shutdown == [0], "a second close makes up for the first"
+
+
+def test_a_direct_call_of_a_judge_that_is_closed_meanwhile_says_so(
+    clips: tuple[Path, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    engine = WitnessEngine(blocks=False)
+    judge = Judge(engine)
+    make_items = judge._items
+
+    def close_after(*args: Any, **options: Any) -> Any:
+        items = make_items(*args, **options)
+        judge.close()
+        return items
+
+    monkeypatch.setattr(judge, "_items", close_after)
+    with pytest.raises(EngineError, match="the judge is closed; make another one"):
+        judge("call 5 .", *clips)
+    assert not engine.seen, "it had not begun yet"
+
+    engine = WitnessEngine(blocks=False)
+    judge = Judge(engine)
+    monkeypatch.setattr(engine, "collect", lambda timeout_seconds=None: judge.close() or [])
+    with pytest.raises(EngineError, match="the judge was closed before there was a verdict"):
+        judge("call 5 .", *clips)
+    assert engine.open_at_shutdown == [1], "who closes in the middle of an own run does not wait for it"
