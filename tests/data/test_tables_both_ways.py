@@ -9,10 +9,39 @@ import pytest
 
 from vrthinker import InputError
 from vrthinker.data.pairs import Pair, load_pairs, missing_clips, save_pairs
+from vrthinker.data.tables import table_bytes
+from vrthinker.episode.dimensions import Dimension
+from vrthinker.episode.probabilities import LabelProbabilities, Probabilities
 from vrthinker.records.verdict_table import read_verdict_table, write_verdict_table
 from vrthinker.records.verdicts import VerdictRecord
 
 ENDINGS = ["csv", "parquet"]
+FIRST_COLUMNS = (
+    *(
+        "id",
+        "TA",
+        "VQ",
+        "MQ",
+        "OA",
+        "confidence",
+        "rounds",
+        "tool_calls",
+        "frames_seen",
+        "stop_reason",
+        "reason",
+    ),
+    *(
+        "notes",
+        "well_formed",
+        "repairs",
+        "latency_seconds",
+        "prompt_tokens",
+        "sampled_tokens",
+        "seed",
+        "model",
+    ),
+)
+"""The columns of the tables of version 0.1.0."""
 ODD = 'a "quoted", caption\nwith lines, = and ünïcode'
 
 
@@ -72,6 +101,44 @@ def test_verdicts_come_back(tmp_path: Path, ending: str) -> None:
     records = [record("1", judged=True), record("p, 2", judged=False)]
     file = tmp_path / f"verdicts.{ending}"
     write_verdict_table(file, records)
+    assert read_verdict_table(file) == records
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_probabilities_and_readers_come_back(tmp_path: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    sure = LabelProbabilities(video_1=0.7, tie=0.1, video_2=0.2)
+    known = record("1", judged=True).model_copy(
+        update={
+            "probabilities": Probabilities(TA=sure, VQ=None, MQ=None, OA=sure),
+            "probabilities_reason": "VQ, MQ: not watched",
+            "readers": ["pyav", "dali"],
+        }
+    )
+    both = [
+        {"judgment": {"TA": 1, "VQ": 0, "MQ": 2, "OA": 1}, "probabilities": None},
+        {"judgment": {"TA": 1, "VQ": 0, "MQ": 2, "OA": 2}, "probabilities": None},
+    ]
+    orders = VerdictRecord.model_validate({**record("2", judged=True).model_dump(), "orders": both})
+    assert orders.consistent is False
+    file = tmp_path / f"verdicts.{ending}"
+    write_verdict_table(file, [known, orders, record("3", judged=False)])
+    assert read_verdict_table(file) == [
+        known,
+        orders.model_copy(update={"orders": None}),  # what each order gave is not in the table
+        record("3", judged=False),
+    ]
+
+
+@pytest.mark.parametrize("ending", ENDINGS)
+def test_tables_of_the_first_version_are_read(tmp_path: Path, ending: str) -> None:
+    if ending == "parquet":
+        pytest.importorskip("pyarrow")
+    records = [record("1", judged=True), record("p, 2", judged=False)]
+    file = tmp_path / f"verdicts.{ending}"
+    rows = [{**one.model_dump(mode="json"), **(one.judgment or dict.fromkeys(Dimension))} for one in records]
+    file.write_bytes(table_bytes(file, rows, FIRST_COLUMNS))
     assert read_verdict_table(file) == records
 
 

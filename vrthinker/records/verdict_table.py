@@ -46,8 +46,7 @@ COLUMNS = (*_FIRST_COLUMNS, *(column for column, _, _ in _PROBABILITIES), *_LAST
 of the labels (empty if they are not known), such as `OA_p_video_1`, whether both orders of the clips gave the
 same overall judgment (empty unless both were judged), and the video readers that showed the two clips."""
 
-
-_TEXTS = ("id", "stop_reason", "reason", "model")
+_TEXTS = ("id", "stop_reason", "reason", "model", "probabilities_reason")
 
 
 def check_verdict_table(name: str, path: Path, *others: Path) -> None:
@@ -83,7 +82,9 @@ def write_verdict_table(path: Path, records: Sequence[VerdictRecord]) -> None:
 
 
 def read_verdict_table(path: Path) -> list[VerdictRecord]:
-    """Reads a table of verdicts back.
+    """Reads a table of verdicts back, also one of version 0.1.0.
+
+    A record has no `orders` then, because a table has only whether they agreed; the lines of JSON have them.
 
     Raises:
         InputError: The file cannot be read, is no table, or has a row that is not a verdict; the message
@@ -112,18 +113,30 @@ def _rows(path: Path) -> Iterator[tuple[int, dict[str, Any]]]:
 
 def _values(row: dict[str, Any], *, is_text: bool) -> dict[str, Any]:
     """The fields of a record from a row. In CSV an empty cell is null, and numbers and lists are JSON."""
-    if tuple(row) != COLUMNS:
+    if tuple(row) not in (COLUMNS, _FIRST_COLUMNS):
         raise ValueError(f"got the columns {', '.join(row)}, allowed: {', '.join(COLUMNS)}")
     values = dict(row)
     if is_text:
         for name, cell in row.items():
             if name not in _TEXTS:
                 values[name] = json.loads(cell) if cell else None
-            elif name == "reason":
+            elif name in ("reason", "probabilities_reason"):
                 values[name] = cell or None
     judgment = {dimension.value: values.pop(dimension.value) for dimension in Dimension}
     judged = any(value is not None for value in judgment.values())
-    return {**values, "judgment": judgment if judged else None}
+    known: dict[str, dict[str, Any]] = {}
+    for column, code, label in _PROBABILITIES:
+        if (share := values.pop(column, None)) is not None:
+            known.setdefault(code, {})[label] = share
+    values.pop("consistent", None)
+    return {
+        **values,
+        "judgment": judgment if judged else None,
+        "probabilities": {dimension.value: known.get(dimension.value) for dimension in Dimension}
+        if known
+        else None,
+        "readers": values.get("readers") or [],
+    }
 
 
 def _row(record: VerdictRecord) -> dict[str, Any]:
