@@ -51,7 +51,25 @@ def test_by_number_missing_clips_are_named(tmp_path: Path) -> None:
     matched = match_clips(both, prompts(tmp_path, "a\nb\nc\n"), match="number")
     assert [one.prompt for one in matched.samples] == ["a", "c"]
     (line,) = matched.missing
-    assert line == f"prompt 002: a clip with the number 2 in {both[0]}"
+    assert line == f"prompt 002: a clip with the number 1 in {both[0]}"
+
+
+def test_by_number_both_folders_start_at_the_same_number(tmp_path: Path) -> None:
+    both = folders(tmp_path, ["0.mp4", "1.mp4", "2.mp4"], ["1.mp4", "2.mp4", "3.mp4"])
+    file = prompts(tmp_path, "a\nb\nc\n")
+    matched = match_clips(both, file, match="number")
+    assert [one.clips[1].name for one in matched.samples] == ["1.mp4", "2.mp4", "3.mp4"], "no other way fits"
+    (tmp_path / "B" / "3.mp4").unlink()
+    with pytest.raises(InputError, match=r"A has a clip 0 and .*B has none, and no clip 3.*rename"):
+        match_clips(both, file, match="number")
+    (tmp_path / "B" / "0.mp4").touch()
+    (tmp_path / "B" / "1.mp4").unlink()
+    matched = match_clips(both, file, match="number")
+    assert [(one.prompt, *(clip.name for clip in one.clips)) for one in matched.samples] == [
+        ("a", "0.mp4", "0.mp4"),
+        ("c", "2.mp4", "2.mp4"),
+    ]
+    assert matched.missing == (f"prompt 002: a clip with the number 1 in {both[1]}",)
 
 
 @pytest.mark.parametrize("kind", ["csv", "jsonl", "parquet"])

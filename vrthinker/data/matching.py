@@ -4,8 +4,9 @@ Both folders hold one clip for each prompt. There are three ways to say which cl
 
 - `order`: the clips of a folder in the order of their names, numbers by value (`2.mp4` before `10.mp4`),
   belong to the prompts in the order of the file. Both folders need as many clips as there are prompts.
-- `number`: the last number in a clip's name is the number of its prompt, from 1, or from 0 if a folder has a
-  clip 0.
+- `number`: the last number in a clip's name is the number of its prompt, from 1, or from 0 if both folders
+  have a clip 0. If only one has, and the other has no last clip from which one sees that it counts from 1,
+  nothing is matched.
 - A table of prompts with a column `video` (the name in both folders), or `video_1` and `video_2`, names them.
 
 Invariant: no clip is guessed. Clips that are missing are listed, and nothing else takes their place.
@@ -94,11 +95,14 @@ def match_clips(folders: tuple[Path, Path], prompts: Path, *, match: Match = "or
         paths = _by_order(folders, prompts, len(rows))
         wanted = [[""] * len(rows)] * 2
     else:
-        paths = [_by_number(folder, len(rows)) for folder in folders]
-        wanted = [
-            [f"a clip with the number {number} in {folder}" for number in range(1, len(rows) + 1)]
-            for folder in folders
-        ]
+        clips = [_numbered(folder) for folder in folders]
+        starts = _starts(folders, clips, len(rows))
+        paths, wanted = [], []
+        for folder, side, start in zip(folders, clips, starts, strict=True):
+            paths.append(_by_number(folder, side, start, len(rows)))
+            wanted.append(
+                [f"a clip with the number {start + place} in {folder}" for place in range(len(rows))]
+            )
     samples, missing = [], []
     for place, row in enumerate(rows):
         first, second = paths[0][place], paths[1][place]
@@ -150,7 +154,7 @@ def _by_order(folders: tuple[Path, Path], prompts: Path, n_prompts: int) -> list
     return [list(side) for side in clips]
 
 
-def _by_number(folder: Path, n_prompts: int) -> list[Path | None]:
+def _numbered(folder: Path) -> dict[int, Path]:
     numbered: dict[int, Path] = {}
     for path in clips_in(folder):
         digits = re.findall(r"[0-9]+", path.stem)
@@ -163,7 +167,28 @@ def _by_number(folder: Path, n_prompts: int) -> list[Path | None]:
                 "allowed: each number once"
             )
         numbered[number] = path
-    start = 0 if 0 in numbered else 1
+    return numbered
+
+
+def _starts(folders: tuple[Path, Path], clips: Sequence[Mapping[int, Path]], n_prompts: int) -> list[int]:
+    """The number of the first prompt in each folder, 0 or 1.
+
+    Raises:
+        InputError: One folder has a clip 0, and the other may count from 0 or from 1.
+    """
+    starts = [0 if 0 in side else 1 for side in clips]
+    if starts[0] != starts[1]:
+        other = starts.index(1)
+        if n_prompts not in clips[other]:
+            raise InputError(
+                f"{folders[1 - other]} has a clip 0 and {folders[other]} has none, and no clip {n_prompts} "
+                "either, so that it may count from 0 or from 1; rename the clips so that both folders count "
+                "from the same number, or give a table of prompts that names the clips"
+            )
+    return starts
+
+
+def _by_number(folder: Path, numbered: Mapping[int, Path], start: int, n_prompts: int) -> list[Path | None]:
     beyond = [path.name for number, path in numbered.items() if number >= start + n_prompts]
     if beyond:
         raise InputError(f"{folder}: got {beyond[0]}, allowed: numbers of the {n_prompts} prompts")
