@@ -7,7 +7,7 @@ schedule depends only on what is recorded, so a run that was killed goes on wher
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
 
@@ -64,6 +64,11 @@ def records_of(ranking: Ranking) -> list[VerdictRecord]:
         for one in ranking.comparisons
         if one.trajectory is not None
     ]
+
+
+def cost_of_ranking(ranking: Ranking) -> Cost:
+    """The cost of a ranking's comparisons. Pairs that could not start have no episode, and count too."""
+    return replace(cost_of(records_of(ranking)), pairs=len(ranking.comparisons))
 
 
 def rank_into(

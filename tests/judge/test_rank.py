@@ -12,7 +12,7 @@ from quick_judge import make_quick_judge
 
 from vrthinker import EngineError, InputError, Judge
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.judge_group import cost_of, records_of
+from vrthinker.judge_group import cost_of, cost_of_ranking, records_of
 from vrthinker.world.groups import GroupOracle, GroupTruth, sample_group, write_group
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.world import PRESETS
@@ -106,6 +106,8 @@ def test_a_clip_that_cannot_be_read_is_a_failure_and_ranks_nowhere(tmp_path: Pat
     assert [standing.clip for standing in ranking.standings if standing.rank is None] == [2]
     assert len(ranking.failures) == 2
     assert "no.mp4" in str(ranking.failures[0].reason)
+    cost = cost_of_ranking(ranking)
+    assert (cost.pairs, cost.rounds) == (3, 1), "pairs that could not start count, as in a folder"
     assert ranking.best == next(one.first for one in ranking.comparisons if one.judgment is not None)
     with pytest.raises(InputError, match="clips: got 1, allowed: 2 to 256"):
         judge.rank("a dog", clips[:1])

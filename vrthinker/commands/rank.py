@@ -84,7 +84,7 @@ class RankCommand(JudgeOptions):
         return 1 if ranking.failures else 0
 
     def _ranked(self, source: JudgeSource, pairs: int) -> tuple[Ranking, Cost]:
-        from vrthinker.judge_group import cost_of, rank_into, records_of
+        from vrthinker.judge_group import cost_of, cost_of_ranking, rank_into
         from vrthinker.progress import Progress
 
         options = {"schedule": self.schedule, "budget": self.budget, "seed": self.seed}
@@ -100,7 +100,7 @@ class RankCommand(JudgeOptions):
                     dataset=self.dataset,
                     seed=self.seed,
                 )
-            return ranking, cost_of(records_of(ranking))
+            return ranking, cost_of_ranking(ranking)
         from vrthinker.judge_file import run_configuration
         from vrthinker.records.files import replace_file
         from vrthinker.records.trajectories import check_trajectories_file
