@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from vrthinker.episode.dimensions import Confidence, Dimension, Judgments, Preference
-from vrthinker.episode.orders import merged_orders, turned_back
+from vrthinker.episode.orders import MergedOrders, merged_orders, turned_back
 from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
@@ -75,17 +75,23 @@ class Verdict:
         """A small table, for notebooks."""
         from vrthinker.report.verdict_html import verdict_html
 
-        return verdict_html(self.trajectory, self.notes)
+        return verdict_html(self.trajectory, self.shown_notes, both=self.merged)
 
     @property
     def story(self) -> str:
-        """The episode in a few sentences, made from its record alone."""
-        from vrthinker.report.story import story
+        """The episode in a few sentences, made from its record alone.
 
-        return story(self.trajectory)
+        If both orders of the clips were judged, it is the episode in the pair's own order, and says so.
+        """
+        from vrthinker.report.story import told_story
+
+        return told_story(self.trajectory, both=self.merged)
 
     def report(self, path: str | PathLike[str]) -> Path:
         """Writes the evidence page of the episode: both clips, and what each round saw and said.
+
+        If both orders of the clips were judged, its rounds are those in the pair's own order, and its verdict
+        is that of both.
 
         Args:
             path: The HTML file. An older page is replaced.
@@ -96,7 +102,7 @@ class Verdict:
         """
         from vrthinker.report.page.page import write_page
 
-        return write_page(path, self.trajectory, notes=self.notes)
+        return write_page(path, self.trajectory, notes=self.shown_notes, both=self.merged)
 
     @classmethod
     def of(cls, trajectory: Trajectory, note: str | None = None) -> Verdict:
@@ -120,19 +126,30 @@ class Verdict:
     @classmethod
     def of_orders(cls, first: Trajectory, second: Trajectory, note: str | None = None) -> Verdict:
         """The verdict of two episodes about one pair, in the second of which the clips changed places."""
-        verdict, merged = cls.of(first, note), merged_orders(first, second)
-        overall = None if merged.judgments is None else merged.judgments.OA
-        confidences = [t.outcome.confidence for t in (first, second) if t.outcome.confidence is not None]
+        merged = merged_orders(first, second)
         return replace(
-            verdict,
-            **vars(merged),
-            overall=overall,
-            confidence=max(confidences) if overall is not None and len(confidences) == 2 else None,
-            rounds=verdict.rounds + len(second.rounds),
-            tool_calls=verdict.tool_calls + second.tool_calls,
-            notes=tuple(dict.fromkeys((*verdict.notes, *second.notes))),
+            cls.of(first),
+            **vars(merged) | {"notes": (*merged.notes, *((note,) if note else ()))},
+            overall=None if merged.judgments is None else merged.judgments.OA,
             other_order=second,
         )
+
+    @property
+    def merged(self) -> MergedOrders | None:
+        """What both orders of the clips say together; None if only one order was judged."""
+        return None if self.other_order is None else merged_orders(self.trajectory, self.other_order)
+
+    @property
+    def shown_notes(self) -> tuple[str, ...]:
+        """The notes, and a line about what each order of the clips gave, if both were judged."""
+        if self.orders is None:
+            return self.notes
+        given = [order.judgment and Preference(order.judgment["OA"]) for order in self.orders]
+        first, second = ("no verdict" if label is None else str(label) for label in given)
+        agree = {True: "they agree", False: "they differ", None: "so there is none"}[self.consistent]
+        both = "" if self.overall is None else f"; the verdict of both is {self.overall}"
+        told = f"judged in both orders of the clips: overall {first} and {second}, {agree}{both}"
+        return (*self.notes, told)
 
     @property
     def orders(self) -> list[OrderRecord] | None:
@@ -199,7 +216,9 @@ class Verdict:
                 "probabilities": self.probabilities,
                 "probabilities_reason": self.probabilities_reason,
                 "orders": self.orders,
-                "readers": [video.reader for video in trajectory.videos if video.reader is not None],
+                "readers": [video.reader or "memory" for video in trajectory.videos]
+                if any(video.reader is not None for video in trajectory.videos)
+                else [],
             }
         )
 

@@ -15,6 +15,7 @@ from vrthinker.errors import InputError
 from vrthinker.evals.protocols import (
     Protocol,
     check_ids,
+    combined,
     item_of_presentations,
     mean_of_orders,
     presentations,
@@ -94,6 +95,18 @@ def test_a_pair_that_fails_in_one_order_has_no_verdict() -> None:
     summary = summarise(items)
     assert summary["measures"]["all"]["oa/tau"]["value"] == 0.5
     assert (summary["orders"]["items"], summary["orders"]["judged_in_both"]) == (2, 1)
+
+
+def test_notes_of_both_orders_name_the_videos_of_the_pair() -> None:
+    pair, both = labelled_pair(0, 1), Protocol(both_orders=True)
+    first, second = (one.id for one in presentations(pair, both))
+    records = {
+        first: record(first, four(1), notes=["video 2 has transparent pixels"]),
+        second: record(second, four(2), notes=["video 1 has transparent pixels"]),
+    }
+    combined_record, _ = combined(pair, both, records)
+    assert combined_record is not None
+    assert combined_record.notes == ["video 2 has transparent pixels"]
 
 
 def test_the_mean_of_two_orders() -> None:

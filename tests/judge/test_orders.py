@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import json
 from collections.abc import Sequence
+from html import unescape
 from pathlib import Path
 
 import heavy  # noqa: F401
+import numpy as np
 import pytest
 from cli_run import vrthinker
 from clips import make_clip
+from PIL import Image
 from quick_judge import make_quick_judge
 
-from vrthinker import Dimension, Judge, Preference, StopReason
+from vrthinker import Clip, Dimension, Judge, Preference, StopReason
+from vrthinker.commands.judge import show_verdict
 from vrthinker.data.pairs import Pair
 from vrthinker.engine.base import Message
 from vrthinker.engine.scripted import ScriptedEngine
@@ -22,6 +26,7 @@ from vrthinker.judge_file import judge_file, run_configuration
 from vrthinker.records.verdict_log import VerdictLog
 from vrthinker.records.verdicts import read_verdicts
 from vrthinker.report.terminal import FileProgress
+from vrthinker.video.transparency import NOTE
 
 
 @pytest.fixture(scope="module")
@@ -85,6 +90,63 @@ def test_one_order_without_a_verdict_leaves_none(clips: tuple[Path, Path]) -> No
     assert str(verdict.reason).startswith("in the other order of the clips: round 1:")
     assert verdict.consistent is None
     assert verdict.record("p").judgment is None
+
+
+def test_notes_of_both_orders_name_the_videos_of_the_pair(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    for number in range(4):
+        Image.new("RGBA", (64, 96), (200, 0, 0, 128)).save(tmp_path / f"{number}.png")
+    verdict = Judge(ScriptedEngine(lambda *_: says(1)))("a dog", clips[0], tmp_path, both_orders=True)
+    assert verdict.notes == (f"video 2 {NOTE}",)
+    assert verdict.other_order is not None
+    assert verdict.other_order.notes == (f"video 1 {NOTE}",)
+
+
+def test_a_record_says_which_reader_showed_which_clip(clips: tuple[Path, Path]) -> None:
+    judge = Judge(ScriptedEngine(lambda *_: says(1)))
+    array = Clip.from_array(np.zeros((4, 64, 96, 3), np.uint8), fps=4)
+    assert judge("a dog", clips[0].read_bytes(), clips[1]).record("p").readers == ["pyav", "pyav"]
+    assert judge("a dog", array, clips[1]).record("p").readers == ["memory", "pyav"]
+
+
+def test_what_shows_a_verdict_of_both_orders_does_not_contradict_it(
+    clips: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    verdict = Judge(ScriptedEngine(lambda *_: says(1)))("a dog", *clips, both_orders=True)
+    assert verdict.overall is Preference.TIE
+    story = "In the pair's own order: It answered from the first 8 frames: video 1 is better."
+    assert verdict.story == story
+    told = "in both orders of the clips: overall video 1 and video 2, they differ; the verdict of both is tie"
+    assert verdict.notes == ()
+    html = unescape(verdict._repr_html_())
+    assert "<td>OA</td><td><b>tie</b></td>" in html
+    assert story in html
+    assert told in html
+    page = unescape(verdict.report(tmp_path / "page.html").read_text())
+    assert "<h1>A tie</h1>" in page
+    assert story in page
+    assert told in page
+    show_verdict(verdict, as_json=False)
+    shown = " ".join(capsys.readouterr().out.split())
+    assert "OA │ Overall │ tie" in shown
+    assert story in shown
+    assert told in shown
+    assert "2 rounds, 0 tool calls, 8 of 16 frames seen, confidence middle" in shown
+
+
+def test_what_shows_that_one_order_has_no_verdict_says_why(
+    clips: tuple[Path, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def fails_swapped(index: int, number: int, messages: Sequence[Message]) -> str:
+        return "nothing" if shown_first(messages) == "b.mp4" else says(1)
+
+    verdict = Judge(ScriptedEngine(fails_swapped))("a dog", *clips, both_orders=True)
+    why = "no verdict (unparseable): in the other order of the clips: round 1:"
+    assert why in verdict._repr_html_()
+    page = verdict.report(tmp_path / "page.html").read_text()
+    assert "<h1>No verdict</h1>" in page
+    assert "in the other order of the clips: round 1:" in page
+    show_verdict(verdict, as_json=False)
+    assert why in " ".join(capsys.readouterr().out.split())
 
 
 def test_swapping_the_clips_mirrors_verdict_and_probabilities(model: Path, clips: tuple[Path, Path]) -> None:

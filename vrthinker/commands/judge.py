@@ -190,7 +190,8 @@ class JudgeCommand:
         write_page(
             path,
             verdict.trajectory,
-            notes=(*verdict.notes, *_of_both(verdict)),
+            notes=verdict.shown_notes,
+            both=verdict.merged,
             truth=truth,
             findings=findings_of(verdict.trajectory),
         )
@@ -345,25 +346,10 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
     if as_json:
         sys.stdout.write(verdict.record(verdict.trajectory.id).model_dump_json(indent=2) + "\n")
     else:
-        outcome = verdict.trajectory.outcome.model_copy(
-            update={
-                "judgments": verdict.judgments,
-                "reason": verdict.reason,
-                "confidence": verdict.confidence,
-            }
+        print_verdict(
+            verdict.trajectory,
+            verdict.shown_notes,
+            findings_of(verdict.trajectory),
+            both=verdict.merged,
+            seconds=verdict.record(verdict.trajectory.id).latency_seconds,
         )
-        shown = verdict.trajectory.model_copy(update={"outcome": outcome})
-        print_verdict(shown, (*verdict.notes, *_of_both(verdict)), findings_of(shown))
-
-
-def _of_both(verdict: Verdict) -> list[str]:
-    """The line that says what both orders of the clips gave, if both were judged."""
-    from vrthinker.episode.dimensions import Preference
-
-    if verdict.orders is None:
-        return []
-    given = [order.judgment and Preference(order.judgment["OA"]) for order in verdict.orders]
-    first, second = ("no verdict" if label is None else str(label) for label in given)
-    agree = {True: "they agree", False: "they differ", None: "so there is none"}[verdict.consistent]
-    merged = "" if verdict.overall is None else f"; the verdict of both is {verdict.overall}"
-    return [f"judged in both orders of the clips: overall {first} and {second}, {agree}{merged}"]

@@ -6,14 +6,17 @@ episodes disagree) and cancels out. Invariant: swapping the clips of the pair sw
 
 from __future__ import annotations
 
+import re
+from collections.abc import Iterable
 from dataclasses import dataclass
 
-from vrthinker.episode.dimensions import Judgments
+from vrthinker.episode.dimensions import Confidence, Judgments
 from vrthinker.episode.probabilities import Probabilities, merge_orders
 from vrthinker.episode.trajectory import StopReason, Trajectory
 
 SWAPPED = "#swapped"
 """What the id of the second episode has behind that of the pair."""
+_NAMED_VIDEO = re.compile(r"\Avideo ([12])(?= )")
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,11 @@ class MergedOrders:
         probabilities: The mean of both episodes' probabilities; None if either's are not known.
         probabilities_reason: The reason why some or all of them are not known.
         frames_seen: The distinct frame numbers that either episode saw, in the numbering of the first.
+        confidence: The less sure one of both stated confidences; None if one is missing, or there are no
+            judgments.
+        rounds: The number of rounds of both.
+        tool_calls: The number of tool calls of both that showed frames.
+        notes: The notes of both, each once, with the videos in the numbering of the first.
     """
 
     judgments: Judgments | None
@@ -36,6 +44,15 @@ class MergedOrders:
     probabilities: Probabilities | None
     probabilities_reason: str | None
     frames_seen: tuple[int, ...]
+    confidence: Confidence | None
+    rounds: int
+    tool_calls: int
+    notes: tuple[str, ...]
+
+
+def turned_notes(notes: Iterable[str]) -> list[str]:
+    """The notes of an episode as of the other order of its clips: videos 1 and 2 change places."""
+    return [_NAMED_VIDEO.sub(lambda match: f"video {3 - int(match[1])}", note) for note in notes]
 
 
 def turned_back(trajectory: Trajectory, is_swapped: bool) -> tuple[Judgments | None, Probabilities | None]:
@@ -70,6 +87,7 @@ def merged_orders(first: Trajectory, second: Trajectory) -> MergedOrders:
     turned = (
         n + first.n_frames_1 if n <= second.n_frames_1 else n - second.n_frames_1 for n in second.frames_seen
     )
+    confidences = [t.outcome.confidence for t in (first, second) if t.outcome.confidence is not None]
     return MergedOrders(
         judgments=judgments,
         reason=reason,
@@ -77,4 +95,8 @@ def merged_orders(first: Trajectory, second: Trajectory) -> MergedOrders:
         probabilities=probabilities,
         probabilities_reason=why_not,
         frames_seen=tuple(sorted({*first.frames_seen, *turned})),
+        confidence=max(confidences) if judgments is not None and len(confidences) == 2 else None,
+        rounds=len(first.rounds) + len(second.rounds),
+        tool_calls=first.tool_calls + second.tool_calls,
+        notes=tuple(dict.fromkeys((*first.notes, *turned_notes(second.notes)))),
     )

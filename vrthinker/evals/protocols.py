@@ -20,6 +20,7 @@ from typing import Any, Literal
 
 from vrthinker.data.pairs import Pair
 from vrthinker.episode.dimensions import Dimension
+from vrthinker.episode.orders import turned_notes
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError, one_line
 from vrthinker.evals.items import cost_of, item_of_record
@@ -253,6 +254,11 @@ def combined(
     failed = next((record for record in done if record.judgment is None), None)
     if verdict is None and failed is None:
         return None, more  # an order is not judged yet
+    notes = [
+        turned_notes(records[one.id].notes) if protocol.both_orders and place else records[one.id].notes
+        for place, one in enumerate(asked)
+        if one.id in records
+    ]
     cost, well_formed = cost_of(done), [record.well_formed for record in done]
     base = done[0] if failed is None or verdict is not None else failed
     record = base.model_copy(
@@ -268,7 +274,7 @@ def combined(
             "latency_seconds": cost.latency_seconds,
             "repairs": sum(record.repairs for record in done),
             "well_formed": None if None in well_formed else all(well_formed),
-            "notes": list(dict.fromkeys(note for record in done for note in record.notes)),
+            "notes": list(dict.fromkeys(note for given in notes for note in given)),
             **({} if verdict is None else {"reason": None, "stop_reason": "answered"}),
         }
     )

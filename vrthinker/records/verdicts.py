@@ -87,7 +87,8 @@ class VerdictRecord(BaseModel):
     orders: list[OrderRecord] | None = None
     """What the pair's order and the other one gave, if both were judged. `judgment` is that of both."""
     readers: list[Remark] = []
-    """The names of the video readers that showed the frames of video 1 and video 2."""
+    """The names of the readers that showed the frames of video 1 and video 2; `memory` where none is
+    known (frames in an array), and nothing if neither is."""
 
     @property
     def consistent(self) -> bool | None:

@@ -12,6 +12,7 @@ from collections.abc import Mapping, Sequence
 
 from vrthinker.episode.dimensions import Judgments, Preference
 from vrthinker.episode.grammar import parse_round
+from vrthinker.episode.orders import MergedOrders
 from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.progress import counted
 
@@ -54,6 +55,20 @@ def story(trajectory: Trajectory, findings: Sequence[Findings] = ()) -> str:
     if trajectory.outcome.judgments is None:
         sentences.append(f"It ended without a verdict: {_short(trajectory.outcome.reason or '')}.")
     return " ".join(sentences)
+
+
+def told_story(
+    trajectory: Trajectory, findings: Sequence[Findings] = (), *, both: MergedOrders | None = None
+) -> str:
+    """The story as it stands beside a verdict.
+
+    Args:
+        trajectory: The record; that of the first episode, if both orders of the clips were judged.
+        findings: As for `story`.
+        both: What both orders say together, if both were judged. Then the story says which order it tells of.
+    """
+    told = story(trajectory, findings)
+    return told if both is None else f"In the pair's own order: {told}"
 
 
 def first_overall(trajectory: Trajectory) -> Preference | None:

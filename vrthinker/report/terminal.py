@@ -21,11 +21,12 @@ from vrthinker.episode.dimensions import Dimension, Judgments, Preference, dimen
 from vrthinker.episode.trajectory import WRITTEN_STOPS
 from vrthinker.progress import Progress, counted
 from vrthinker.report.page.rounds import Group, RoundView, round_views
-from vrthinker.report.story import Findings, story
+from vrthinker.report.story import Findings, told_story
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from vrthinker.episode.orders import MergedOrders
     from vrthinker.episode.trajectory import Trajectory
     from vrthinker.records.verdict_log import VerdictRecord
 
@@ -41,9 +42,25 @@ def plain(text: str) -> str:
     return "".join(c if c.isprintable() or c == "\n" else " " for c in text)
 
 
-def print_verdict(trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings] = ()) -> None:
-    """Prints the verdict of an episode as a small table, with its story and notes for its reader."""
-    _print_table(Console(highlight=False), trajectory, notes, findings)
+def print_verdict(
+    trajectory: Trajectory,
+    notes: Sequence[str],
+    findings: Sequence[Findings] = (),
+    *,
+    both: MergedOrders | None = None,
+    seconds: float | None = None,
+) -> None:
+    """Prints the verdict of an episode as a small table, with its story and notes for its reader.
+
+    Args:
+        trajectory: The record of the episode.
+        notes: The notes.
+        findings: What each round found, for the story.
+        both: What both orders of the clips say together, if both were judged. The table is theirs, and the
+            story is that of the episode.
+        seconds: How long it took; what the episode took by default.
+    """
+    _print_table(Console(highlight=False), trajectory, notes, findings, both, seconds)
 
 
 def print_episode(trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings] = ()) -> None:
@@ -188,9 +205,14 @@ class FileProgress(Progress):
 
 
 def _print_table(
-    console: Console, trajectory: Trajectory, notes: Sequence[str], findings: Sequence[Findings]
+    console: Console,
+    trajectory: Trajectory,
+    notes: Sequence[str],
+    findings: Sequence[Findings],
+    both: MergedOrders | None = None,
+    seconds: float | None = None,
 ) -> None:
-    outcome = trajectory.outcome
+    outcome = trajectory.outcome if both is None else both
     if outcome.judgments is None:
         console.print(Text(plain(f"no verdict ({outcome.stop_reason}): {outcome.reason}")))
     else:
@@ -205,15 +227,19 @@ def _print_table(
         console.print(table)
     confidence = "not said" if outcome.confidence is None else outcome.confidence.name.lower()
     rounds, calls = len(trajectory.rounds), trajectory.tool_calls
+    seen = trajectory.frames_seen
+    if both is not None:
+        rounds, calls, seen = both.rounds, both.tool_calls, both.frames_seen
+    took = trajectory.latency_seconds if seconds is None else seconds
     console.print(
         Text(
             f"{counted(rounds, 'round')}, {counted(calls, 'tool call')}, "
-            f"{len(trajectory.frames_seen)} of {trajectory.n_frames} frames seen, "
-            f"confidence {confidence}, {trajectory.latency_seconds:.1f} s"
+            f"{len(seen)} of {trajectory.n_frames} frames seen, "
+            f"confidence {confidence}, {took:.1f} s"
         )
     )
     if outcome.judgments is not None:
-        console.print(Text(plain(story(trajectory, findings)).replace("\n", " ")))
+        console.print(Text(plain(told_story(trajectory, findings, both=both)).replace("\n", " ")))
     for note in notes:
         console.print(Text(plain(f"note: {note}")), style="yellow")
 

@@ -251,6 +251,11 @@ class _NamedReader(_Reader):
             raise VideoError(path, error.reason) from error
         return replace(info, path=os.fspath(path))
 
+    def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
+        """The name of the reader that shows the clip; None if the reader does not say."""
+        ask = getattr(self._files, "reader_of", None)
+        return None if ask is None else str(ask(self._path, tolerate_truncation=tolerate_truncation))
+
     def frames_at(
         self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
     ) -> Frames:

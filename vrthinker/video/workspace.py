@@ -157,9 +157,10 @@ class Workspace:
         if ask is None:
             return None
         try:
-            return str(ask(clip.info.path, tolerate_truncation=self._tolerate_truncation))
+            name = ask(clip.info.path, tolerate_truncation=self._tolerate_truncation)
         except VideoError:  # the file is gone by now
             return None
+        return None if name is None else str(name)
 
     @property
     def contents(self) -> tuple[ClipContent | None, ClipContent | None]:

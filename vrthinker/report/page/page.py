@@ -24,7 +24,8 @@ from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vrthinker._version import __version__
-from vrthinker.episode.dimensions import DimensionText, Preference, dimension_texts
+from vrthinker.episode.dimensions import DimensionText, Judgments, Preference, dimension_texts
+from vrthinker.episode.orders import MergedOrders
 from vrthinker.episode.settings import EpisodeSettings
 from vrthinker.episode.trajectory import FrameSegmentRecord, StopReason, Trajectory, VideoRecord
 from vrthinker.errors import InputError, unwritable
@@ -35,7 +36,7 @@ from vrthinker.report.page.rounds import round_views
 from vrthinker.report.page.text import shortened, visible_markup, visible_text
 from vrthinker.report.page.timeline import EventView, Mark, event_views, marks
 from vrthinker.report.page.truth import PlantedEvent, Truth
-from vrthinker.report.story import Findings, story
+from vrthinker.report.story import Findings, told_story
 from vrthinker.video.reader import VideoReader
 
 __all__ = [
@@ -75,6 +76,7 @@ def write_page(
     trajectory: Trajectory,
     *,
     notes: Sequence[str] = (),
+    both: MergedOrders | None = None,
     truth: Truth | None = None,
     findings: Sequence[Findings] = (),
     reader: VideoReader | None = None,
@@ -87,6 +89,8 @@ def write_page(
         trajectory: The episode to show. Its clips are read again. If they are missing or have changed, the
             page says so and shows the rest.
         notes: Notes to show besides the trajectory's own.
+        both: What both orders of the clips say together, if both were judged and `trajectory` is the first
+            episode. The headline and the table are theirs, the rounds and the story those of the episode.
         truth: The truth, if it is known. Without it, the page does not mention any.
         findings: What each round found, for the story (`report.story`).
         reader: The video reader; the machine's default one by default.
@@ -105,6 +109,7 @@ def write_page(
     page = render_page(
         trajectory,
         notes=notes,
+        both=both,
         truth=truth,
         findings=findings,
         reader=reader,
@@ -148,6 +153,7 @@ def render_page(
     trajectory: Trajectory,
     *,
     notes: Sequence[str] = (),
+    both: MergedOrders | None = None,
     truth: Truth | None = None,
     findings: Sequence[Findings] = (),
     reader: VideoReader | None = None,
@@ -164,7 +170,7 @@ def render_page(
     clips = [_clip_view(trajectory, video, events, reader, max_clip_bytes) for video in (1, 2)]
     style, script = _asset("page.css"), _asset("page.js")
     stills = _stills_style(trajectory, clips)
-    outcome = trajectory.outcome
+    outcome = trajectory.outcome if both is None else both
     page: str = _template().render(
         policy=content_policy(styles=(style, stills), script=script),
         style=style,
@@ -172,11 +178,12 @@ def render_page(
         script=script,
         clip_data=[_script_data(trajectory, clip) for clip in clips],
         trajectory=trajectory,
+        outcome=outcome,
         headline="No verdict" if outcome.judgments is None else _HEADLINES[outcome.judgments.OA],
         dimensions=dimensions,
-        verdict=[_verdict_row(text, trajectory, truth) for text in dimensions],
+        verdict=[_verdict_row(text, outcome.judgments, truth) for text in dimensions],
         has_truth=truth is not None and bool(truth.judgments),
-        story=story(trajectory, findings),
+        story=told_story(trajectory, findings, both=both),
         stop=_STOPS[outcome.stop_reason],
         notes=tuple(dict.fromkeys((*trajectory.notes, *notes))),
         clips=clips,
@@ -262,8 +269,7 @@ def _script_data(trajectory: Trajectory, view: _ClipView) -> dict[str, Any]:
     return {**data, "numbers": {frame.frame_index: frame.frame_number for frame in clip_frames}}
 
 
-def _verdict_row(text: DimensionText, trajectory: Trajectory, truth: Truth | None) -> dict[str, Any]:
-    judgments = trajectory.outcome.judgments
+def _verdict_row(text: DimensionText, judgments: Judgments | None, truth: Truth | None) -> dict[str, Any]:
     verdict = None if judgments is None else int(getattr(judgments, text.code))
     label = None if truth is None else truth.judgments.get(text.code)
     right = None if verdict is None or label is None else verdict == label
