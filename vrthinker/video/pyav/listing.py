@@ -156,9 +156,6 @@ def _fill(listing: Listing, clip: OpenClip) -> None:
 
 def _fill_from_table(listing: Listing, clip: OpenClip, table: SampleTable) -> bool:
     """Fills a listing from a sample table. False if the packets that are read are not as the table says."""
-    width, height, n = clip.stream.width, clip.stream.height, len(table)
-    if n > (most := most_frames(width, height)):
-        check_amount(clip.path, width, height, most + 1)
     opening = _Opening(listing, clip)
     shift: int | None = None
     try:
@@ -180,7 +177,7 @@ def _fill_from_table(listing: Listing, clip: OpenClip, table: SampleTable) -> bo
         return False
     shown = (table.shown + shift).tolist()
     listing.ticks = shown
-    listing.n_packets = n
+    listing.n_packets = len(table)
     listing.durations = {
         **dict(zip(shown, np.diff(table.decoded).tolist(), strict=False)),
         **listing.durations,

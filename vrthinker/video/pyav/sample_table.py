@@ -6,7 +6,7 @@ of video has a table of a megabyte or two.
 
 Invariant: a table is returned only if it describes every sample that FFmpeg gives, in FFmpeg's order and with
 FFmpeg's times up to one constant. Anything else (fragments, an edit list that hides samples, tables that
-disagree) is None, and the packets themselves are listed instead.
+disagree, more samples than a clip may have) is None, and the packets themselves are listed instead.
 
 Source: ISO/IEC 14496-12, 8.6.1.3 (ctts) and 8.7.3 (stsz).
 """
@@ -22,6 +22,7 @@ from typing import Any, BinaryIO
 import numpy as np
 
 from vrthinker.video.pyav.packets import damage
+from vrthinker.video.reader import most_frames
 
 _MAX_MOOV_BYTES = 1 << 28
 _MAX_BOXES = 10_000
@@ -78,10 +79,15 @@ class SampleTable:
 def sample_table(path: str, stream: Any) -> SampleTable | None:
     """The table of a stream that FFmpeg opened; None if it does not describe all samples as FFmpeg does.
 
+    A small file may claim any number of samples, so a table of more than are allowed is not read: it is None,
+    and the listing of the packets, which counts those that are there, refuses the clip.
+
     Args:
         path: The file. Only its boxes and its `moov` box are read.
         stream: PyAV's stream of the track.
     """
+    if len(stream.index_entries) > most_frames(stream.width, stream.height):
+        return None
     entries = [(entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries]
     if not entries:
         return None
