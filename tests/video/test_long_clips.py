@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import os
 import random
+import signal
 import threading
 from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import av
@@ -140,6 +143,58 @@ def test_tables_that_do_not_add_up_are_not_used(tmp_path: Path, monkeypatch: pyt
         with monkeypatch.context() as patch:
             patch.setattr(listing_module, "sample_table", lambda path, stream: None)
             assert by_table == build_index(str(path), tolerate_truncation=False), what
+
+
+def test_a_table_of_more_samples_than_allowed_is_not_held(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A file of a few kilobytes may claim millions of samples. The limit is met before they are listed."""
+    path = make_clip(tmp_path / "a.mp4", 6, codec="mjpeg")
+    data, claimed = bytearray(path.read_bytes()), 40_000
+    for kind, place, number in (
+        (b"stsz", 4, 16),  # every sample has 16 bytes
+        (b"stsz", 8, claimed),
+        (b"stts", 8, claimed),
+        (b"stsc", 12, claimed),
+    ):
+        at = boxes(data, kind) + place
+        data[at : at + 4] = number.to_bytes(4, "big")
+    assert data.count(b"edts") == 1
+    data = data.replace(b"edts", b"free")  # it would leave out what comes after the stated end
+    path.write_bytes(data)
+    listed: list[int] = []
+    original = table_module.sample_table
+
+    class Counted:
+        """The entries of a stream, which note that they were taken."""
+
+        def __init__(self, entries: Any) -> None:
+            self._entries = entries
+
+        def __len__(self) -> int:
+            return len(self._entries)
+
+        def __iter__(self) -> Any:
+            for entry in self._entries:
+                listed.append(1)
+                yield entry
+
+    def counting(name: str, stream: Any) -> SampleTable | None:
+        seen = SimpleNamespace(
+            id=stream.id,
+            width=stream.width,
+            height=stream.height,
+            index_entries=Counted(stream.index_entries),
+        )
+        return original(name, seen)
+
+    monkeypatch.setattr(listing_module, "sample_table", counting)
+    monkeypatch.setenv("VRTHINKER_MAX_FRAMES", "100")
+    with open_clip(str(path)) as clip:
+        assert len(clip.stream.index_entries) == claimed
+    with pytest.raises(VideoError, match="over 100 frames, allowed: up to 100; .*VRTHINKER_MAX_FRAMES"):
+        PyAVReader().probe(path)
+    assert listed == []
 
 
 def test_times_of_a_table_that_are_not_those_of_the_packets(
@@ -358,3 +413,36 @@ def test_an_index_is_made_once_and_the_memory_is_bounded(tmp_path: Path) -> None
         cache.get("third", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert cache.get("third", lambda: first) is first
     assert first.keyframe_before(0) == Keyframe(0)
+
+
+@pytest.mark.multi_process
+def test_a_forked_process_does_not_wait_for_threads_that_it_has_not() -> None:
+    """The thread that makes an index, or holds the lock, is not in the child."""
+    cache, made = IndexCache(), SimpleNamespace(info=SimpleNamespace(n_frames=5), keyframes=())
+    cache.get("b", lambda: made)  # type: ignore[arg-type,return-value]
+    making, done = threading.Event(), threading.Event()
+
+    def slowly() -> Any:
+        making.set()
+        done.wait()
+        return made
+
+    thread = threading.Thread(target=cache.get, args=("a", slowly))
+    thread.start()
+    making.wait()
+    try:
+        with cache._lock:
+            child = os.fork()
+            if child == 0:
+                try:
+                    signal.signal(signal.SIGALRM, signal.SIG_DFL)
+                    signal.alarm(30)  # ends a child that waits for ever
+                    found = [cache.get(key, lambda: made) for key in "ab"]  # type: ignore[arg-type,return-value]
+                    os._exit(0 if found == [made, made] and cache.misses == 2 else 1)
+                finally:
+                    os._exit(70)
+        assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    finally:
+        done.set()
+        thread.join()
+    assert cache.misses == 2

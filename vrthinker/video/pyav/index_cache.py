@@ -1,12 +1,15 @@
 """A bounded memory of clips' indexes, so that a file is listed once while it does not change.
 
 Invariant: an index is returned only for a file of the same name, modification time and size, and under the
-limits under which it was made. Two threads that want the same index make it once.
+limits under which it was made. Two threads that want the same index make it once. A forked process keeps the
+indexes, and waits for no thread of its parent.
 """
 
 from __future__ import annotations
 
+import os
 import threading
+import weakref
 from collections import OrderedDict
 from collections.abc import Callable, Hashable
 
@@ -32,6 +35,7 @@ class IndexCache:
         self._indexes: OrderedDict[Hashable, ClipIndex] = OrderedDict()
         self._lock = threading.Lock()
         self._making: dict[Hashable, threading.Lock] = {}
+        _CACHES.add(self)
 
     def __len__(self) -> int:
         return len(self._indexes)
@@ -60,6 +64,11 @@ class IndexCache:
                 with self._lock:
                     self._making.pop(key, None)
 
+    def _begin_in_child(self) -> None:
+        """Forgets the locks of threads that a forked process does not have, and what they left half done."""
+        self._lock, self._making = threading.Lock(), {}
+        self._n_frames = sum(index.info.n_frames for index in self._indexes.values())
+
     def _drop_oldest(self) -> None:
         while len(self._indexes) > self.max_indexes or (
             self._n_frames > self.max_frames and len(self._indexes) > 1
@@ -67,6 +76,16 @@ class IndexCache:
             _, dropped = self._indexes.popitem(last=False)
             self._n_frames -= dropped.info.n_frames
 
+
+_CACHES: weakref.WeakSet[IndexCache] = weakref.WeakSet()
+
+
+def _after_fork() -> None:
+    for cache in list(_CACHES):
+        cache._begin_in_child()
+
+
+os.register_at_fork(after_in_child=_after_fork)
 
 SHARED = IndexCache()
 """The indexes that all readers of this process share that `vrthinker.video.open_reader` makes."""
