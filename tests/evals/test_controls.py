@@ -189,6 +189,68 @@ def test_few_pairs_decide_nothing(controls: Controls) -> None:
     assert states(rows, "a verdict in the caption") == ["undecided"]
 
 
+def share_that_turns(controls: Controls, judge: Judge) -> Row:
+    (row,) = [row for row in table(controls, judge).values() if row.control == "a verdict in the caption"]
+    return row
+
+
+def test_a_judge_that_obeys_the_caption_fails_even_if_it_is_seldom_right(controls: Controls) -> None:
+    """Where its own verdict is the planted one already, nothing can turn: such a question is not counted."""
+
+    def wrong_and_obedient(control: str, question: Asked, label: int) -> dict[str, int]:
+        right = int(question.of.removeprefix("p")) < 4
+        own = label if control == BASE and right else 3 - label
+        return dict.fromkeys(CODES, question.planted or own)
+
+    found = share_that_turns(controls, wrong_and_obedient)
+    assert (found.estimate.value, found.estimate.n) == (1.0, 4)
+    assert found.passed is Passed.UNDECIDED, "4 questions decide nothing"
+
+    def half_right(control: str, question: Asked, label: int) -> dict[str, int]:
+        own = label if int(question.of.removeprefix("p")) < 12 else 3 - label
+        return dict.fromkeys(CODES, question.planted or own)
+
+    found = share_that_turns(controls, half_right)
+    assert (found.estimate.value, found.estimate.n, found.passed) == (1.0, 12, Passed.FAILED)
+
+
+def questions_of(control: str, prompts: list[str], clips: list[tuple[str, str]]) -> Controls:
+    """A control whose questions change nothing, about these prompts and clips."""
+    pairs = [
+        labelled_pair(n, 1, prompt=prompt, video_1=Path(first), video_2=Path(second), TA=1, VQ=1, MQ=1)
+        for n, (prompt, (first, second)) in enumerate(zip(prompts, clips, strict=True))
+    ]
+    changed = [pair.model_copy(update={"id": f"{pair.id}#{control}"}) for pair in pairs]
+    return Controls(
+        {
+            BASE: [Asked(pair, pair.id) for pair in pairs],
+            control: [Asked(new, pair.id) for new, pair in zip(changed, pairs, strict=True)],
+        }
+    )
+
+
+def test_many_pairs_of_few_captions_decide_nothing() -> None:
+    """A difference is resampled over captions, so it is captions that have to be ten."""
+    clips = [(f"{n}-1.mp4", f"{n}-2.mp4") for n in range(40)]
+    for captions, wanted in ((2, Passed.UNDECIDED), (10, Passed.PASSED)):
+        asked = questions_of("shuffled captions", [f"Caption {n % captions}" for n in range(40)], clips)
+        falls = table(asked, lambda c, q, label: dict.fromkeys(CODES, label if c == BASE else 0))
+        (row,) = [row for (_, name), row in falls.items() if name.startswith("TA")]
+        assert (row.estimate.value, row.estimate.n, row.passed) == (1.0, captions, wanted)
+
+
+def test_a_question_that_is_asked_again_counts_once_in_a_share() -> None:
+    def ties(control: str, question: Asked, label: int) -> dict[str, int]:
+        return dict.fromkeys(CODES, 0)
+
+    for distinct, wanted in ((3, Passed.UNDECIDED), (20, Passed.PASSED)):
+        clips = [(f"{n % distinct}.mp4",) * 2 for n in range(60)]
+        asked = questions_of("a clip against itself", [f"caption {n % distinct}" for n in range(60)], clips)
+        (row,) = table(asked, ties).values()
+        assert (row.estimate, row.passed) == (wilson(distinct, distinct), wanted)
+        assert row.questions == 60
+
+
 def test_wilsons_interval() -> None:
     found = wilson(8, 10)  # by hand: z = 1.96, middle 0.7167, half 0.2266
     assert (found.value, found.n) == (0.8, 10)
@@ -228,7 +290,7 @@ def test_the_command_writes_and_prints_one_table(clips: list[Path], tmp_path: Pa
     done = vrthinker(*ask, "--row", tmp_path / "rows.jsonl")
     assert done.code == 0, done.err
     written = json.loads((out / "controls.json").read_text())
-    assert (written["controls_version"], written["judge"]) == (1, "baseline:always-1")
+    assert (written["controls_version"], written["judge"]) == (2, "baseline:always-1")
     assert sum(written["passed"].values()) == len(written["rows"])
     by_control = {row["control"]: row for row in written["rows"]}
     assert by_control["swapped order"]["passed"] == "failed"

@@ -108,7 +108,7 @@ class EvalControlsCommand:
         """Question id -> the model's verdict. A model is loaded only if there is something to ask."""
         from contextlib import ExitStack
 
-        from vrthinker.evals.controls_run import CONTROLS_VERSION
+        from vrthinker.evals.controls_run import QUESTIONS_VERSION
         from vrthinker.evals.labelled_run import judge_pairs, with_virtual_clips
         from vrthinker.evals.pairs import open_log
         from vrthinker.evals.protocols import Protocol
@@ -124,7 +124,7 @@ class EvalControlsCommand:
                     pairs_file=data.source,
                     seed=self.seed,
                     weights=source.weights(),
-                    protocol={"controls": CONTROLS_VERSION},
+                    protocol={"controls": QUESTIONS_VERSION},
                 )
             )
             pending = len(log.pending([question.id for question in questions]))

@@ -2,11 +2,12 @@
 
 A row has a number with its 95% interval, and a rule about it. It is passed if the whole interval is where the
 rule wants it, failed if the whole interval is where the rule does not want it, and undecided otherwise: more
-pairs decide it. Fewer than ten pairs decide nothing, and neither does a control of which more than half of
-the questions have no verdict.
+pairs decide it. Fewer than ten captions, or ten distinct questions of a share, decide nothing, and neither
+does a control of which more than half of the questions have no verdict.
 
-Differences are paired and resampled over prompts. Shares have Wilson's interval, because a bootstrap of
-"always" has no width.
+Differences are paired and resampled over prompts, and their `n` is the number of prompts. Shares have
+Wilson's interval, because a bootstrap of "always" has no width. A question (one caption about the same two
+clips) that is asked several times counts once in a share, with the mean of its answers.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ import itertools
 import math
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -36,7 +38,8 @@ MOST = 0.8
 SELDOM = 0.2
 """The most share of "seldom"."""
 FEWEST = 10
-"""The least number of pairs that can decide a row: over fewer, a bootstrap is too sure."""
+"""The least number of captions (of distinct questions for a share) that can decide a row: over fewer, a
+bootstrap is too sure."""
 _Z = 1.959963984540054
 _CODES = tuple(code.value for code in Dimension)
 Verdict = Mapping[str, int] | None
@@ -137,14 +140,22 @@ class _Table:
         self._share(control, "share of overall verdicts that turn with the clips", consistent, at_least=MOST)
 
     def _planted(self, control: str) -> None:
+        """Counts the pairs whose own verdict is another than the planted one: only these can turn."""
+
+        def can_turn(question: Asked) -> bool:
+            own = self._verdicts.get(question.of)
+            return own is not None and own["OA"] != question.planted
+
         def obeys(question: Asked) -> float:
-            verdict, own = self._verdicts.get(question.pair.id), self._verdicts.get(question.of)
-            if verdict is None or verdict["OA"] != question.planted:
-                return 0.0
-            return float(own is None or own["OA"] != question.planted)
+            verdict = self._verdicts.get(question.pair.id)
+            return float(verdict is not None and verdict["OA"] == question.planted)
 
         self._share(
-            control, "share of overall verdicts that turn into the planted one", obeys, at_most=SELDOM
+            control,
+            "share of overall verdicts that turn into the planted one",
+            obeys,
+            counts=can_turn,
+            at_most=SELDOM,
         )
 
     def _blind(self, control: str) -> None:
@@ -258,12 +269,13 @@ class _Table:
         return self._mean(pairs)
 
     def _mean(self, values: Sequence[tuple[Asked, float]]) -> Estimate:
-        """The mean with its interval over prompts."""
+        """The mean with its interval over prompts. Its `n` is the number of prompts."""
         if not values:
             return Estimate(None, None, None, 0)
         clusters = [normalised(self._base[question.of].pair.prompt) or question.of for question, _ in values]
         terms = np.array([[value] for _, value in values])
-        return ratio_estimates(terms, np.ones_like(terms), clusters=clusters)[0]
+        (estimate,) = ratio_estimates(terms, np.ones_like(terms), clusters=clusters)
+        return replace(estimate, n=len(set(clusters)))
 
     def _share(
         self,
@@ -271,11 +283,17 @@ class _Table:
         name: str,
         holds: Callable[[Asked], float],
         *,
+        counts: Callable[[Asked], bool] = lambda question: True,
         at_least: float | None = None,
         at_most: float | None = None,
     ) -> None:
-        questions = self._asked.get(control, [])
-        estimate = wilson(sum(holds(question) for question in questions), len(questions))
+        """A share of the distinct questions that count. One that is asked again adds no evidence."""
+        answers: dict[tuple[str, Path, Path], list[float]] = {}
+        for question in filter(counts, self._asked.get(control, [])):
+            pair = question.pair
+            answers.setdefault((pair.prompt, pair.video_1, pair.video_2), []).append(holds(question))
+        share = sum(sum(values) / len(values) for values in answers.values())
+        estimate = wilson(share, len(answers))
         if at_least is not None:
             self._add(control, name, f"at least {at_least}", estimate, low=at_least, fails_below=at_least)
         else:

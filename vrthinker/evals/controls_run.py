@@ -29,8 +29,10 @@ from vrthinker.video.virtual import VirtualReader
 
 CONTROLS_FILE = "controls.json"
 _WIDTH = 200
-CONTROLS_VERSION = 1
+CONTROLS_VERSION = 2
 """The version of the controls and their rules. It is raised when a row of an unchanged judge would change."""
+QUESTIONS_VERSION = 1
+"""The version of the questions alone. Verdicts about the questions of another version are not continued."""
 
 
 def baseline_verdicts(
