@@ -192,7 +192,7 @@ def test_a_table_of_more_samples_than_allowed_is_not_held(
     monkeypatch.setenv("VRTHINKER_MAX_FRAMES", "100")
     with open_clip(str(path)) as clip:
         assert len(clip.stream.index_entries) == claimed
-    with pytest.raises(VideoError, match="over 100 frames, allowed: up to 100; .*VRTHINKER_MAX_FRAMES"):
+    with pytest.raises(VideoError, match=r"over 100 frames, allowed: up to 100; .*VRTHINKER_MAX_FRAMES"):
         PyAVReader().probe(path)
     assert listed == []
 
