@@ -14,10 +14,14 @@ from published import mj_row, write_json
 from world_play import Stage
 
 from vrthinker.data.pairs import load_pairs
+from vrthinker.episode.dimensions import Confidence
+from vrthinker.episode.trajectory import dump_line
 from vrthinker.evals.baselines import Baseline, record_of_baseline, verdicts_of
-from vrthinker.evals.labelled_run import lengths_of, redundant_pairs
+from vrthinker.evals.labelled_data import LabelledData
+from vrthinker.evals.labelled_run import judged_by_model, lengths_of, redundant_pairs
 from vrthinker.evals.pixel_statistics import clip_scores
 from vrthinker.evals.protocols import Protocol, first_answer
+from vrthinker.evals.published import published
 from vrthinker.evals.retrieval import Retrieval
 from vrthinker.records.eval_items import read_items
 from vrthinker.verdict import Verdict
@@ -56,7 +60,7 @@ def test_the_oracle_is_right_in_both_orders_and_with_repeated_frames(world: Path
     lengths = lengths_of(load_pairs(pairs))
     for item in after:
         assert item.frames == tuple(2 * count for count in lengths[item.id][0])
-        assert item.video_1.endswith("-1.clip.json")
+        assert Path(item.video_1).name.startswith("redundant-")
     assert "protocol: both_orders True, redundant True" in done.out
     assert "long clips (top 10%)" in done.out
     _, first = evaluate(pairs, "always-1", tmp_path / "first", "--both-orders")
@@ -152,10 +156,18 @@ def test_scorers_prefer_what_they_measure_and_measure_each_clip_once(tmp_path: P
     assert found["summary"]["scores"]["OA"]["items"] == 3
     scores = out / "clip_scores.jsonl"
     assert len(scores.read_text().splitlines()) == 2
-    blurred.unlink()  # measured clips are not opened again, so the run can be finished without them
     scores.write_text(scores.read_text() + '{"clip": "half')
     _, again = evaluate(data, "sharpness", out)
     assert again["summary"] == found["summary"]
+    assert len(scores.read_text().splitlines()) == 3, "nothing is measured again"
+    blurred.write_bytes(virtual_clip(clip, Blur(radius=0.1)))
+    evaluate(data, "sharpness", out)
+    difference = read_items(out)[0].scores["OA"]  # type: ignore[index]
+    assert difference == pytest.approx(plain["sharpness"] - clip_scores(blurred, reader)["sharpness"])
+    clip.write_bytes(make_clip(tmp_path / "new.mp4", 24, size=(64, 96), fps=12, first_number=50).read_bytes())
+    evaluate(data, "sharpness", out)
+    measured = [json.loads(line) for line in scores.read_text().splitlines()][-2:]
+    assert [row["clip"] for row in measured] == [str(clip), str(blurred)], "the source of both is another"
     for given in (["--votes", 3], ["--both-orders"], ["--retrieval", "random"]):
         refused = vrthinker(
             *("eval", "pairs", "--pairs", data, "--model", "baseline:sharpness", "--out", out, *given)
@@ -163,7 +175,56 @@ def test_scorers_prefer_what_they_measure_and_measure_each_clip_once(tmp_path: P
         assert (refused.code, "goes with a model" in refused.line) == (2, True)
 
 
-def test_a_benchmark_from_its_own_layout_with_its_traps_and_the_published_table(tmp_path: Path) -> None:
+def test_files_of_repeated_frames_are_named_by_what_they_show(tmp_path: Path) -> None:
+    """Named by position, the file of one pair would become that of another in the same folder."""
+    first, second = (labelled_pair(n, 1) for n in range(2))
+    (before,) = redundant_pairs([first], tmp_path, 0)
+    shown = before.video_1.read_bytes()
+    (after,) = redundant_pairs([second], tmp_path, 0)
+    assert before.video_1 != after.video_1
+    assert before.video_1.read_bytes() == shown
+
+
+def test_the_first_answer_is_that_of_the_last_episode(world: Path, tmp_path: Path) -> None:
+    """An older episode of the same pair was sure at once; the one that is recorded was not."""
+    (pair, *_) = load_pairs(world / "pairs.jsonl")
+    played = (Stage(world).oracle(truth) for truth in load_truths(world))
+    episode = next(one for one in played if len(one.rounds) > 1).model_copy(update={"id": pair.id})
+    first, *others = episode.rounds
+    assert first.recommendation is not None
+
+    def stating(confidence: int) -> str:
+        said = first.recommendation.model_copy(update={"confidence": Confidence(confidence)})  # type: ignore[union-attr]
+        rounds = (first.model_copy(update={"recommendation": said}), *others)
+        return dump_line(episode.model_copy(update={"rounds": rounds}))
+
+    lines = tmp_path / "trajectories.jsonl"
+    lines.write_text("".join(stating(confidence).rstrip("\n") + "\n" for confidence in (1, 3)))
+    whole = Verdict.of(episode).record(pair.id)
+    data = LabelledData([pair], "world", {}, world / "pairs.jsonl")
+    found = judged_by_model(data, Protocol(first_answer_from="high"), [whole], lines)
+    assert found.items[0].cost.rounds == whole.rounds == len(episode.rounds) > 1
+
+
+def test_a_model_s_run_is_not_overwritten_by_another_judge(tmp_path: Path) -> None:
+    data, out = write_pairs(tmp_path / "pairs.jsonl", ten_pairs()), tmp_path / "run"
+    out.mkdir()
+    (out / "verdicts.jsonl").write_text("")
+    (out / "eval.json").write_text("the model's")
+    answers = tmp_path / "answers.jsonl"
+    answers.write_text('{"id": "p0", "verdict": 1}\n')
+    for given in (
+        ("eval", "pairs", "--pairs", data, "--model", "baseline:always-1", "--out", out),
+        ("eval", "score", answers, "--data", data, "--out", out),
+    ):
+        done = vrthinker(*given)
+        assert (done.code, "the folder of a model's run" in done.last_line) == (2, True)
+        assert (out / "eval.json").read_text() == "the model's"
+
+
+def test_a_benchmark_from_its_own_layout_with_its_traps_and_the_published_table(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     words = ["Same", "Video 1 better", "Video 1 Better", "Video 2 better", "Hard to judge"]
     rows = [mj_row(caption=f"c{n}", overall_preference=word) for n, word in enumerate(words)]
     rows += [mj_row(caption="discarded", discard=True), dict(rows[0])]
@@ -171,6 +232,9 @@ def test_a_benchmark_from_its_own_layout_with_its_traps_and_the_published_table(
     bench.mkdir()
     write_json(bench / "annotations.json", rows)
     evaluate_bench = ("eval", "mj-bench-video", "--data", bench, "--model", "baseline:always-1")
+    cut = vrthinker(*evaluate_bench, "--out", tmp_path / "cut")
+    assert (cut.code, "published" in cut.out) == (0, False), "7 rows are not the whole benchmark"
+    monkeypatch.setitem(published()["rows"], "mj-bench-video", [7, 7])
     done = vrthinker(*evaluate_bench, "--out", tmp_path / "run")
     assert done.code == 0, done.err
     found = json.loads((tmp_path / "run" / "eval.json").read_text())

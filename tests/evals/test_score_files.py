@@ -156,6 +156,16 @@ def test_the_threshold_of_ties_does_not_touch_the_accuracy_without_ties(tmp_path
     assert found["oa/diff"]["value"] == 1.0
 
 
+def test_the_threshold_of_a_caption_comes_from_other_captions(tmp_path: Path) -> None:
+    """Captions that differ in case or blanks are one: neither half may know them. All of one are one half."""
+    prompts = ["A boat", "a boat", " a  boat", "A BOAT"]
+    pairs = [labelled_pair(n, n % 3, prompt=prompts[n % 4]) for n in range(24)]
+    rows = [{"id": pair.id, "score_1": (0.1, 1.0, -1.0)[n % 3], "score_2": 0} for n, pair in enumerate(pairs)]
+    found = summary_of(tmp_path, pairs, rows)["scores"]["OA"]
+    assert found["accuracy_of_the_scored"] == 1.0
+    assert found["accuracy_of_the_scored_cross_fitted"] == pytest.approx(2 / 3), "by a threshold of 0"
+
+
 def test_own_results_contradictions_and_stated_confidence(tmp_path: Path) -> None:
     pairs = [labelled_pair(n, 1, TA=1, VQ=1, MQ=1) for n in range(4)]
     rows = [

@@ -7,6 +7,7 @@ import re
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 import pytest
 from known_judges import labelled_pair
@@ -14,6 +15,7 @@ from known_judges import labelled_pair
 from vrthinker.errors import InputError
 from vrthinker.evals.summary import summarise
 from vrthinker.records.eval_items import EvalItem, ItemCost, ItemStatus
+from vrthinker.report.eval_page import page
 from vrthinker.report.eval_page.charts import bar, spelled
 from vrthinker.report.eval_page.errors import episodes_of, surest_errors
 from vrthinker.report.eval_page.page import write_eval_page
@@ -111,7 +113,7 @@ def test_a_page_shows_every_table_and_nothing_in_it_can_run(tmp_path: Path) -> N
     for words in (
         "<script>alert(1)</script>",  # as text
         "16 items",
-        "protocol 1, both_orders True",
+        "protocol 2, both_orders True",
         "15 judged, 1 unparsed, 0 failed, 0 missing",
         "left out: 3",
         "always tie",
@@ -126,6 +128,22 @@ def test_a_page_shows_every_table_and_nothing_in_it_can_run(tmp_path: Path) -> N
     errors = found.text.partition("The surest errors")[2]
     ids = re.findall(r"\bp1[0-9]\b", errors)
     assert ids == ["p13", "p12", "p14"], "high before middle before not said"
+
+
+def test_evidence_is_found_if_the_page_s_name_has_signs_of_addresses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(page, "episodes_of", lambda path, ids: dict.fromkeys(ids))
+    monkeypatch.setattr(page, "write_page", lambda path, episode, reader: path.write_text("evidence"))
+    lines = tmp_path / "trajectories.jsonl"
+    out = write_eval_page(tmp_path / "run #1?100%.html", ITEMS, about_of(ITEMS), trajectories=lines)
+    found = Elements()
+    found.feed(out.read_text("utf-8"))
+    assert len(found.addresses) > 1
+    for address in found.addresses:
+        parts = urlsplit(address)
+        assert (parts.query, parts.fragment) == ("", "")
+        assert (tmp_path / unquote(parts.path)).is_file()
 
 
 def test_errors_are_those_of_verdicts_and_scores_by_sureness() -> None:
@@ -157,6 +175,10 @@ def test_files_that_are_no_run_are_refused_and_other_files_are_kept(tmp_path: Pa
     for broken in ({}, {"summary": {}}, {"summary": {**about_of(ITEMS)["summary"], "measures": 3}}):
         with pytest.raises(InputError, match=r"eval\.json is not what"):
             write_eval_page(tmp_path / "page.html", ITEMS, broken)
+    without = {**about_of(ITEMS)["summary"]}
+    del without["protocol_version"]  # the template asks for it
+    with pytest.raises(InputError, match=r"eval\.json is not what"):
+        write_eval_page(tmp_path / "page.html", ITEMS, {**about_of(ITEMS), "summary": without})
     lines = tmp_path / "trajectories.jsonl"
     lines.write_bytes(b'{"schema_version":1,"id":"p1"}\n{"schema_version":1,"id":"p1\n\x00\n')
     assert episodes_of(lines, {"p1"}) == {}

@@ -38,13 +38,15 @@ class EvalScoreCommand:
         """Scores and prints."""
         from vrthinker.evals.items import item_of_answer
         from vrthinker.evals.labelled_data import load_labelled
-        from vrthinker.evals.run_files import write_run
+        from vrthinker.evals.run_files import check_no_model_run, write_run
         from vrthinker.evals.summary import summarise
         from vrthinker.evals.summary_table import print_summary
         from vrthinker.evals.verdict_files import read_answers
 
         if self.out is not None and self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
+        if self.out is not None:
+            check_no_model_run(self.out)
         answers = read_answers(self.verdicts)
         data = load_labelled(self.data)
         items = [item_of_answer(p, answers.get(p.id), data.tie_kinds.get(p.id)) for p in data.pairs]

@@ -92,7 +92,7 @@ class _JudgeOptions:
         from vrthinker.evals.baselines import SCORERS, baseline_of
         from vrthinker.evals.labelled_run import lengths_of, redundant_pairs
         from vrthinker.evals.pairs import EVAL_FILE
-        from vrthinker.evals.run_files import read_run, write_run
+        from vrthinker.evals.run_files import check_no_model_run, read_run, write_run
         from vrthinker.evals.summary import summarise
         from vrthinker.records.eval_items import ItemStatus
 
@@ -100,6 +100,7 @@ class _JudgeOptions:
         protocol, baseline = self._protocol(), baseline_of(self.model)
         if baseline is not None:
             self._check_baseline(scores=baseline in SCORERS)
+            check_no_model_run(self.out)
         source = self._source()
         configuration = None if baseline is not None else source.configuration()
         data = self._data()

@@ -18,6 +18,7 @@ from vrthinker.data.importing import FORMATS, PAIRS_FILE, REPORT_FILE, import_pa
 from vrthinker.data.pairs import Pair, load_pairs
 from vrthinker.errors import InputError, unwritable
 from vrthinker.evals.pairs import labelled
+from vrthinker.evals.published import is_whole
 from vrthinker.records.files import replace_file
 
 BENCHMARKS: Mapping[str, Format] = {
@@ -37,7 +38,7 @@ class LabelledData:
         name: The name of the file or the benchmark, for tables.
         left_out: Reason -> how many rows or pairs are not in the denominator because of it.
         tie_kinds: The id of a tie -> its kind, where a set has several.
-        benchmark: The benchmark, if the pairs are a whole public one.
+        benchmark: The benchmark, if the pairs come from the whole annotation file of a public one.
         source: The pairs file.
     """
 
@@ -114,7 +115,8 @@ def load_benchmark(
     replace_file(out / REPORT_FILE, report_json(imported.report))
     replace_file(out / PAIRS_FILE, imported.lines)
     read = load_labelled(out, limit=limit, seed=seed)
-    return replace(read, name=name, benchmark=name)
+    whole = is_whole(name, imported.report["rows"])
+    return replace(read, name=name, benchmark=name if whole else None)
 
 
 def _annotations_in(data: Path, form: Format) -> Path:

@@ -1,12 +1,14 @@
 """A run over labelled pairs: every pair is judged as the protocol says, and the run's folder tells all of it.
 
 Invariant: a run that was stopped goes on where it was. What a model said is in `verdicts.jsonl`, and what a
-scorer measured in `clip_scores.jsonl`; neither is asked for twice. Judges that answer at once (one answer to
-everything, a coin) are simply asked again.
+scorer measured in `clip_scores.jsonl`; neither is asked for twice. A score is used again only for a clip
+with the same content, and a virtual clip's file is named by its own content. Judges that answer at once (one
+answer to everything, a coin) are simply asked again.
 """
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -39,11 +41,13 @@ from vrthinker.judge_file import judge_file
 from vrthinker.records.eval_items import EvalItem, ItemStatus
 from vrthinker.records.files import append_line, replace_file
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
+from vrthinker.video.content import clip_content
 from vrthinker.video.open import open_reader
-from vrthinker.video.virtual import ENDING, Redundant, VirtualReader, virtual_clip
+from vrthinker.video.virtual import ENDING, Redundant, VirtualReader, is_virtual, source_of, virtual_clip
 
 CLIPS_FOLDER, SCORES_FILE = "clips", "clip_scores.jsonl"
 _MAX_LINE_BYTES = 1 << 16
+_DIGITS = 24
 Lengths = Mapping[str, tuple[tuple[int, int], tuple[float, float]]]
 
 
@@ -77,11 +81,12 @@ def redundant_pairs(pairs: Sequence[Pair], out: Path, seed: int) -> list[Pair]:
     except OSError as error:
         raise unwritable(folder, error, "name another", failed="the folder cannot be made") from None
     made = []
-    for number, pair in enumerate(pairs, start=1):
+    for pair in pairs:
         paths = {}
         for name in ("video_1", "video_2"):
-            paths[name] = folder / f"{number:06d}-{name[-1]}{ENDING}"
             content = virtual_clip(getattr(pair, name), Redundant(seed=seed))
+            digest = hashlib.sha256(content).hexdigest()[:_DIGITS]
+            paths[name] = folder / f"redundant-{digest}{ENDING}"
             if not paths[name].is_file() or paths[name].read_bytes() != content:
                 replace_file(paths[name], content)
         made.append(pair.model_copy(update=paths))
@@ -166,10 +171,11 @@ def judged_by_model(
         InputError: The file of episodes is needed and cannot be read.
     """
     by_id = {record.id: record for record in records}
+    whole = dict(by_id)  # an id may have several episodes; the last one counts, as it was recorded
     if protocol.needs_trajectories and trajectories.is_file():
         for trajectory in load_trajectories(trajectories):
             if trajectory.id in by_id:
-                by_id[trajectory.id] = first_answer(by_id[trajectory.id], trajectory, protocol)
+                by_id[trajectory.id] = first_answer(whole[trajectory.id], trajectory, protocol)
     items, one_each = [], []
     for pair in data.pairs:
         items.append(
@@ -211,6 +217,8 @@ def judged_by_scorer(
 ) -> Judged:
     """The items of a baseline that gives scores. Each clip is decoded once, also after a run was stopped.
 
+    A clip whose content is another than the one that was measured is measured again.
+
     Args:
         baseline: The baseline.
         data: The pairs.
@@ -225,11 +233,16 @@ def judged_by_scorer(
     known = _read_scores(path)
     clips = list(dict.fromkeys(str(clip) for pair in data.pairs for clip in (pair.video_1, pair.video_2)))
     reader, failures = VirtualReader(open_reader()), {}
+    scores: dict[str, dict[str, float]] = {}
     for number, clip in enumerate(clips, start=1):
-        if clip not in known:
+        content = _content(clip)
+        if content is not None and (clip, content) in known:
+            scores[clip] = known[clip, content]
+        else:
             try:
-                known[clip] = clip_scores(clip, reader)
-                append_line(path, json.dumps({"clip": clip, **known[clip]}) + "\n", unfinished="cut")
+                scores[clip] = clip_scores(clip, reader)
+                row = {"clip": clip, "content": content, **scores[clip]}
+                append_line(path, json.dumps(row) + "\n", unfinished="cut")
             except VideoError as error:
                 failures[clip] = str(error)
             except OSError as error:
@@ -242,7 +255,7 @@ def judged_by_scorer(
         if broken:
             answer = Answer(status=ItemStatus.FAILED, reason=f"video_error: {broken[0]}")
         else:
-            first, second = (known[clip][baseline.value] for clip in both)
+            first, second = (scores[clip][baseline.value] for clip in both)
             answer = Answer(scores=dict.fromkeys(("TA", "VQ", "MQ", "OA"), first - second))
         item = item_of_answer(pair, answer, data.tie_kinds.get(pair.id))
         items.append(item.model_copy(update=_length(lengths, pair)))
@@ -272,9 +285,24 @@ def _length(lengths: Lengths | None, pair: Pair) -> dict[str, Any]:
     return {"frames": frames, "seconds": seconds}
 
 
-def _read_scores(path: Path) -> dict[str, dict[str, float]]:
-    """The scores that an earlier run wrote. An unfinished last line is measured again."""
-    known: dict[str, dict[str, float]] = {}
+def _content(clip: str) -> str | None:
+    """The digest of a clip's content, of a virtual one also of its source's; None if it cannot be read."""
+    parts = [clip_content(clip)]
+    if is_virtual(clip):
+        try:
+            parts.append(clip_content(source_of(clip)))
+        except VideoError:
+            return None
+    digests = [part.sha256 for part in parts if part is not None]
+    return "+".join(digests) if len(digests) == len(parts) else None
+
+
+def _read_scores(path: Path) -> dict[tuple[str, str], dict[str, float]]:
+    """(clip, digest of its content) -> the scores that an earlier run wrote.
+
+    An unfinished last line, and a line that does not say which content it is about, are measured again.
+    """
+    known: dict[tuple[str, str], dict[str, float]] = {}
     if not path.is_file():
         return known
     for number, line in read_lines(path, _MAX_LINE_BYTES):
@@ -282,10 +310,12 @@ def _read_scores(path: Path) -> dict[str, dict[str, float]]:
             break
         row = parse_json(line, f"{path}: line {number}")
         try:
-            clip = str(row.pop("clip"))
-            known[clip] = {str(name): float(value) for name, value in row.items()}
+            clip, content = str(row.pop("clip")), row.pop("content", None)
+            scores = {str(name): float(value) for name, value in row.items()}
         except (AttributeError, KeyError, TypeError, ValueError):
             raise InputError(
                 f"{path}: line {number} holds no scores; remove the file and run again"
             ) from None
+        if isinstance(content, str):
+            known[clip, content] = scores
     return known

@@ -22,9 +22,24 @@ _FILE = Path(__file__).with_name("published.json")
 
 @cache
 def published() -> Mapping[str, Any]:
-    """The content of the file: `source`, and `tables`: benchmark -> subset -> model -> [tau, diff]."""
+    """The content of the file.
+
+    `source`; `rows`: benchmark -> [least, most] rows of its whole annotation file, which differ where only a
+    rounded number is published; and `tables`: benchmark -> subset -> model -> [tau, diff].
+    """
     content: Mapping[str, Any] = read_json(_FILE)
     return content
+
+
+def is_whole(benchmark: str, rows: int) -> bool:
+    """Whether an annotation file with this number of rows can be the whole benchmark.
+
+    Args:
+        benchmark: Its name.
+        rows: The rows of the annotation file, also those that give no pair.
+    """
+    least, most = published()["rows"].get(benchmark, (0, -1))
+    return bool(least <= rows <= most)
 
 
 def print_published(benchmark: object) -> None:

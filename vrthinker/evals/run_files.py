@@ -13,13 +13,26 @@ from typing import Any
 
 from vrthinker.bounded_files import read_json
 from vrthinker.errors import InputError, unwritable
-from vrthinker.evals.pairs import EVAL_FILE
+from vrthinker.evals.pairs import EVAL_FILE, VERDICTS_FILE
 from vrthinker.records.eval_items import EvalItem, read_items, write_items
 from vrthinker.records.files import replace_file
 from vrthinker.records.provenance import provenance
 
 MAX_EVAL_BYTES = 1 << 28
 SCHEMA_VERSION = 2
+
+
+def check_no_model_run(out: Path) -> None:
+    """Refuses a folder with a model's verdicts, whose tables another judge would overwrite.
+
+    Raises:
+        InputError: The folder has such verdicts.
+    """
+    if (out / VERDICTS_FILE).exists():
+        raise InputError(
+            f"--out: {out}: got the folder of a model's run (it has {VERDICTS_FILE}), allowed: a folder "
+            "without one, so that the run's tables stay; give another"
+        )
 
 
 def write_run(

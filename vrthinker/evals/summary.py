@@ -20,6 +20,7 @@ from typing import Any
 
 import numpy as np
 
+from vrthinker.data.splits import normalised
 from vrthinker.episode.dimensions import Dimension
 from vrthinker.evals.calibration import STATED, calibration
 from vrthinker.evals.contradictions import Contradiction, contradiction
@@ -29,7 +30,7 @@ from vrthinker.evals.metrics import MEASURES, Measure, ScoredPair, accuracy, as_
 from vrthinker.evals.scores import best_tie_threshold, cross_fitted, kendall_tau_b, signed, spearman
 from vrthinker.records.eval_items import EvalItem, ItemStatus
 
-PROTOCOL_VERSION = 1
+PROTOCOL_VERSION = 2
 ALL = "all"
 LONG, COMPLEX, RESIDUAL = "long clips (top 10%)", "long prompts (top 10%)", "residual"
 _SUBSET_SHARE = 0.1
@@ -237,7 +238,7 @@ def _scores(items: Sequence[EvalItem]) -> dict[str, Any]:
         differences = np.array([(item.scores or {})[code] for item in scored])
         labels = np.array([item.labels[code] for item in scored])
         best = best_tie_threshold(differences, labels)
-        fitted = cross_fitted(differences, labels, [item.prompt for item in scored])
+        fitted = cross_fitted(differences, labels, [normalised(item.prompt) or item.id for item in scored])
         found[code] = {
             "items": len(scored),
             "tie_threshold": best.threshold,

@@ -306,6 +306,15 @@ def _read(path: VideoPath) -> tuple[str, _Edit]:
     return source, clip.edit
 
 
+def source_of(path: VideoPath) -> str:
+    """The path of the source of a virtual clip.
+
+    Raises:
+        VideoError: The clip cannot be used.
+    """
+    return _read(path)[0]
+
+
 def source_places(path: VideoPath, reader: VideoReader) -> tuple[str, list[int]]:
     """The source of a virtual clip, and the source's frame index of every frame of it.
 

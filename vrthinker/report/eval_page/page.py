@@ -11,8 +11,9 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
+from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
 from markupsafe import Markup
 
 from vrthinker._version import __version__
@@ -96,14 +97,14 @@ def write_eval_page(
             path = folder / f"{number:03d}.html"
             try:
                 write_page(path, episodes[item.id], reader=VirtualReader(open_reader()))
-                href = f"{folder.name}/{path.name}"
+                href = quote(f"{folder.name}/{path.name}")
             except InputError:
                 pass  # the record is inconsistent; the row is shown without its evidence
         rows.append(_error_row(item, href, threshold))
         on_episode(number, len(wrong))
     try:
         page = render_eval_page(about, rows, controls=controls)
-    except (KeyError, TypeError, ValueError, AttributeError) as error:
+    except (KeyError, TypeError, ValueError, AttributeError, UndefinedError) as error:
         if isinstance(error, VRThinkerError):
             raise
         raise InputError(f"{out}: the run's eval.json is not what `vrthinker eval` writes") from None
