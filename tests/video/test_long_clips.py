@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import random
 import signal
+import sys
 import threading
 from dataclasses import replace
 from fractions import Fraction
@@ -413,6 +414,29 @@ def test_an_index_is_made_once_and_the_memory_is_bounded(tmp_path: Path) -> None
         cache.get("third", lambda: 1 / 0)  # type: ignore[arg-type,return-value]
     assert cache.get("third", lambda: first) is first
     assert first.keyframe_before(0) == Keyframe(0)
+
+
+def test_the_memory_of_indexes_counts_keyframes(tmp_path: Path) -> None:
+    """An index whose frames are all keyframes takes several times as much."""
+    path = make_clip(tmp_path / "a.mp4", 12, codec="mjpeg")
+    build_index(str(path), tolerate_truncation=False)
+    index = build_index(str(path), tolerate_truncation=False)
+    assert len(index.keyframes) == 12
+    cache = IndexCache(max_frames=50)
+    cache.get("a", lambda: index)
+    cache.get("b", lambda: index)
+    assert len(cache) == 1, "two times 12 frames, and 12 keyframes that count as 3 frames each"
+    sized = [index.ticks, index.info.pts_seconds, index.keyframes]
+    each = [n for some in sized if some for n in (*some, *(p for k in index.keyframes for p in flat(k)))]
+    held = {id(one): sys.getsizeof(one) for one in each}
+    n_bytes = sum(held.values()) + 8 * 3 * 12
+    assert n_bytes <= cache._weight(index) * 80
+    assert not hasattr(index.keyframes[0], "__dict__")
+
+
+def flat(keyframe: Keyframe) -> list[object]:
+    """What a keyframe holds."""
+    return [keyframe.frame_index, keyframe.pts, keyframe.dts, keyframe.place, *(keyframe.place or ())]
 
 
 @pytest.mark.multi_process

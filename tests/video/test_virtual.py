@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import errno
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 from clips import make_clip
+from full_disk import full_at
 
 from vrthinker.errors import VideoError
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import VideoReader
+from vrthinker.video.reencode import write_reencoded
 from vrthinker.video.virtual import (
     ENDING,
     Blank,
@@ -21,6 +25,7 @@ from vrthinker.video.virtual import (
     Redundant,
     Reversed,
     VirtualReader,
+    source_places,
     virtual_clip,
 )
 
@@ -146,3 +151,41 @@ def test_what_is_no_virtual_clip_is_refused(source: Path, reader: VirtualReader,
     gone = virtual(tmp_path, tmp_path / "gone.mp4", Reversed(), "gone")
     with pytest.raises(VideoError):
         reader.probe(gone)
+
+
+def test_a_source_that_changed_is_refused(tmp_path: Path, reader: VirtualReader) -> None:
+    source = make_clip(tmp_path / "clip.mp4", 6, size=(48, 80))
+    path = virtual(tmp_path, source, Reversed())
+    assert reader.probe(path).n_frames == 6
+    before = source.read_bytes()
+    make_clip(source, 6, size=(48, 80), first_number=100)
+    for read in (
+        reader.probe,
+        lambda clip: reader.frames_at(clip, [0]),
+        lambda clip: source_places(clip, reader),
+    ):
+        with pytest.raises(VideoError, match=r"v\.clip\.json: its source changed: .*clip\.mp4 .*put it back"):
+            read(path)
+    source.write_bytes(before)  # a new time, and the same content
+    assert len(reader.frames_at(path, [0])) == 1
+    source.write_bytes(before[:-1] + b"?")
+    with pytest.raises(VideoError, match="its source changed"):
+        reader.probe(path)
+    virtual(tmp_path, make_clip(source, 4, size=(48, 80)), Reversed())
+    assert reader.probe(path).n_frames == 4
+
+
+def test_a_file_without_its_sources_content_is_read_unchecked(source: Path, tmp_path: Path) -> None:
+    """Older files have none."""
+    value = json.loads(virtual_clip(source, Reversed()))
+    del value["source_bytes"], value["source_sha256"]
+    path = tmp_path / f"old{ENDING}"
+    path.write_text(json.dumps(value))
+    assert VirtualReader(open_reader()).probe(path).n_frames == N_FRAMES
+
+
+def test_a_copy_that_does_not_fit_on_the_disk_is_no_fault_of_the_clip(source: Path, tmp_path: Path) -> None:
+    with full_at(1000), pytest.raises(OSError, match=r"File too large|No space left") as caught:
+        write_reencoded(source, tmp_path / "copy.mp4", open_reader())
+    assert caught.value.errno in (errno.ENOSPC, errno.EFBIG)
+    assert list(tmp_path.iterdir()) == []

@@ -51,6 +51,8 @@ def write_reencoded(source: Path, out: Path, reader: VideoReader) -> None:
             container.mux(stream.encode())
         spare.replace(out)
     except av.FFmpegError as error:
+        if isinstance(error, OSError):  # of the copy: the reader turns those of the clip into VideoErrors
+            raise
         raise VideoError(source, f"cannot be encoded again ({error.strerror})") from None
     finally:
         with contextlib.suppress(OSError):

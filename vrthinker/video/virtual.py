@@ -1,13 +1,16 @@
 """Virtual clips: small files that say which clip is meant and how it is changed, for evaluations.
 
-`name.clip.json` holds `{"vrthinker_clip": 1, "source": PATH, "edit": {"kind": ..., ...}}`. A `VirtualReader`
+`name.clip.json` holds `{"vrthinker_clip": 1, "source": PATH, "source_bytes": N, "source_sha256": DIGEST,
+"edit": {"kind": ..., ...}}`, with the size and the digest of `content.py`. A `VirtualReader`
 reads such a file as a clip: it decodes the frames of the source that are asked for and changes them on the
 way, so that no clip is encoded again and no change is lost in an encoder. The source's path may be relative
 to the folder of the file.
 
 Invariants:
 
-- A virtual clip is a function of its file and its source: frame i has the same pixels whenever it is read.
+- A virtual clip is a function of its file: frame i has the same pixels whenever it is read. A source that is
+  no longer what it was when the file was written is refused. (Older files, and those whose source could not
+  be read then, do not have its size and digest, and are not checked.)
 - Every other reader refuses the file, because it is no video. So records that were made with changed frames
   cannot be taken for records of the source itself.
 - The source is a real clip. A virtual clip of a virtual clip is refused.
@@ -29,6 +32,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from vrthinker.bounded_files import read_json
 from vrthinker.errors import InputError, VideoError, first_problem
+from vrthinker.video.content import clip_content
 from vrthinker.video.frames import Frames
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, checked_indices
 
@@ -197,12 +201,17 @@ class VirtualClip(BaseModel):
 
     vrthinker_clip: Literal[1] = 1
     source: str = Field(min_length=1, max_length=4096)
+    source_bytes: int | None = Field(None, ge=0)
+    source_sha256: str | None = Field(None, pattern="^[0-9a-f]{64}$")
     edit: Edit
 
 
 def virtual_clip(source: Path, edit: _Edit) -> bytes:
-    """The content of the file of a virtual clip, with the absolute path of its source."""
-    value = {"vrthinker_clip": 1, "source": os.path.abspath(source), "edit": edit.model_dump(mode="json")}
+    """The content of the file of a virtual clip, with its source's absolute path, size and digest."""
+    value: dict[str, Any] = {"vrthinker_clip": 1, "source": os.path.abspath(source)}
+    if (content := clip_content(source)) is not None:
+        value |= {"source_bytes": content.size_bytes, "source_sha256": content.sha256}
+    value["edit"] = edit.model_dump(mode="json")
     return (json.dumps(value, indent=1) + "\n").encode("utf-8", "surrogateescape")
 
 
@@ -303,6 +312,17 @@ def _read(path: VideoPath) -> tuple[str, _Edit]:
     source = os.path.join(os.path.dirname(os.path.abspath(path)), clip.source)
     if is_virtual(source):
         raise VideoError(path, f"source: got {source}, a virtual clip, allowed: a real clip")
+    # The file is hashed once for each state (time and size), so this costs a look at its state.
+    content = clip_content(source) if clip.source_sha256 is not None else None
+    if content is not None and (content.size_bytes, content.sha256) != (
+        clip.source_bytes,
+        clip.source_sha256,
+    ):
+        raise VideoError(
+            path,
+            f"its source changed: {source} is another file than when this one was written; put it back, or "
+            "evaluate again in a new folder",
+        )
     return source, clip.edit
 
 

@@ -32,7 +32,7 @@ _NEVER_REORDERED = frozenset({"vp8", "vp9", "mjpeg"})
 """Codecs whose frames are shown in the order of their packets: an earlier time after a later one is wrong."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Keyframe:
     """A place where decoding may start.
 

@@ -17,7 +17,9 @@ from vrthinker.video.pyav.index import ClipIndex
 
 _MAX_INDEXES = 256
 _MAX_FRAMES = 2_000_000
-"""The frames of all indexes together, at some 80 bytes each."""
+"""The frames of all indexes together, at some 80 bytes each. A keyframe counts as more of them."""
+_KEYFRAME_FRAMES = 3
+"""The frames that take as much as a keyframe does beside its own frame."""
 
 
 class IndexCache:
@@ -55,26 +57,31 @@ class IndexCache:
                 with self._lock:
                     self.misses += 1
                     if (replaced := self._indexes.pop(key, None)) is not None:
-                        self._n_frames -= replaced.info.n_frames
+                        self._n_frames -= self._weight(replaced)
                     self._indexes[key] = index
-                    self._n_frames += index.info.n_frames
+                    self._n_frames += self._weight(index)
                     self._drop_oldest()
                 return index
             finally:
                 with self._lock:
                     self._making.pop(key, None)
 
+    @staticmethod
+    def _weight(index: ClipIndex) -> int:
+        """What an index takes, in frames."""
+        return index.info.n_frames + _KEYFRAME_FRAMES * len(index.keyframes)
+
     def _begin_in_child(self) -> None:
         """Forgets the locks of threads that a forked process does not have, and what they left half done."""
         self._lock, self._making = threading.Lock(), {}
-        self._n_frames = sum(index.info.n_frames for index in self._indexes.values())
+        self._n_frames = sum(map(self._weight, self._indexes.values()))
 
     def _drop_oldest(self) -> None:
         while len(self._indexes) > self.max_indexes or (
             self._n_frames > self.max_frames and len(self._indexes) > 1
         ):
             _, dropped = self._indexes.popitem(last=False)
-            self._n_frames -= dropped.info.n_frames
+            self._n_frames -= self._weight(dropped)
 
 
 _CACHES: weakref.WeakSet[IndexCache] = weakref.WeakSet()
