@@ -271,8 +271,8 @@ def test_tuples_are_pairs_and_every_pair_comes_with_its_verdict(
             assert labels(verdict) == labels_of(number)
         assert judged["5"].verdict is None
         assert "none.mp4" in str(judged["5"].error)
-        with pytest.raises(InputError, match="got 2 values"):
-            list(judge.judge_pairs([("a dog", clips[0])]))  # type: ignore[list-item]
+        (refused,) = judge.judge_pairs([("a dog", clips[0])])  # type: ignore[list-item]
+        assert "got 2 values" in str(refused.error)
 
 
 def test_a_clips_memory_is_free_as_soon_as_its_verdict_is_there() -> None:

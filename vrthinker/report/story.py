@@ -64,7 +64,7 @@ def told_story(
 
     Args:
         trajectory: The record; that of the first episode, if both orders of the clips were judged.
-        findings: As for `story`.
+        findings: What each round found, as `story` takes it.
         both: What both orders say together, if both were judged. Then the story says which order it tells of.
     """
     told = story(trajectory, findings)
