@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from vrthinker.engine.hf.context import Context
 from vrthinker.engine.hf.frontend import load_frontend
 from vrthinker.engine.hf.markup import Markup
 from vrthinker.engine.hf.tiny import make_tiny
+from vrthinker.engine.sessions import SessionTable
+from vrthinker.engine.vllm.engine import VLLMEngine
 from vrthinker.engine.vllm.generation import Generation, bans_of, round_seed, sampling_fields
 from vrthinker.engine.vllm.library import installed_version
+from vrthinker.engine.vllm.local import LocalTransport
 from vrthinker.engine.vllm.pictures import Pictures
 from vrthinker.engine.vllm.replies import read_tokens
 from vrthinker.engine.vllm.served import generate_url
@@ -225,6 +229,32 @@ def test_without_vllm_a_line_says_how_to_get_it() -> None:
         InputError, match=r"engine: got vllm, but vLLM is not installed; make vllm-env .*--engine hf"
     ):
         Judge.from_pretrained("nano", engine="vllm")
+
+
+def test_an_update_that_fails_half_way_ends_the_engine() -> None:
+    """Some weights may be new and some old, and the caches of either."""
+
+    def fail(pairs: object, policy_version: int) -> None:
+        raise EngineError("vllm:q: no room")
+
+    engine = VLLMEngine.__new__(VLLMEngine)
+    engine._gone, engine._policy_version, engine._name = None, 3, "vllm:q"
+    engine._sessions = SessionTable(2, name="vllm:q")
+    engine._weights = SimpleNamespace(checked=lambda tensors: [])  # type: ignore[assignment]
+    engine._transport = SimpleNamespace(update_weights=fail)  # type: ignore[assignment]
+    with pytest.raises(EngineError, match="no room"):
+        engine.update_weights({}, 4)
+    assert engine.policy_version == 3
+    with pytest.raises(EngineError, match=r"no room; .* two policies: make a new engine"):
+        engine.open([Message("user", (TextSegment("hello"),))])
+
+
+def test_vllm_that_sleeps_takes_no_request() -> None:
+    transport = LocalTransport.__new__(LocalTransport)
+    transport._asleep = True
+    transport._frontend = SimpleNamespace(folder=Path("q"))  # type: ignore[assignment]
+    with pytest.raises(EngineError, match=r"vllm:q: asleep, .*call update_weights first"):
+        transport.submit(Generation("1", [1], (), 5, 0.7, 1.0, 11))
 
 
 def test_a_text_only_context_has_no_pictures(folder: Path) -> None:

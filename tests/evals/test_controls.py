@@ -8,10 +8,12 @@ from pathlib import Path
 
 import pytest
 from cli_run import vrthinker
-from clips import make_clip
+from clips import make_clip, read_number
+from full_disk import full_at
 from known_judges import CODES, labelled_pair, write_pairs
 
 from vrthinker.data.pairs import Pair
+from vrthinker.errors import MachineError
 from vrthinker.evals.baselines import Baseline
 from vrthinker.evals.control_rules import Passed, Row, control_rows, wilson
 from vrthinker.evals.controls import BASE, DAMAGES, Asked, Controls, make_controls
@@ -325,3 +327,30 @@ def test_every_question_can_be_read(controls: Controls) -> None:
         for path in (pair.video_1, pair.video_2):
             n_frames = reader.probe(path).n_frames
             assert len(reader.frames_at(path, [0, n_frames - 1])) == 2, name
+
+
+def test_clips_that_changed_are_made_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    sources = [make_clip(tmp_path / f"{n}.mp4", 2, size=(32, 32), first_number=9 * n) for n in range(2)]
+    pairs = [labelled_pair(n, 1, video_1=sources[n], video_2=sources[n], prompt=str(n)) for n in range(2)]
+    names = ("a clip against a re-encoded copy", "blur, strength 1")
+
+    def made() -> dict[str, Path]:
+        asked = make_controls(pairs, tmp_path / "run").asked
+        return {
+            name: next(q.pair.video_1 if q.worse == 1 else q.pair.video_2 for q in asked[name])
+            for name in names
+        }
+
+    first = made()
+    assert made() == first
+    make_clip(sources[0], 2, size=(32, 32), first_number=50)
+    second = made()
+    for name in names:
+        assert second[name] != first[name]
+        assert read_number(VirtualReader(open_reader()).frames_at(second[name], [0]).numpy()[0]) == 50
+
+
+def test_a_full_disk_stops_the_making_of_controls(clips: list[Path], tmp_path: Path) -> None:
+    pairs = [labelled_pair(n, 1, video_1=clips[n], video_2=clips[2]) for n in range(2)]
+    with full_at(1000), pytest.raises(MachineError, match=r"copy-.*\.mp4: cannot be written"):
+        make_controls(pairs, tmp_path / "run")

@@ -21,6 +21,7 @@ from vrthinker.data.splits import normalised
 from vrthinker.errors import InputError, VideoError, unwritable
 from vrthinker.evals.protocols import SWAPPED, swapped_presentation
 from vrthinker.records.files import replace_file
+from vrthinker.video.content import clip_content
 from vrthinker.video.open import open_reader
 from vrthinker.video.reencode import write_reencoded
 from vrthinker.video.virtual import (
@@ -226,8 +227,11 @@ class _Maker:
         return path
 
     def _copy(self, pair: Pair) -> Path:
-        """The re-encoded copy of a clip, which is made once for all pairs."""
-        digest = hashlib.sha256(os.fsencode(os.path.abspath(pair.video_1))).hexdigest()[:_DIGITS]
+        """The re-encoded copy of a clip, which is made once for all pairs, and again if the clip changes."""
+        content = clip_content(pair.video_1)
+        state = "" if content is None else content.sha256
+        name = os.fsencode(os.path.abspath(pair.video_1))
+        digest = hashlib.sha256(name + b"\0" + state.encode()).hexdigest()[:_DIGITS]
         path = self._folder / f"copy-{digest}.mp4"
         if not path.is_file():
             try:

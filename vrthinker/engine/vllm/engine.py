@@ -343,14 +343,19 @@ class VLLMEngine(Engine):
 
         Raises:
             EngineError: Sessions are open, the engine is shut down, a name is unknown or missing, a shape
-                differs, or vLLM is gone or on a server that cannot reload.
+                differs, or vLLM is gone or on a server that cannot reload. If vLLM fails at it, weights and
+                caches may be of two policies, and the engine writes no more rounds.
         """
         self._sessions.check_update_weights()
         self._check_there()
         if self._weights is None:
             self._weights = WholeWeights(self._config)
         pairs = self._weights.checked(named_tensors)
-        self._transport.update_weights(pairs, policy_version)
+        try:
+            self._transport.update_weights(pairs, policy_version)
+        except EngineError as error:
+            self._gone = f"{error}; its weights may be of two policies: make a new engine"
+            raise
         self._policy_version = policy_version
 
     def shutdown(self) -> None:

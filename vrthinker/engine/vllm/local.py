@@ -106,8 +106,12 @@ class LocalTransport(Transport):
         """Queues a request.
 
         Raises:
-            EngineError: vLLM is gone, or refuses the request.
+            EngineError: vLLM is gone, asleep, or refuses the request.
         """
+        if self._asleep:
+            raise EngineError(
+                f"vllm:{self._frontend.folder.name}: asleep, without weights; call update_weights first"
+            )
         from vllm.inputs.engine import mm_input, tokens_input
         from vllm.sampling_params import RequestOutputKind, SamplingParams
 
