@@ -93,7 +93,7 @@ class Browser:
         )
         self.events.clear()
         self.call("Page.navigate", url=page.as_uri())
-        while not any(event["method"] == "Page.loadEventFired" for event in self.events):
+        while not any(event.get("method") == "Page.loadEventFired" for event in self.events):
             self.events.append(self._receive())
 
     def evaluate(self, script: str) -> Any:
@@ -108,13 +108,13 @@ class Browser:
         return [
             json.dumps(event["params"])
             for event in self.events
-            if event["method"] in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+            if event.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
         ]
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for, without its own data."""
         asked = [
-            e["params"]["request"]["url"] for e in self.events if e["method"] == "Network.requestWillBeSent"
+            e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"
         ]
         return [url for url in asked if not url.startswith("data:")]
 

@@ -776,6 +776,7 @@ ONE_CLOCK = """
 """
 
 
+@pytest.mark.slow  # it plays two clips, for which a browser on a busy machine takes its time
 def test_one_clock_moves_both_clips(browser: Any, trajectory: Trajectory, tmp_path: Path) -> None:
     open_page(browser, write_page(tmp_path / "page.html", trajectory))
     seen, paused, clock = browser.evaluate(ONE_CLOCK)
