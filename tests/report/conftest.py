@@ -108,13 +108,16 @@ class Browser:
         return [
             json.dumps(event["params"])
             for event in self.events
-            if event.get("method") in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
+            if event.get("method")
+            in ("Log.entryAdded", "Runtime.exceptionThrown", "Runtime.consoleAPICalled")
         ]
 
     def requests(self) -> list[str]:
         """Addresses that the page asked for, without its own data."""
         asked = [
-            e["params"]["request"]["url"] for e in self.events if e.get("method") == "Network.requestWillBeSent"
+            e["params"]["request"]["url"]
+            for e in self.events
+            if e.get("method") == "Network.requestWillBeSent"
         ]
         return [url for url in asked if not url.startswith("data:")]
 
