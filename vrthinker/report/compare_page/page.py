@@ -10,18 +10,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
-from typing import Any, Literal
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
+from typing import Literal
 
 from vrthinker._version import __version__
 from vrthinker.episode.dimensions import dimension_texts
 from vrthinker.records.files import replace_file
 from vrthinker.report.page.page import check_page_path, content_policy
-from vrthinker.report.page.text import shortened, visible_markup, visible_text
+from vrthinker.report.page.templating import asset, page_template
 
 _TEMPLATES = Path(__file__).parent / "templates"
 
@@ -88,13 +84,13 @@ def write_compare_page(
         VRThinkerError: The file cannot be written.
     """
     check_page_path(path)
-    style, script = _asset("compare.css"), _asset("compare.js")
+    style, script = asset(_TEMPLATES / "compare.css"), asset(_TEMPLATES / "compare.js")
     words = ("tie", *names)
     failed = sum(row.judgment is None for row in rows)
     wins = [
         sum(row.judgment is not None and row.judgment["OA"] == value for row in rows) for value in (0, 1, 2)
     ]
-    page = _template().render(
+    page = page_template(_TEMPLATES / "compare.html.jinja").render(
         policy=content_policy(styles=(style,), script=script),
         style=style,
         script=script,
@@ -111,25 +107,3 @@ def write_compare_page(
         missing=missing,
     )
     replace_file(path, page.encode("utf-8"))
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text("utf-8"))
-
-
-@cache
-def _template() -> Any:
-    def tame(value: object) -> object:
-        return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=tame,
-    )
-    environment.filters["shown"] = visible_markup
-    environment.filters["shortened"] = shortened
-    return environment.get_template("compare.html.jinja")

@@ -8,12 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cache
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined, UndefinedError
+from jinja2 import UndefinedError
 from markupsafe import Markup
 
 from vrthinker._version import __version__
@@ -24,7 +23,7 @@ from vrthinker.records.files import replace_file
 from vrthinker.report.eval_page.charts import Bar, bar, length_bars, spelled
 from vrthinker.report.eval_page.errors import episodes_of, overall_verdict, surest_errors
 from vrthinker.report.page.page import check_page_path, content_policy, write_page
-from vrthinker.report.page.text import shortened, visible_markup, visible_text
+from vrthinker.report.page.templating import page_template
 from vrthinker.video.open import open_reader
 from vrthinker.video.virtual import VirtualReader
 
@@ -32,7 +31,6 @@ _TEMPLATES = Path(__file__).parent / "templates"
 _SHARED_STYLE = Path(__file__).parents[1] / "run_page" / "templates" / "run.css"
 _WORDS = {preference.value: str(preference) for preference in Preference}
 _LEVELS = {"1": "high", "2": "middle", "3": "low"}
-_PROMPT_CHARS = 160
 
 
 @dataclass(frozen=True)
@@ -119,7 +117,7 @@ def render_eval_page(
     style = Markup(_SHARED_STYLE.read_text("utf-8") + (_TEMPLATES / "eval.css").read_text("utf-8"))
     summary = about["summary"]
     columns: Mapping[str, Mapping[str, Any]] = summary["measures"]
-    page: str = _template().render(
+    page: str = page_template(_TEMPLATES / "eval.html.jinja").render(
         policy=content_policy(styles=(style,), script=""),
         style=style,
         judge=about.get("judge"),
@@ -249,21 +247,3 @@ def _facts(value: Mapping[str, Any], prefix: str = "") -> list[tuple[str, str]]:
         else:
             rows.append((f"{prefix}{name}", str(inner)))
     return rows
-
-
-@cache
-def _template() -> Any:
-    def tame(value: object) -> object:
-        return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=tame,
-    )
-    environment.filters["shown"] = visible_markup
-    environment.filters["shortened"] = lambda text: shortened(text, _PROMPT_CHARS)
-    return environment.get_template("eval.html.jinja")

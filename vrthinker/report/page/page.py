@@ -15,12 +15,10 @@ import math
 import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cache
 from os import PathLike
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
 from markupsafe import Markup
 
 from vrthinker._version import __version__
@@ -33,7 +31,7 @@ from vrthinker.records.files import replace_file
 from vrthinker.report.names import distinct_names
 from vrthinker.report.page.clips import MAX_CLIP_BYTES, PageClip, load_clip
 from vrthinker.report.page.rounds import round_views
-from vrthinker.report.page.text import shortened, visible_markup, visible_text
+from vrthinker.report.page.templating import asset, page_template
 from vrthinker.report.page.timeline import EventView, Mark, event_views, marks
 from vrthinker.report.page.truth import PlantedEvent, Truth
 from vrthinker.report.story import Findings, told_story
@@ -168,10 +166,10 @@ def render_page(
     dimensions = dimension_texts(trajectory.dataset)
     rounds = round_views(trajectory, events)
     clips = [_clip_view(trajectory, video, events, reader, max_clip_bytes) for video in (1, 2)]
-    style, script = _asset("page.css"), _asset("page.js")
+    style, script = asset(_TEMPLATES / "page.css"), asset(_TEMPLATES / "page.js")
     stills = _stills_style(trajectory, clips)
     outcome = trajectory.outcome if both is None else both
-    page: str = _template().render(
+    page: str = page_template(_TEMPLATES / "page.html.jinja").render(
         policy=content_policy(styles=(style, stills), script=script),
         style=style,
         stills_style=stills,
@@ -339,27 +337,3 @@ def content_policy(*, styles: Sequence[str], script: str) -> str:
             "form-action 'none'",
         )
     )
-
-
-def _asset(name: str) -> Markup:
-    """A style or script of the package, for the page."""
-    return Markup((_TEMPLATES / name).read_text("utf-8"))
-
-
-@cache
-def _template() -> Any:
-    def tame(value: object) -> object:
-        """A function that is applied to every expression of the template before it is escaped."""
-        return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=tame,
-    )
-    environment.filters["shown"] = visible_markup
-    environment.filters["shortened"] = shortened
-    return environment.get_template("page.html.jinja")

@@ -8,19 +8,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from functools import cache
 from itertools import accumulate
 from pathlib import Path
-from typing import Any
-
-from jinja2 import Environment, FileSystemLoader, StrictUndefined
-from markupsafe import Markup
 
 from vrthinker._version import __version__
 from vrthinker.errors import InputError, unwritable
 from vrthinker.records.files import replace_file
 from vrthinker.report.page.page import check_page_path, content_policy, write_page
-from vrthinker.report.page.text import visible_markup, visible_text
+from vrthinker.report.page.templating import asset, page_template
 from vrthinker.report.run_page.charts import sections, spelled
 from vrthinker.report.run_page.data import Run, episodes_of, read_run
 
@@ -104,7 +99,7 @@ def write_run_page(
 
 def render_run_page(run: Run, links: list[EpisodeLink] | None = None) -> str:
     """The page as a string that can be encoded as UTF-8."""
-    style, script = _asset("run.css"), _asset("run.js")
+    style, script = asset(_TEMPLATES / "run.css"), asset(_TEMPLATES / "run.js")
     last = run.metrics[-1]
     ends = list(accumulate(steps for _, steps in run.phases))
     steps = ends[-1] if ends else None
@@ -119,7 +114,7 @@ def render_run_page(run: Run, links: list[EpisodeLink] | None = None) -> str:
         for name in ("oa/tau",)
     }
     charts = sections(run.metrics, ends=ends[:-1], intervals=intervals)
-    page: str = _template().render(
+    page: str = page_template(_TEMPLATES / "run.html.jinja").render(
         policy=content_policy(styles=(style,), script=script),
         style=style,
         script=script,
@@ -170,24 +165,3 @@ def _tiles(run: Run) -> list[tuple[str, str]]:
         value, step = max(known)
         tiles.insert(0, (f"best OA tau, after step {-step}", f"{value:.3f}"))
     return tiles
-
-
-def _asset(name: str) -> Markup:
-    return Markup((_TEMPLATES / name).read_text("utf-8"))
-
-
-@cache
-def _template() -> Any:
-    def tame(value: object) -> object:
-        return visible_text(value) if isinstance(value, str) and not isinstance(value, Markup) else value
-
-    environment = Environment(
-        loader=FileSystemLoader(_TEMPLATES),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-        finalize=tame,
-    )
-    environment.filters["shown"] = visible_markup
-    return environment.get_template("run.html.jinja")
