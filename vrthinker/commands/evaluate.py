@@ -10,7 +10,12 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal
 import tyro
 
 from vrthinker.commands.evaluate_controls import EvalControlsCommand
-from vrthinker.commands.evaluate_files import EvalCompareCommand, EvalPageCommand, EvalScoreCommand
+from vrthinker.commands.evaluate_files import (
+    EvalCompareCommand,
+    EvalExportCommand,
+    EvalPageCommand,
+    EvalScoreCommand,
+)
 from vrthinker.commands.evaluate_pairs import (
     EvalGenaiBenchCommand,
     EvalMjBenchVideoCommand,
@@ -256,5 +261,6 @@ EvalCommand = (
     | Annotated[EvalScoreCommand, tyro.conf.subcommand("score", prefix_name=False)]
     | Annotated[EvalCompareCommand, tyro.conf.subcommand("compare", prefix_name=False)]
     | Annotated[EvalPageCommand, tyro.conf.subcommand("page", prefix_name=False)]
+    | Annotated[EvalExportCommand, tyro.conf.subcommand("export", prefix_name=False)]
     | Annotated[EvalShowCommand, tyro.conf.subcommand("show", prefix_name=False)]
 )

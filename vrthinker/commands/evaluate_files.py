@@ -156,6 +156,45 @@ class EvalPageCommand:
         return 0
 
 
+@dataclass(frozen=True)
+class EvalExportCommand:
+    """Write an evaluation as a log of inspect_ai, whose viewer shows its items, rounds and frames.
+
+    vrthinker eval export RUN --out RUN/log.eval
+    inspect view --log-dir RUN
+    """
+
+    run_folder: Annotated[tyro.conf.Positional[Path], option("RUN")]
+    """The folder of an evaluation on labelled pairs, or of `eval score --out`."""
+    out: Annotated[Path | None, option("FILE")] = None
+    """The log (.eval). RUN/log.eval by default."""
+    pictures: Annotated[int, option("N")] = 20
+    """The most items whose frames are in the log as pictures, the surest errors first. 20 by default."""
+
+    def run(self) -> int:
+        """Writes the log and prints its path."""
+        from vrthinker.evals.pairs import TRAJECTORIES_FILE
+        from vrthinker.evals.run_files import read_run
+        from vrthinker.progress import Progress
+        from vrthinker.report.inspect_log import write_inspect_log
+
+        if self.pictures < 0:
+            raise InputError(f"--pictures: got {self.pictures}, allowed: 0 and above")
+        items, about = read_run(self.run_folder)
+        out = self.run_folder / "log.eval" if self.out is None else self.out
+        with Progress() as progress:
+            write_inspect_log(
+                out,
+                items,
+                about,
+                trajectories=self.run_folder / TRAJECTORIES_FILE,
+                pictures=self.pictures,
+                on_episode=lambda done, total: progress.show("episodes", done, total),
+            )
+        sys.stdout.write(f"{out}\n")
+        return 0
+
+
 def _print_json(value: object) -> None:
     import json
 

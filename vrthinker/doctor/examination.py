@@ -62,7 +62,7 @@ EXTRAS = {
     "train": "tables of pairs and verdicts in Parquet, plots of benchmarks",
     "trackers": "metrics of a training run in trackio, tensorboard or wandb",
     "serve": "the HTTP reward service",
-    "view": "looking at many judgments in a viewer",
+    "view": "evaluations as logs of inspect_ai, for its viewer",
 }
 """The extras, and the use of each."""
 
@@ -72,7 +72,6 @@ UNUSED = frozenset(
         "fastapi",
         "uvicorn",
         "prometheus_client",
-        "inspect_ai",
     }
 )
 """The packages of extras that no code of this version uses: installing them would change nothing."""

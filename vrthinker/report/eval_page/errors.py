@@ -6,8 +6,9 @@ Sure means, in this order: a stated confidence, a larger share of votes, a large
 from __future__ import annotations
 
 import json
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 from pydantic import ValidationError
 
@@ -31,7 +32,7 @@ def surest_errors(items: Sequence[EvalItem], most: int, *, tie_threshold: float 
         item
         for item in items
         if "OA" in item.labels
-        and (verdict := overall_verdict(item, tie_threshold)) is not None
+        and (verdict := verdict_in(item, "OA", tie_threshold)) is not None
         and verdict != item.labels["OA"]
     ]
     wrong.sort(
@@ -45,37 +46,58 @@ def surest_errors(items: Sequence[EvalItem], most: int, *, tie_threshold: float 
     return wrong[:most]
 
 
-def overall_verdict(item: EvalItem, tie_threshold: float) -> int | None:
-    """The overall verdict, given or by the scores; None without one."""
-    if item.judgment is not None and "OA" in item.judgment:
-        return item.judgment["OA"]
-    difference = (item.scores or {}).get("OA")
+def verdict_in(item: EvalItem, code: str, tie_threshold: float) -> int | None:
+    """The verdict in a dimension, given or by the scores; None without one.
+
+    Args:
+        item: The item.
+        code: The dimension's code, such as `OA`.
+        tie_threshold: The largest difference of scores in this dimension that is a tie.
+    """
+    if item.judgment is not None and code in item.judgment:
+        return item.judgment[code]
+    difference = (item.scores or {}).get(code)
     if difference is None:
         return None
     return 0 if abs(difference) <= tie_threshold else 1 if difference > 0 else 2
 
 
+def tie_threshold(about: Mapping[str, Any], code: str) -> float:
+    """The largest difference of scores in a dimension that the run's summary reads as a tie.
+
+    Args:
+        about: The content of the run's `eval.json`.
+        code: The dimension's code.
+    """
+    try:
+        return float(about["summary"]["scores"][code]["tie_threshold"])
+    except (KeyError, TypeError, ValueError):
+        return 0.0
+
+
 def episodes_of(path: Path, ids: Collection[str]) -> dict[str, Trajectory]:
-    """The recorded episodes of some items, without parsing those of the others.
+    """Id -> the last recorded episode of that item. The arguments are those of `recorded_episodes`."""
+    return {episode.id: episode for episode in recorded_episodes(path, ids)}
+
+
+def recorded_episodes(path: Path, ids: Collection[str]) -> Iterator[Trajectory]:
+    """Yields the recorded episodes of some items, without parsing those of the others.
+
+    An item whose judging was tried again has several; the last one counts. Lines that cannot be read are
+    passed over.
 
     Args:
         path: The file of trajectories. It may be missing.
         ids: The ids of the items.
-
-    Returns:
-        Id -> its last episode. Lines that cannot be read are passed over.
     """
-    found: dict[str, Trajectory] = {}
     if not path.is_file() or not ids:
-        return found
+        return
     for _, line in read_lines(path, MAX_LINE_BYTES):
         if _id_of(line) in ids:
             try:
-                trajectory = Trajectory.model_validate_json(line)
+                yield Trajectory.model_validate_json(line)
             except ValidationError:
                 continue
-            found[trajectory.id] = trajectory
-    return found
 
 
 def _id_of(line: bytes) -> str | None:

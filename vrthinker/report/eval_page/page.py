@@ -21,7 +21,7 @@ from vrthinker.errors import InputError, VRThinkerError, unwritable
 from vrthinker.records.eval_items import EvalItem
 from vrthinker.records.files import replace_file
 from vrthinker.report.eval_page.charts import Bar, bar, length_bars, spelled
-from vrthinker.report.eval_page.errors import episodes_of, overall_verdict, surest_errors
+from vrthinker.report.eval_page.errors import episodes_of, surest_errors, tie_threshold, verdict_in
 from vrthinker.report.page.page import check_page_path, content_policy, write_page
 from vrthinker.report.page.templating import page_template
 from vrthinker.video.open import open_reader
@@ -81,7 +81,7 @@ def write_eval_page(
         VRThinkerError: A file cannot be written.
     """
     check_page_path(out)
-    threshold = _tie_threshold(about)
+    threshold = tie_threshold(about, "OA")
     wrong = surest_errors(items, errors, tie_threshold=threshold)
     episodes = {} if trajectories is None else episodes_of(trajectories, {item.id for item in wrong})
     folder, rows = out.with_name(f"{out.stem}-evidence"), []
@@ -211,17 +211,9 @@ def _control_row(row: Mapping[str, Any]) -> dict[str, Any]:
     return {**row, "text": spelled(estimate)}
 
 
-def _tie_threshold(about: Mapping[str, Any]) -> float:
-    """The largest difference of overall scores that the summary reads as a tie."""
-    try:
-        return float(about["summary"]["scores"]["OA"]["tie_threshold"])
-    except (KeyError, TypeError, ValueError):
-        return 0.0
-
-
-def _error_row(item: EvalItem, href: str | None, tie_threshold: float) -> ErrorRow:
+def _error_row(item: EvalItem, href: str | None, threshold: float) -> ErrorRow:
     difference = (item.scores or {}).get("OA")
-    verdict = overall_verdict(item, tie_threshold)
+    verdict = verdict_in(item, "OA", threshold)
     sureness = []
     if item.confidence is not None:
         sureness.append(f"says {_LEVELS[str(item.confidence)]}")

@@ -43,6 +43,7 @@ _CHUNK_BYTES = 128 << 20
 _TICKS_PER_SECOND = 90_000
 _CLOCK_ROUNDING_SECONDS = 1e-3
 _CODECS = {"mp4": ("h264", "vp9", "av1"), "webm": ("vp8", "vp9", "av1")}
+_CHANGED = "the file has changed since it was judged ({})"
 _ENCODER_OPTIONS = {"preset": "veryfast", "crf": "21", "bf": "0"}
 
 
@@ -95,14 +96,12 @@ def load_clip(
         tolerate_truncation: Whether the clip was judged up to a break.
         max_clip_bytes: The most bytes of the embedded clip.
     """
-    if reader is None:
-        reader = open_reader(image_fps=record.fps) if record.codec == "images" else open_reader()
-    source = _Source(record.path, reader, tolerate_truncation)
+    source = _source(record, reader, tolerate_truncation)
     state = file_state(record.path)
     try:
         info = source.info()
         if (change := _change(record, frames, info)) is not None:
-            return _nothing(f"the file has changed since it was judged ({change})")
+            return _nothing(_CHANGED.format(change))
         stills, problems = _stills(source, frames, info)
         media, why_none = _media(source, info, max_clip_bytes)
     except VideoError as error:
@@ -111,6 +110,33 @@ def load_clip(
         return _nothing("the file changed while the page was written; write it again")
     times = _times(info) if media is not None else ()
     return PageClip(stills, media, times, (*problems, *why_none))
+
+
+def load_stills(
+    record: VideoRecord,
+    frames: Sequence[FrameRecord],
+    *,
+    reader: VideoReader | None = None,
+    tolerate_truncation: bool = False,
+) -> tuple[dict[Picture, bytes], tuple[str, ...]]:
+    """The frames of a clip as JPEGs, and what is missing and why, one line each.
+
+    The arguments are those of `load_clip`. A missing or changed file is a problem, never an error.
+    """
+    source = _source(record, reader, tolerate_truncation)
+    try:
+        info = source.info()
+        if (change := _change(record, frames, info)) is not None:
+            return {}, (_CHANGED.format(change),)
+        return _stills(source, frames, info)
+    except VideoError as error:
+        return {}, (error.reason,)
+
+
+def _source(record: VideoRecord, reader: VideoReader | None, tolerate_truncation: bool) -> _Source:
+    if reader is None:
+        reader = open_reader(image_fps=record.fps) if record.codec == "images" else open_reader()
+    return _Source(record.path, reader, tolerate_truncation)
 
 
 def _nothing(problem: str) -> PageClip:
