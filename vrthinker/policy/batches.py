@@ -12,9 +12,11 @@ is filled up with a blank frame that nobody sees, and with micro-batches in whic
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Generic, TypeVar
 
 import numpy as np
 import torch
@@ -24,6 +26,9 @@ from vrthinker.errors import VideoError
 from vrthinker.policy.sequences import TrainingSequence
 from vrthinker.video.frame_cache import FrameCache, file_state
 from vrthinker.video.reader import VideoReader
+
+Unit = TypeVar("Unit")
+Made = TypeVar("Made")
 
 _WINDOW_BATCHES = 16
 _READ_AHEAD = 3
@@ -151,14 +156,95 @@ def deal(costs: Sequence[int], processes: int) -> list[list[int]]:
     return dealt
 
 
-class BatchSource:
-    """The batches of a training phase, step by step, decoded ahead of time.
+class StepSource(ABC, Generic[Unit, Made]):
+    """What a training phase computes, step by step, read ahead of time.
+
+    Args:
+        units: What is learned: contexts, or whole traces.
+        lengths: The number of tokens of each unit.
+        learned: The number of learned tokens of each unit.
+        batch_size: The number of units per step.
+        micro_batch_size: The number of units per forward. The gradients of a step's forwards are summed.
+        seed: The seed of the order.
+        rank: The number of this process among those that train together, from 0.
+        processes: The number of those processes.
+    """
+
+    def __init__(
+        self,
+        units: Sequence[Unit],
+        lengths: Sequence[int],
+        learned: Sequence[int],
+        *,
+        batch_size: int,
+        micro_batch_size: int,
+        seed: int,
+        rank: int = 0,
+        processes: int = 1,
+    ) -> None:
+        self._rank, self._processes = rank, processes
+        self._units, self._lengths, self._learned = units, lengths, learned
+        self._batch_size, self._micro, self._seed = batch_size, micro_batch_size, seed
+        self._epochs: dict[int, list[list[int]]] = {}
+        self._ahead: dict[int, Future[tuple[Made, ...]]] = {}
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vrthinker-batches")
+
+    @property
+    def count(self) -> int:
+        """The number of units."""
+        return len(self._units)
+
+    def indices(self, step: int) -> list[int]:
+        """The indices of the units that the 0-based step `step` trains on."""
+        per_epoch = len(self._epoch(0))
+        return self._epoch(step // per_epoch)[step % per_epoch]
+
+    def batches(self, step: int) -> tuple[Made, ...]:
+        """The micro-batches of a step that this process computes.
+
+        Raises:
+            VideoError: A frame does not decode.
+        """
+        future = self._ahead.pop(step, None)
+        for ahead in range(step + 1, step + 1 + _READ_AHEAD):
+            if ahead not in self._ahead:
+                self._ahead[ahead] = self._pool.submit(self._make, ahead)
+        return self._make(step) if future is None else future.result()
+
+    def n_learned(self, step: int) -> int:
+        """The number of tokens that the loss of a step falls on, in all processes together."""
+        return sum(self._learned[index] for index in self.indices(step))
+
+    def close(self) -> None:
+        """Stops reading ahead."""
+        self._pool.shutdown(wait=False, cancel_futures=True)
+
+    def _epoch(self, epoch: int) -> list[list[int]]:
+        batches = self._epochs.get(epoch)
+        if batches is None:
+            batches = batch_order(self._lengths, self._batch_size, self._seed, epoch)
+            # This is a single assignment because the thread that reads ahead runs this code too.
+            self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: batches}
+        return batches
+
+    def _make(self, step: int) -> tuple[Made, ...]:
+        chosen = [self._units[i] for i in self.indices(step)]
+        parts = [chosen[i : i + self._micro] for i in range(0, len(chosen), self._micro)]
+        return self._computed(parts)
+
+    @abstractmethod
+    def _computed(self, parts: Sequence[Sequence[Unit]]) -> tuple[Made, ...]:
+        """What this process computes of a step's parts, equally many for every process."""
+
+
+class BatchSource(StepSource[TrainingSequence, "Batch"]):
+    """The padded batches of a training phase.
 
     Args:
         sequences: The sequences to train on.
         loader: The loader of pixels.
         batch_size: The number of sequences per step.
-        micro_batch_size: The number of sequences per forward. The gradients of a step's forwards are summed.
+        micro_batch_size: The number of sequences per forward.
         seed: The seed of the order.
         rank: The number of this process among those that train together, from 0.
         processes: The number of those processes.
@@ -180,51 +266,19 @@ class BatchSource:
     ) -> None:
         if processes > 1 and blank is None:
             raise ValueError(f"blank: got None, wanted a frame for {processes} processes")
-        self._rank, self._processes = rank, processes
-        self._blank = blank if processes > 1 else None
-        self._sequences, self._loader = sequences, loader
-        self._batch_size, self._micro, self._seed = batch_size, micro_batch_size, seed
-        self._lengths = [len(sequence) for sequence in sequences]
-        self._epochs: dict[int, list[list[int]]] = {}
-        self._ahead: dict[int, Future[tuple[Batch, ...]]] = {}
-        self._pool = ThreadPoolExecutor(1, thread_name_prefix="vrthinker-batches")
+        super().__init__(
+            sequences,
+            [len(sequence) for sequence in sequences],
+            [_n_learned(sequence.loss_mask) for sequence in sequences],
+            batch_size=batch_size,
+            micro_batch_size=micro_batch_size,
+            seed=seed,
+            rank=rank,
+            processes=processes,
+        )
+        self._loader, self._blank = loader, blank if processes > 1 else None
 
-    def indices(self, step: int) -> list[int]:
-        """The indices of the sequences that the 0-based step `step` trains on."""
-        per_epoch = len(self._epoch(0))
-        return self._epoch(step // per_epoch)[step % per_epoch]
-
-    def batches(self, step: int) -> tuple[Batch, ...]:
-        """The micro-batches of a step that this process computes.
-
-        Raises:
-            VideoError: A frame does not decode.
-        """
-        future = self._ahead.pop(step, None)
-        for ahead in range(step + 1, step + 1 + _READ_AHEAD):
-            if ahead not in self._ahead:
-                self._ahead[ahead] = self._pool.submit(self._make, ahead)
-        return self._make(step) if future is None else future.result()
-
-    def n_learned(self, step: int) -> int:
-        """The number of tokens that the loss of a step falls on, in all processes together."""
-        return sum(_n_learned(self._sequences[index].loss_mask) for index in self.indices(step))
-
-    def close(self) -> None:
-        """Stops reading ahead."""
-        self._pool.shutdown(wait=False, cancel_futures=True)
-
-    def _epoch(self, epoch: int) -> list[list[int]]:
-        batches = self._epochs.get(epoch)
-        if batches is None:
-            batches = batch_order(self._lengths, self._batch_size, self._seed, epoch)
-            # This is a single assignment because the thread that reads ahead runs this code too.
-            self._epochs = {e: b for e, b in self._epochs.items() if e in (0, epoch - 1)} | {epoch: batches}
-        return batches
-
-    def _make(self, step: int) -> tuple[Batch, ...]:
-        chosen = [self._sequences[i] for i in self.indices(step)]
-        parts = [chosen[i : i + self._micro] for i in range(0, len(chosen), self._micro)]
+    def _computed(self, parts: Sequence[Sequence[TrainingSequence]]) -> tuple[Batch, ...]:
         dealt = deal([max(map(len, part)) * len(part) for part in parts], self._processes)
         batches = [collate(parts[index], self._loader.load, self._blank) for index in dealt[self._rank]]
         while self._blank is not None and len(batches) < max(map(len, dealt)):

@@ -9,7 +9,7 @@ Source: method sections 3 and 5; docs/memory.md.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from itertools import pairwise
 
@@ -161,11 +161,21 @@ def pack_group(
     """
     for trajectory in trajectories:
         _refuse_what_was_not_sampled(trajectory)
-    paths = [
-        path
-        for i, t in enumerate(trajectories)
-        for path in replayed_paths(i, t, markup, frame_factor, tools=tools)
-    ]
+    paths = [replayed_paths(i, t, markup, frame_factor, tools=tools) for i, t in enumerate(trajectories)]
+    return pack_paths(paths, max_tokens=max_tokens)
+
+
+def pack_paths(trajectories: Sequence[Sequence[Path]], *, max_tokens: int | None = None) -> list[Pack]:
+    """Packs the contexts of trajectories that are replayed already.
+
+    Args:
+        trajectories: For each trajectory its contexts. Its number in the packs is its place.
+        max_tokens: The most tokens of a pack, as in `pack_group`.
+
+    Returns:
+        The packs. Together they hold every learned token of every trajectory once.
+    """
+    paths = [replace(path, trajectory=i) for i, own in enumerate(trajectories) for path in own]
     packs: list[Pack] = []
     building = _Building()
     for path in paths:
@@ -183,7 +193,7 @@ def _refuse_what_was_not_sampled(trajectory: Trajectory) -> None:
     if any(record.token_ids is None for record in trajectory.rounds):
         raise InputError(
             f"trajectory {trajectory.id!r}: token_ids: got rounds of text alone, allowed in a pack: rounds "
-            "that were sampled; a teacher's texts are trained on with training_sequences"
+            "that were sampled; a teacher's texts are learned by stage 1 and 2 (`learned_paths`)"
         )
     if trajectory.settings.top_p < 1:
         raise InputError(

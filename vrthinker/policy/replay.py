@@ -19,7 +19,7 @@ Source: method section 3; docs/memory.md.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -55,6 +55,36 @@ class Path:
     learned: list[tuple[int, int, int]]
     tokens: np.ndarray
     next_position: int
+
+    @property
+    def n_learned(self) -> int:
+        """The number of tokens that are learned."""
+        return sum(end - start for _, start, end in self.learned)
+
+    def without(self, skipped: Sequence[int]) -> Path:
+        """The path without the first tokens of its rounds among those that are learned.
+
+        It ends with the last token that is still learned.
+
+        Args:
+            skipped: For each of `learned`, the number of tokens that are not.
+        """
+        learned = [
+            (number, start + count, end)
+            for (number, start, end), count in zip(self.learned, skipped, strict=True)
+            if start + count < end
+        ]
+        if not learned or learned[-1][2] == len(self.tokens):
+            return replace(self, learned=learned)
+        end = learned[-1][2]
+        stretches = _up_to(self.stretches, end - 1)
+        return replace(
+            self,
+            stretches=stretches,
+            learned=learned,
+            tokens=self.tokens[:end],
+            next_position=stretches[-1].next_position + 1,
+        )
 
 
 def round_ids(record: RoundRecord, markup: Markup) -> list[int]:

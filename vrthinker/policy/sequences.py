@@ -8,7 +8,6 @@ sequence starts. It repeats the earlier rounds as context, without a loss on the
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -75,13 +74,34 @@ def training_sequences(
     if trajectory.settings.memory != "rerender":
         got = trajectory.settings.memory
         raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
+    paths = learned_paths(trajectory, markup, frame_factor, learned=learned, resize=resize, tools=tools)
+    return [_sequence(trajectory.id, path) for path in paths]
+
+
+def learned_paths(
+    trajectory: Trajectory,
+    markup: Markup,
+    frame_factor: tuple[int, int],
+    *,
+    learned: LearnedPart = "rounds",
+    resize: ResizeSettings | None = None,
+    tools: ToolRegistry | None = None,
+) -> list[Path]:
+    """The contexts of a trajectory's rounds in which something is learned, each up to the last such token.
+
+    The arguments are those of `training_sequences`; the memory mode may be `evict` too.
+
+    Raises:
+        InputError: The trajectory contradicts itself (`record_checks.py`), or shows a frame that is not on
+            the model's grid.
+        VideoError: A clip is not the one that was judged.
+    """
     ids_of = snapshot_ids if learned == "snapshots" else round_ids
     paths = replayed_paths(0, trajectory, markup, frame_factor, resize=resize, ids_of=ids_of, tools=tools)
-    skipped = [0] * len(trajectory.rounds)
     if learned == "calls":
         skipped = [_tokens_before_asking(record, markup) for record in trajectory.rounds]
-    sequences = [_sequence(trajectory.id, path, skipped) for path in paths]
-    return [sequence for sequence in sequences if sequence.loss_mask.any()]
+        paths = [path.without([skipped[number] for number, _, _ in path.learned]) for path in paths]
+    return [path for path in paths if path.learned]
 
 
 def snapshot_ids(record: RoundRecord, markup: Markup) -> list[int]:
@@ -106,10 +126,10 @@ def _tokens_before_asking(record: RoundRecord, markup: Markup) -> int:
     return len(before)
 
 
-def _sequence(name: str, path: Path, skipped: Sequence[int]) -> TrainingSequence:
+def _sequence(name: str, path: Path) -> TrainingSequence:
     mask = np.zeros(len(path.tokens), dtype=bool)
-    for number, start, end in path.learned:
-        mask[start + skipped[number] : end] = True
+    for _, start, end in path.learned:
+        mask[start:end] = True
     positions = [stretch.positions for stretch in path.stretches]
     positions.append(np.full((3, 1), path.next_position - 1, dtype=np.int64))
     frames, offset = [], 0

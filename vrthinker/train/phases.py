@@ -20,7 +20,8 @@ from vrthinker.errors import InputError
 from vrthinker.policy.batches import Batch, BatchSource, FrameLoader
 from vrthinker.policy.forward import learned_hidden
 from vrthinker.policy.losses import sft_loss_from_hidden
-from vrthinker.policy.sequences import TrainingSequence, training_sequences
+from vrthinker.policy.sequences import learned_paths, training_sequences
+from vrthinker.policy.trace_packs import LearnedTrace, PackedTraces, PackSource, packed_sft_loss
 from vrthinker.train.loop.loop import MicroLoss
 from vrthinker.train.loop.ranks import Ranks
 from vrthinker.train.loop.schedule import LearningRate
@@ -86,68 +87,89 @@ class TraceLessons:
     def begin(
         self, trained: TrainedPolicy, loader: FrameLoader, resize: ResizeSettings, seed: int
     ) -> PhaseRun:
-        """Makes training sequences of the traces.
+        """Makes what the steps learn of the traces.
 
         Raises:
             InputError: A trace is too long for the model, or no trace is left.
         """
-        markup = Markup(trained.policy.tokenizer, trained.policy.vocabulary_size)
-        sequences = trained.ranks.together(
-            lambda: _sequences(self.phase, self.selection, markup, trained.policy, resize)
+        make = _packed_source if self.phase.packed else _padded_source
+        return _TracePhase(self, make(self, loader, trained, resize, seed), trained.ranks)
+
+
+def _packed_source(
+    lessons: TraceLessons, loader: FrameLoader, trained: TrainedPolicy, resize: ResizeSettings, seed: int
+) -> PackSource:
+    phase, selection, policy = lessons.phase, lessons.selection, trained.policy
+    markup, factor = _markup(policy), policy.patch_size * policy.merge_size
+
+    def read() -> PackSource:
+        traces = []
+        for trace, part in zip(selection.traces, selection.parts, strict=True):
+            paths = learned_paths(trace, markup, (factor, factor), learned=part, resize=resize)
+            traces += [LearnedTrace.of(trace.id, paths)] if paths else []
+        _check_lengths(phase, [trace.longest for trace in traces], policy)
+        return PackSource(
+            traces,
+            loader,
+            batch_size=phase.batch_size,
+            micro_batch_size=phase.micro_batch_size,
+            max_tokens=phase.max_pack_tokens,
+            seed=seed,
+            rank=trained.ranks.rank,
+            processes=trained.ranks.size,
         )
-        return _TracePhase(self, sequences, loader, trained, seed=seed)
+
+    return trained.ranks.together(read)
 
 
-def _sequences(
-    phase: SftPhase,
-    selection: Selection,
-    markup: Markup,
-    policy: VisionLanguageModel,
-    resize: ResizeSettings,
-) -> list[TrainingSequence]:
-    factor = policy.patch_size * policy.merge_size
-    sequences = [
-        sequence
-        for trace, part in zip(selection.traces, selection.parts, strict=True)
-        for sequence in training_sequences(trace, markup, (factor, factor), learned=part, resize=resize)
-    ]
-    longest = max(map(len, sequences), default=0)
+def _padded_source(
+    lessons: TraceLessons, loader: FrameLoader, trained: TrainedPolicy, resize: ResizeSettings, seed: int
+) -> BatchSource:
+    phase, selection, policy = lessons.phase, lessons.selection, trained.policy
+    markup, factor = _markup(policy), policy.patch_size * policy.merge_size
+
+    def read() -> BatchSource:
+        sequences = [
+            sequence
+            for trace, part in zip(selection.traces, selection.parts, strict=True)
+            for sequence in training_sequences(trace, markup, (factor, factor), learned=part, resize=resize)
+        ]
+        _check_lengths(phase, list(map(len, sequences)), policy)
+        return BatchSource(
+            sequences,
+            loader,
+            batch_size=phase.batch_size,
+            micro_batch_size=phase.micro_batch_size,
+            seed=seed,
+            rank=trained.ranks.rank,
+            processes=trained.ranks.size,
+            blank=np.zeros((factor, factor, 3), np.uint8),
+        )
+
+    return trained.ranks.together(read)
+
+
+def _markup(policy: VisionLanguageModel) -> Markup:
+    return Markup(policy.tokenizer, policy.vocabulary_size)
+
+
+def _check_lengths(phase: SftPhase, lengths: Sequence[int], policy: VisionLanguageModel) -> None:
+    longest = max(lengths, default=0)
     if longest > policy.max_positions:
         raise InputError(
             f"phase {phase.name}: a trace has {longest} tokens, the model allows {policy.max_positions}"
         )
-    if not sequences:
+    if not lengths:
         raise InputError(f"phase {phase.name}: no trace passes the filters; nothing to learn from")
-    return sequences
 
 
 class _TracePhase:
-    """A phase of traces together with its batches."""
+    """A phase of traces together with what its steps compute."""
 
-    def __init__(
-        self,
-        lessons: TraceLessons,
-        sequences: list[TrainingSequence],
-        loader: FrameLoader,
-        trained: TrainedPolicy,
-        *,
-        seed: int,
-    ) -> None:
-        self._lessons, self._phase = lessons, lessons.phase
+    def __init__(self, lessons: TraceLessons, source: PackSource | BatchSource, ranks: Ranks) -> None:
+        self._lessons, self._phase, self._source, self._ranks = lessons, lessons.phase, source, ranks
         self.name, self.rate = self._phase.name, self._phase.learning_rate
-        self._ranks: Ranks = trained.ranks
-        side = trained.policy.patch_size * trained.policy.merge_size
-        self.steps = self._phase.steps or max(1, len(sequences) // self._phase.batch_size)
-        self._source = BatchSource(
-            sequences,
-            loader,
-            batch_size=self._phase.batch_size,
-            micro_batch_size=self._phase.micro_batch_size,
-            seed=seed,
-            rank=self._ranks.rank,
-            processes=self._ranks.size,
-            blank=np.zeros((side, side, 3), np.uint8),
-        )
+        self.steps = self._phase.steps or max(1, source.count // self._phase.batch_size)
 
     def micro_losses(self, trained: TrainedPolicy, step: int) -> Iterator[MicroLoss]:
         """The losses of this process's micro-batches, divided by the learned tokens of the whole step."""
@@ -182,8 +204,10 @@ class _TracePhase:
 
 
 def _summed_loss(
-    policy: VisionLanguageModel, batch: Batch, freeze_vision: bool
+    policy: VisionLanguageModel, batch: PackedTraces | Batch, freeze_vision: bool
 ) -> tuple[torch.Tensor, torch.Tensor]:
+    if isinstance(batch, PackedTraces):
+        return packed_sft_loss(policy, batch, freeze_vision=freeze_vision)
     hidden, labels = learned_hidden(policy, batch, freeze_vision=freeze_vision)
     return sft_loss_from_hidden(hidden, policy.model.lm_head.weight, labels)
 

@@ -42,9 +42,14 @@ class SftPhase(StageSettings):
     steps: int | None = Field(None, ge=1, le=MAX_STEPS)
     """Number of optimizer steps; one pass over the traces by default."""
     batch_size: int = Field(32, ge=1)
-    """Number of sequences per step. The paper uses 32 (accumulated one by one)."""
+    """Number of traces per step. The paper uses 32 (accumulated one by one)."""
     micro_batch_size: int = Field(1, ge=1)
-    """Number of sequences per forward. Gradients are accumulated over `batch_size` sequences."""
+    """Number of traces per forward. Gradients are accumulated over `batch_size` traces."""
+    packed: bool = True
+    """Compute what the rounds of a trace share once (docs/memory.md). Without it, each context of a trace is
+    a row of a padded batch, and `batch_size` and `micro_batch_size` count rows."""
+    max_pack_tokens: int | None = Field(None, ge=1)
+    """The most tokens of a packed forward. What does not fit is computed in another. No limit by default."""
     learning_rate: LearningRate = LearningRate(peak=1.5e-6)
     freeze_vision: bool = False
     """Leave the vision tower as it is in this phase."""

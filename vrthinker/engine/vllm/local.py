@@ -9,6 +9,7 @@ from __future__ import annotations
 import concurrent.futures
 import contextlib
 import os
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
@@ -83,7 +84,6 @@ class LocalTransport(Transport):
         type(self)._in_this_process += not options.own_process
         self._client = self._engine.engine_core
         self._queue: Any = getattr(self._client, "outputs_queue", None)
-        self._pool = concurrent.futures.ThreadPoolExecutor(1, thread_name_prefix="vrthinker-vllm")
 
     @property
     def max_context_tokens(self) -> int:
@@ -190,7 +190,6 @@ class LocalTransport(Transport):
         if engine is None:
             return
         self._ids.clear()
-        self._pool.shutdown(wait=False)
         with contextlib.suppress(Exception):  # what is gone needs no end
             engine.engine_core.shutdown()
         if self._queue is None:
@@ -212,9 +211,11 @@ class LocalTransport(Transport):
         if choice.finish_reason not in ("stop", "length"):
             return Generated(output.request_id, error=f"vLLM ended the request: {choice.finish_reason}")
         ids = tuple(int(token) for token in choice.token_ids)
-        logprobs = tuple(
-            float(found[token].logprob) for token, found in zip(ids, choice.logprobs or (), strict=True)
-        )
+        found = list(choice.logprobs or ())
+        if len(found) != len(ids) or any(token not in one for token, one in zip(ids, found, strict=True)):
+            # An error of this request alone: others may have finished in the same step.
+            return Generated(output.request_id, error="vLLM left out log-probabilities of sampled tokens")
+        logprobs = tuple(float(one[token].logprob) for token, one in zip(ids, found, strict=True))
         return Generated(
             output.request_id,
             ids,
@@ -254,7 +255,16 @@ class LocalTransport(Transport):
         """Calls the core and waits, as long as it is alive."""
         if self._queue is None:
             return call()
-        future = self._pool.submit(call)
+        future: concurrent.futures.Future[Result] = concurrent.futures.Future()
+
+        def run() -> None:
+            try:
+                future.set_result(call())
+            except BaseException as error:
+                future.set_exception(error)
+
+        # A thread that waits for a dead core must not keep this process from ending.
+        threading.Thread(target=run, name="vrthinker-vllm", daemon=True).start()
         while True:
             try:
                 return future.result(timeout=_LOOK_SECONDS)

@@ -19,7 +19,7 @@ from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, Optimize
 from vrthinker.train.model import LoraSettings, PolicySettings
 from vrthinker.train.plan.memory import Load, Training, memory_bytes, step_flops
 from vrthinker.train.plan.sizes import ModelSizes, sizes_of
-from vrthinker.train.settings import NANO, SftPhase
+from vrthinker.train.settings import MAX_STEPS, NANO, SftPhase
 
 GIB = 1 << 30
 A100_TFLOPS = {"bfloat16": 312.0, "float32": 19.5}
@@ -96,6 +96,28 @@ class Assumptions:
             return self.context
         written = self.rounds * self.round_tokens
         return self.text_tokens + self.live_frames * self.frame_tokens + written
+
+    @property
+    def trace_frames(self) -> int:
+        """The number of frames that an episode shows in all."""
+        return self.initial_frames + (self.rounds - 1) * self.retrieved_frames
+
+    @property
+    def trace_tokens(self) -> int:
+        """The number of tokens of an episode's pack: the contexts of its rounds, what they share once.
+
+        When frames expire, what stands behind them is computed anew (`rerender`).
+        """
+        if self.context is not None:
+            return self.context
+        shown = self.retrieved_frames * self.frame_tokens
+        total = self.text_tokens + self.initial_frames * self.frame_tokens + self.round_tokens
+        for number in range(2, self.rounds + 1):
+            live = number - 1 if self.window is None else min(self.window, number - 1)
+            anew = 1 if live == number - 1 else live  # outcomes behind the last one that expired
+            rounds = 1 if live == number - 1 else live + 1
+            total += anew * shown + rounds * self.round_tokens
+        return total
 
 
 @dataclass(frozen=True)
@@ -226,13 +248,16 @@ def plan_recipe(
 
 def _phase_plan(phase: SftPhase, sizes: ModelSizes, training: Training, assumptions: Assumptions) -> Plan:
     per_forward = phase.micro_batch_size * assumptions.gpus
+    tokens = assumptions.trace_tokens if phase.packed else assumptions.sequence_tokens
+    # A pack that is too long is split into forwards of about the same length.
+    parts = -(-tokens * phase.micro_batch_size // (phase.max_pack_tokens or MAX_STEPS)) if phase.packed else 1
     load = Load(
         sequences=phase.micro_batch_size,
-        tokens=assumptions.sequence_tokens,
-        frames=assumptions.live_frames,
+        tokens=-(-tokens // parts),
+        frames=assumptions.trace_frames if phase.packed else assumptions.live_frames,
         frame_patches=assumptions.frame_tokens * sizes.merge_side**2,
-        learned=min(assumptions.rounds * assumptions.round_tokens, assumptions.sequence_tokens),
-        forwards=-(-phase.batch_size // per_forward),
+        learned=min(assumptions.rounds * assumptions.round_tokens, tokens),
+        forwards=-(-phase.batch_size // per_forward) * parts,
         learns="text" if phase.freeze_vision else "both",
     )
     return Plan(
