@@ -27,6 +27,7 @@ from vrthinker.episode.trajectory import FrameSegmentRecord, MessageRecord, Traj
 from vrthinker.errors import InputError, UnexpectedError, unwritable
 from vrthinker.records.eval_items import EvalItem, ItemStatus
 from vrthinker.report.eval_page.errors import recorded_episodes, surest_errors, tie_threshold, verdict_in
+from vrthinker.report.names import distinct_names
 from vrthinker.report.page.clips import load_stills
 from vrthinker.report.story import story
 from vrthinker.video.open import open_reader
@@ -35,7 +36,8 @@ from vrthinker.visibility import Region
 
 ENDING = ".eval"
 _WORDS = {preference.value: str(preference) for preference in Preference}
-_CODES = tuple(code.value for code in Dimension)
+_CODES = ("OA", *(code.value for code in Dimension if code.value != "OA"))
+"""The overall judgment first: the viewer's list shows the first score's answer."""
 _RIGHT, _WRONG, _NO_ANSWER = "C", "I", "N"
 _REASONS = {ItemStatus.UNPARSED: "invalid_response_format", ItemStatus.MISSING: "no_response"}
 _MEASURES = {"OA": "oa/tau", "TA": "ta/accuracy", "VQ": "vq/accuracy", "MQ": "mq/accuracy"}
@@ -232,7 +234,7 @@ class _Export:
     def _metrics(self, code: str, measured: Mapping[str, Any]) -> Iterable[Any]:
         """The run's own accuracy of a dimension, with the ends of its 95 % interval."""
         estimate = measured[_MEASURES[code]]
-        for name, key in (("accuracy", "value"), ("low (95%)", "low"), ("high (95%)", "high")):
+        for name, key in (("accuracy", "value"), ("low", "low"), ("high", "high")):
             if estimate.get(key) is not None:
                 yield self.inspect.log.EvalMetric(name=name, value=estimate[key])
 
@@ -244,18 +246,18 @@ class _Export:
             messages: The rounds of its episode.
             told: What happened in it, in words.
         """
-        usage = self._usage(item)
+        usage, names = self._usage(item), distinct_names([item.video_1, item.video_2])
         return self.inspect.log.EvalSample(
             id=item.id,
             epoch=1,
-            input=f"{item.prompt}\n\nvideo 1: {item.video_1}\nvideo 2: {item.video_2}",
+            input=f"{item.prompt}\n\nvideo 1: {names[0]}\nvideo 2: {names[1]}",
             target=_WORDS[item.labels["OA"]] if "OA" in item.labels else "",
             messages=list(messages),
             output=self._output(messages),
             scores={code: self._score(item, code, told) for code in _CODES if code in item.labels},
             metadata=item.model_dump(
                 mode="json",
-                exclude={"id", "prompt", "video_1", "video_2", "schema_version"},
+                exclude={"id", "prompt", "schema_version"},
                 exclude_none=True,
             ),
             model_usage={} if usage is None else {self.judge: usage},
