@@ -62,6 +62,7 @@ _ALLOWED = {
     "dataset": f"{', '.join(sorted(DATASETS))} or null",
 }
 _COLUMNS = ("id", "prompt", "video_1", "video_2", *Dimension, "dataset")
+_CODES = frozenset(code.value for code in Dimension)
 _ALLOWED_CODES = ", ".join(Dimension)
 _ALLOWED_LABEL = "0 (tie), 1 (video 1 is better), 2 (video 2 is better) or null"
 
@@ -70,7 +71,7 @@ _repr.maxlevel, _repr.maxlist, _repr.maxdict, _repr.maxstring, _repr.maxother = 
 
 
 def _is_code(value: str) -> str:
-    if value not in tuple(Dimension):
+    if value not in _CODES:
         raise ValueError(f"got {value!r}, allowed: {_ALLOWED_CODES}")
     return value
 

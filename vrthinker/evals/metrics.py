@@ -42,6 +42,7 @@ NO_GROUP = "-"
 """The group of pairs that have no group."""
 
 _CODES = tuple(dimension.value for dimension in Dimension)
+_VALUES = tuple(preference.value for preference in Preference)
 _SHOWN_IDS = 3
 
 
@@ -376,7 +377,7 @@ def _check_judgments(pair_id: str, what: str, judgments: Mapping[str, int]) -> N
     for code, value in judgments.items():
         if code not in _CODES:
             got, allowed = f"the code {reprlib.repr(code)}", ", ".join(_CODES)
-        elif value not in tuple(Preference):
+        elif value not in _VALUES:
             got, allowed = f"{code}={reprlib.repr(value)}", "0 (tie), 1 or 2"
         else:
             continue

@@ -134,7 +134,8 @@ def _columns(items: Sequence[EvalItem]) -> dict[str, list[EvalItem]]:
         long, complex_ = (_top(items, key) for key in (_seconds, _characters))
         columns[LONG] = [item for item in items if item.id in long]
         columns[COMPLEX] = [item for item in items if item.id in complex_]
-        columns[RESIDUAL] = [item for item in items if item.id not in long | complex_]
+        hard = long | complex_
+        columns[RESIDUAL] = [item for item in items if item.id not in hard]
     return columns
 
 
