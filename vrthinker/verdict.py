@@ -5,6 +5,7 @@ It is made of the trajectories of its episodes alone; a judgment is never made u
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from os import PathLike
 from pathlib import Path
@@ -16,6 +17,7 @@ from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.runner import Finished
 from vrthinker.episode.trajectory import StopReason, Trajectory, sum_or_none
 from vrthinker.records.verdicts import OrderRecord, VerdictRecord
+from vrthinker.video.clips import ClipSource, reader_of_clips
 
 
 @dataclass(frozen=True, repr=False)
@@ -87,7 +89,7 @@ class Verdict:
 
         return told_story(self.trajectory, both=self.merged)
 
-    def report(self, path: str | PathLike[str]) -> Path:
+    def report(self, path: str | PathLike[str], *, clips: Sequence[ClipSource] = ()) -> Path:
         """Writes the evidence page of the episode: both clips, and what each round saw and said.
 
         If both orders of the clips were judged, its rounds are those in the pair's own order, and its verdict
@@ -95,14 +97,17 @@ class Verdict:
 
         Args:
             path: The HTML file. An older page is replaced.
+            clips: The clips that were judged, if they were in memory: a verdict does not keep them. Without
+                them the page has no pictures, and says so. Files are read again by themselves.
 
         Raises:
-            InputError: The path cannot be used.
+            InputError: The path cannot be used, or a clip is none of those that were judged.
             VRThinkerError: The file cannot be written.
         """
         from vrthinker.report.page.page import write_page
 
-        return write_page(path, self.trajectory, notes=self.shown_notes, both=self.merged)
+        reader = reader_of_clips(clips, [video.path for video in self.trajectory.videos]) if clips else None
+        return write_page(path, self.trajectory, notes=self.shown_notes, both=self.merged, reader=reader)
 
     @classmethod
     def of(cls, trajectory: Trajectory, note: str | None = None) -> Verdict:

@@ -6,11 +6,12 @@ import re
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from clips import make_clip
 from quick_judge import make_quick_judge
 
-from vrthinker import EngineError, InputError, Judge, Preference
+from vrthinker import Clip, EngineError, InputError, Judge, Preference
 from vrthinker.data.pairs import Pair
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.settings import SETTINGS_FILE
@@ -63,6 +64,22 @@ def test_a_notebook_shows_a_verdict_as_a_table(clips: tuple[Path, Path], tmp_pat
     assert "no verdict (unparseable): round 1" in silent._repr_html_()
     page = verdict.report(tmp_path / "page.html")
     assert verdict.story in page.read_text()
+
+
+def test_clips_in_memory_are_shown_if_they_are_given_again(clips: tuple[Path, Path], tmp_path: Path) -> None:
+    frames = np.random.default_rng(3).integers(0, 256, (9, 64, 96, 3), np.uint8)
+    in_array, in_bytes = Clip.from_array(frames, fps=8), Clip.from_bytes(clips[1].read_bytes())
+    verdict = Judge(ScriptedEngine([[ASKS, TIE]]))("a dog", in_array, in_bytes)
+    bare = verdict.report(tmp_path / "bare.html").read_text()
+    assert bare.count("neither the clip nor its frames are shown") == 2
+    page = verdict.report(tmp_path / "page.html", clips=[in_array, in_bytes]).read_text()
+    assert "are shown:" not in page
+    assert len(re.findall(r"data:video/mp4;base64,", page)) == 2
+    mixed = Judge(ScriptedEngine([[ASKS, TIE]]))("a dog", in_array, clips[1])
+    assert "are shown:" not in mixed.report(tmp_path / "mixed.html", clips=[in_array, clips[1]]).read_text()
+    other = Clip.from_array(frames[::-1].copy(), fps=8)
+    with pytest.raises(InputError, match=r"clips: number 1: got memory:sha256:.*, allowed: what was judged"):
+        verdict.report(tmp_path / "page.html", clips=[other])
 
 
 def test_no_verdict_says_why_on_its_line(clips: tuple[Path, Path]) -> None:

@@ -16,21 +16,13 @@ import itertools
 import os
 import sys
 from collections.abc import Iterable, Sequence
-from dataclasses import replace
 from typing import IO, TYPE_CHECKING, Any, Literal
 
 from vrthinker import limits
-from vrthinker.errors import InputError, VideoError
+from vrthinker.errors import InputError
+from vrthinker.video.clip_readers import ArrayReader, NamedReader, ReaderByName
 from vrthinker.video.content import ClipContent, clip_content
-from vrthinker.video.frames import Frames
-from vrthinker.video.reader import (
-    VideoInfo,
-    VideoPath,
-    VideoReader,
-    check_amount,
-    check_side,
-    checked_indices,
-)
+from vrthinker.video.reader import VideoPath, VideoReader, check_amount, check_side
 
 if TYPE_CHECKING:
     import numpy as np
@@ -155,6 +147,31 @@ def is_same_clip(first: Clip, second: Clip) -> bool:
     return first is second or first.name == second.name
 
 
+def reader_of_clips(sources: Iterable[ClipSource], names: Sequence[str]) -> VideoReader:
+    """A reader of clips in memory by their names in records, and of files.
+
+    Args:
+        sources: The clips.
+        names: The names that the record has.
+
+    Raises:
+        InputError: A clip has none of these names.
+    """
+    from vrthinker.video.open import open_reader
+
+    files, readers = open_reader(), {}
+    for number, source in enumerate(sources, start=1):
+        clip = as_clip(source, f"clips: number {number}")
+        if isinstance(clip, _FileClip):
+            continue  # the record has its path
+        if clip.name not in names:
+            raise InputError(
+                f"clips: number {number}: got {clip.name}, allowed: what was judged, {' or '.join(names)}"
+            )
+        readers[clip.name] = clip.reader(files)
+    return ReaderByName(readers, files)
+
+
 class _FileClip(Clip):
     def __init__(self, path: VideoPath) -> None:
         self.name = os.fspath(path)
@@ -203,7 +220,7 @@ class _BytesClip(Clip):
         return self._content
 
     def reader(self, files: VideoReader) -> VideoReader:
-        return _NamedReader(self, f"/proc/self/fd/{self._fd}", files)
+        return NamedReader(self, self.name, f"/proc/self/fd/{self._fd}", files)
 
 
 def _blocks(data: bytes | bytearray | memoryview | IO[bytes]) -> Iterable[bytes | memoryview]:
@@ -216,53 +233,6 @@ def _blocks(data: bytes | bytearray | memoryview | IO[bytes]) -> Iterable[bytes 
         if not isinstance(block, bytes):
             raise InputError(f"clip: a file that reads {type(block).__name__}, allowed: one opened as 'rb'")
         yield block
-
-
-class _Reader:
-    """What readers of a single clip in memory share."""
-
-    def read_many(
-        self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
-    ) -> list[Frames]:
-        """Does what `frames_at` does for several requests, in their order."""
-        return [
-            self.frames_at(path, indices, tolerate_truncation=tolerate_truncation)
-            for path, indices in requests
-        ]
-
-    def frames_at(
-        self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
-    ) -> Frames:
-        """Returns frames by their places (see `VideoReader.frames_at`)."""
-        raise NotImplementedError
-
-
-class _NamedReader(_Reader):
-    """Reads one file under another name."""
-
-    def __init__(self, clip: Clip, path: str, files: VideoReader) -> None:
-        self._clip, self._path, self._files = clip, path, files  # the clip keeps the file open
-
-    def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
-        """Says what the clip contains."""
-        try:
-            info = self._files.probe(self._path, tolerate_truncation=tolerate_truncation)
-        except VideoError as error:
-            raise VideoError(path, error.reason) from error
-        return replace(info, path=os.fspath(path))
-
-    def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
-        """The name of the reader that shows the clip; None if the reader does not say."""
-        ask = getattr(self._files, "reader_of", None)
-        return None if ask is None else str(ask(self._path, tolerate_truncation=tolerate_truncation))
-
-    def frames_at(
-        self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
-    ) -> Frames:
-        try:
-            return self._files.frames_at(self._path, frame_indices, tolerate_truncation=tolerate_truncation)
-        except VideoError as error:
-            raise VideoError(path, error.reason) from error
 
 
 class _ArrayClip(Clip):
@@ -340,38 +310,7 @@ class _ArrayClip(Clip):
         return data
 
     def reader(self, files: VideoReader) -> VideoReader:
-        return _ArrayReader(self)
-
-
-class _ArrayReader(_Reader):
-    def __init__(self, clip: _ArrayClip) -> None:
-        self._clip = clip
-
-    def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
-        """Says what the clip contains."""
-        clip = self._clip
-        return VideoInfo(
-            path=os.fspath(path),
-            codec="memory",
-            width=clip.size[1],
-            height=clip.size[0],
-            n_frames=clip.n_frames,
-            fps=clip.fps,
-            duration_seconds=clip.n_frames / clip.fps,
-            is_variable_frame_rate=False,
-            rotation_degrees=0,
-            pts_seconds=tuple(index / clip.fps for index in range(clip.n_frames)),
-        )
-
-    def frames_at(
-        self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False
-    ) -> Frames:
-        wanted = checked_indices(path, frame_indices, self._clip.n_frames)
-        try:
-            pixels = self._clip.pixels(wanted)
-        except InputError as error:
-            raise VideoError(path, str(error)) from error
-        return Frames(pixels, wanted, tuple(index / self._clip.fps for index in wanted))
+        return ArrayReader(self)
 
 
 def _is_tensor(array: object) -> bool:
