@@ -42,9 +42,32 @@ def test_rank_prints_a_table_and_keeps_a_folder(tiny: Path, three: list[Path], t
     assert "was made with prompt=" in other.last_line
 
 
+def test_failed_pairs_can_be_compared_again(tiny: Path, three: list[Path], tmp_path: Path) -> None:
+    out = tmp_path / "group"
+    arguments = ["rank", "a dog", *three, "--model", tiny, "--rounds", 1, "--out", out]
+    assert vrthinker(*arguments).code == 0
+    lines = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    lines[1] |= {
+        "judgment": None,
+        "confidence": None,
+        "stop_reason": "engine_error",
+        "reason": "it was killed",
+    }
+    (out / "verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    kept = vrthinker(*arguments)
+    assert kept.code == 1, "a failed pair is kept as it is, and counted"
+    assert "it was killed" in (out / "verdicts.jsonl").read_text()
+    again = vrthinker(*arguments, "--retry-failed")
+    assert again.code == 0, again.err
+    assert "comparing 1 pairs again that failed" in again.err
+    assert "it was killed" not in (out / "verdicts.jsonl").read_text()
+    assert len((out / "trajectories.jsonl").read_text().splitlines()) == 4
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
+        (["x", "0", "1", "--retry-failed"], "--retry-failed: got it without --out"),
         (["x", "0"], "rank: got 1 clip, allowed: 2 to 256"),
         (["x", "0", "0"], "rank: got a clip twice"),
         (["x", "0", "1", "--budget", "2"], "--budget: got 2, allowed: 1 to 1"),

@@ -42,6 +42,8 @@ class RankCommand(JudgeOptions):
     """The most pairs that are compared. The schedule's own number by default."""
     out: Annotated[Path | None, option("FOLDER")] = None
     """Keep the verdicts, the episodes and the ranking in this folder. A killed run continues there."""
+    retry_failed: Flag = False
+    """Compare pairs of --out that failed again."""
     json: Flag = False
     """Print JSON instead of a table."""
 
@@ -57,6 +59,8 @@ class RankCommand(JudgeOptions):
             raise InputError(f"rank: got {n_clips} clip{'s' * (n_clips != 1)}, allowed: 2 to {MAX_CLIPS}")
         if len({clip.resolve() for clip in self.clips}) < n_clips:
             raise InputError("rank: got a clip twice, allowed: each clip once")
+        if self.retry_failed and self.out is None:
+            raise InputError("--retry-failed: got it without --out, allowed: with the folder of a ranking")
         if self.budget is not None and not 1 <= self.budget <= number_of_pairs(n_clips):
             raise InputError(
                 f"--budget: got {self.budget}, allowed: 1 to {number_of_pairs(n_clips)}, all pairs of "
@@ -124,6 +128,9 @@ class RankCommand(JudgeOptions):
             )
             judge = stack.enter_context(source.load())
             progress = stack.enter_context(Progress())
+            if self.retry_failed and log.failed_ids():
+                announce(f"comparing {len(log.failed_ids())} pairs again that failed")
+                log.drop_failed()
             done = len(log.records())
 
             def count(record: object) -> None:
