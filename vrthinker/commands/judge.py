@@ -6,14 +6,14 @@ import contextlib
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated
 
 import tyro
 
-from vrthinker.commands.judges import EngineName, JudgeSource, endpoint_extra
-from vrthinker.commands.options import Flag, announce, check_device, option
-from vrthinker.errors import InputError, first_problem
-from vrthinker.visibility import MemoryMode
+from vrthinker.commands.judge_options import JudgeOptions
+from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.options import Flag, announce, option
+from vrthinker.errors import InputError
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -24,21 +24,14 @@ if TYPE_CHECKING:
     from vrthinker.verdict import Verdict
 
 
-@dataclass(frozen=True)
-class JudgeCommand:
-    """Judge which of two clips is better, or every pair of a file.
-
-    One pair: vrthinker judge A.mp4 B.mp4 --prompt "a dog runs" --model M
-
-    Many pairs: vrthinker judge --pairs pairs.jsonl --out verdicts.jsonl --model M
-    """
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is judged, and where the verdicts go."""
 
     videos: Annotated[tyro.conf.Positional[tuple[Path, ...]], option("A B")] = ()
     """The two clips: files, or folders of images."""
     prompt: Annotated[str | None, option("TEXT")] = None
     """The caption that both clips were made from."""
-    model: Annotated[str | None, option("M")] = None
-    """A checkpoint folder, a hub id, or nano (for synthetic clips); with --endpoint, a name on the server."""
     pairs: Annotated[Path | None, option("FILE")] = None
     """Judge every pair of this file (.jsonl, .csv, .parquet): id, prompt, video_1, video_2, ..."""
     out: Annotated[Path | None, option("FILE")] = None
@@ -54,61 +47,24 @@ class JudgeCommand:
     """Write an HTML page about the episode of a single pair: both clips, and what each round saw and said."""
     json: Flag = False
     """Print JSON instead of a table."""
-    window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
-    """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
-    rounds: Annotated[int | None, option("N")] = None
-    """The most rounds of an episode. The checkpoint's own by default."""
-    frames: Annotated[int | None, option("N")] = None
-    """The frames of the first input, half of them from each clip. The checkpoint's own by default."""
-    max_round_tokens: Annotated[int | None, option("N")] = None
-    """The most tokens that one round may write. The checkpoint's own by default."""
-    memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
-    """How expired frames are removed. By default as in training; another mode is another policy."""
-    temperature: Annotated[float | None, option("T")] = None
-    """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
-    seed: int = 0
-    """The seed of sampling."""
     both_orders: Flag = False
     """Judge each pair in both orders of its clips. Its verdict is that of both; it counts once."""
-    max_fps: Annotated[float | None, option("FPS")] = None
-    """The most frames per second that are numbered. All frames by default."""
-    max_pixels: Annotated[int | None, option("N")] = None
-    """The most pixels of a frame. The checkpoint's own by default."""
-    dataset: Annotated[str | None, option("NAME")] = None
-    """The dataset whose names of the dimensions a single pair's prompt uses. The checkpoint's by default."""
-    reader: Annotated[Literal["auto", "pyav", "dali"], option("auto|pyav|dali")] = "auto"
-    """What decodes clips: pyav on the CPU, or NVIDIA DALI. vrthinker doctor says what auto takes."""
-    tolerate_truncation: Flag = False
-    """If a clip breaks half-way, judge the frames before the break. The verdict says so."""
-    guided: Annotated[bool | None, option("True|False")] = None
-    """Force rounds into the grammar, for models that do not keep to it. The checkpoint's own by default."""
-    profile: Annotated[str | None, option("NAME")] = None
-    """Settings and prompts of a released checkpoint: vr-thinker-48, vr-thinker-128. By default its own."""
-    templates: Annotated[Path | None, option("FOLDER")] = None
-    """A folder of prompt templates to use instead of the checkpoint's."""
-    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
-    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
-    device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. By default a GPU if there is one."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
-    """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
-    batch_size: int = 8
-    """The number of episodes that advance together."""
-    endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
-    --engine vllm, it is a vllm serve that has --model loaded."""
-    endpoint_extra: Annotated[str | None, option("JSON")] = None
-    """Fields to add to each request, as a JSON object; null leaves a field out that the server refuses."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeCommand(JudgeOptions, _Asked):
+    """Judge which of two clips is better, or every pair of a file.
+
+    One pair: vrthinker judge A.mp4 B.mp4 --prompt "a dog runs" --model M
+
+    Many pairs: vrthinker judge --pairs pairs.jsonl --out verdicts.jsonl --model M
+    """
 
     def run(self) -> int:
         """Judges; returns the exit code."""
-        if self.model is None:
-            raise InputError(
-                "--model: missing; give a checkpoint folder or hub id (nano: for the synthetic world only)"
-            )
-        self._check_options()
+        source = self.source()
         if self.pairs is not None:
-            return self._judge_file()
+            return self._judge_file(source)
         if len(self.videos) != 2 or self.prompt is None:
             clips = f"{len(self.videos)} clip{'s' * (len(self.videos) != 1)}"
             got = f"{clips} and {'a' if self.prompt is not None else 'no'} --prompt"
@@ -126,8 +82,8 @@ class JudgeCommand:
 
             check_page_path(self.report, *self.videos, *([self.trajectories] if self.trajectories else []))
         self._check_trajectories(*self.videos)
-        self._source().configuration()
-        with self._source().load() as judge:
+        source.configuration()
+        with source.load() as judge:
             verdict = judge(
                 *(self.prompt, *self.videos),
                 dataset=self.dataset,
@@ -145,32 +101,6 @@ class JudgeCommand:
         if self.report is not None:
             self._write_page(self.report, verdict)
         return 0 if verdict.judgments is not None else 1
-
-    def _check_options(self) -> None:
-        """Refuses what can be refused without a clip or a model."""
-        from pydantic import ValidationError
-
-        from vrthinker.episode.dimensions import dimension_texts
-        from vrthinker.episode.settings import EpisodeSettings
-
-        check_device(self.device)
-        if self.reader == "dali":
-            from vrthinker.video.open import open_reader
-
-            open_reader(self.reader)
-        dimension_texts(self.dataset)
-        if self.batch_size < 1:
-            raise InputError(f"--batch-size: got {self.batch_size}, allowed: at least 1")
-        if self.frames is not None and self.frames % 2:
-            raise InputError(
-                f"--frames: got {self.frames}, allowed: an even number, half of it from each clip"
-            )
-        try:
-            EpisodeSettings.model_validate(self._episode_settings())
-        except ValidationError as error:
-            field, _, problem = first_problem(error, quote=True).partition(": ")
-            option = _OPTIONS.get(field, field).replace("_", "-")
-            raise InputError(f"--{option}: {problem}") from None
 
     def _check_trajectories(self, *others: Path) -> None:
         if self.trajectories is not None:
@@ -197,7 +127,7 @@ class JudgeCommand:
         )
         sys.stderr.write(f"the episode as a page: {plain(str(path))}\n")
 
-    def _judge_file(self) -> int:
+    def _judge_file(self, source: JudgeSource) -> int:
         if self.videos or self.prompt is not None or self.dataset is not None:
             raise InputError("--pairs: goes without clips, --prompt and --dataset; the file holds them")
         if self.report is not None:
@@ -210,12 +140,12 @@ class JudgeCommand:
         from vrthinker.records.verdict_log import VerdictLog
 
         if table_format(self.out) is not None and self.table is None:
-            return self._judge_into_table(self.out)
+            return self._judge_into_table(source, self.out)
         self._check_outputs(self.out, self.pairs)
         pairs = load_pairs(self.pairs)
         self._check_trajectories(self.pairs, self.out, *_clips_of(pairs))
         run, ignored = run_configuration(
-            self._source().configuration(),
+            source.configuration(),
             pairs_file=self.pairs,
             seed=self.seed,
             both_orders=self.both_orders,
@@ -223,15 +153,15 @@ class JudgeCommand:
         with contextlib.ExitStack() as stack:
             judge = None
             if not self.out.exists():  # a judge that cannot be loaded leaves no results file behind
-                judge = stack.enter_context(self._source().load())
+                judge = stack.enter_context(source.load())
             log = stack.enter_context(VerdictLog(self.out, run, ignore=ignored))
-            return self._judge_pairs(judge, pairs, log, stack)
+            return self._judge_pairs(judge or source, pairs, log, stack)
 
-    def _judge_into_table(self, table: Path) -> int:
+    def _judge_into_table(self, source: JudgeSource, table: Path) -> int:
         """Judges into lines beside a table, because only lines survive a kill, and writes the table."""
         lines = table.with_suffix(".jsonl")
         announce(f"the verdicts are kept as lines, which a killed run continues: {lines}")
-        return replace(self, out=lines, table=table)._judge_file()
+        return replace(self, out=lines, table=table)._judge_file(source)
 
     def _check_outputs(self, out: Path, pairs: Path) -> None:
         """Refuses names of outputs that would be misread or overwrite something."""
@@ -249,7 +179,7 @@ class JudgeCommand:
             check_verdict_table("--table", self.table, *others)
 
     def _judge_pairs(
-        self, judge: Judge | None, pairs: Sequence[Pair], log: VerdictLog, stack: contextlib.ExitStack
+        self, given: Judge | JudgeSource, pairs: Sequence[Pair], log: VerdictLog, stack: contextlib.ExitStack
     ) -> int:
         from vrthinker.data.pairs import missing_clips
         from vrthinker.judge_file import judge_file
@@ -259,8 +189,11 @@ class JudgeCommand:
         wanted = {pair.id for pair in pairs}
         pending = len(log.pending(wanted))
         again = self.retry_failed and bool(log.failed_ids())
-        if judge is None and (pending or again):
-            judge = stack.enter_context(self._source().load())
+        judge: Judge | None
+        if not isinstance(given, JudgeSource):
+            judge = given
+        else:  # with nothing to judge, no model is loaded
+            judge = stack.enter_context(given.load()) if pending or again else None
         if again:
             log.drop_failed()
             pending = len(log.pending(wanted))
@@ -289,49 +222,6 @@ class JudgeCommand:
             write_verdict_table(self.table, records)
             announce(f"the verdicts as a table: {self.table}")
         return code
-
-    def _episode_settings(self) -> dict[str, Any]:
-        """The settings of the episode that options override."""
-        given = {field: getattr(self, option) for field, option in _OPTIONS.items()}
-        overrides = {field: value for field, value in given.items() if value is not None}
-        if not self.tolerate_truncation:
-            del overrides["tolerate_truncation"]
-        if self.window == "all":
-            overrides["window"] = None
-        return overrides
-
-    def _source(self) -> JudgeSource:
-        assert self.model is not None
-        return JudgeSource(
-            self.model,
-            engine=self.engine,
-            endpoint=self.endpoint,
-            endpoint_options=endpoint_extra(self.endpoint_extra, self.endpoint),
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=self.batch_size,
-            reader=self.reader,
-            overrides={
-                "templates": self.templates,
-                "max_pixels": self.max_pixels,
-                "profile": self.profile,
-                **self._episode_settings(),
-            },
-        )
-
-
-_OPTIONS = {
-    "window": "window",
-    "max_rounds": "rounds",
-    "initial_frames": "frames",
-    "max_round_tokens": "max_round_tokens",
-    "memory": "memory",
-    "temperature": "temperature",
-    "max_fps": "max_fps",
-    "guided": "guided",
-    "tolerate_truncation": "tolerate_truncation",
-}
-"""Field of `EpisodeSettings` -> the option that overrides it."""
 
 
 def _clips_of(pairs: Sequence[Pair]) -> set[Path]:

@@ -68,7 +68,7 @@ class RankCommand(JudgeOptions):
             )
         # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
         for clip in self.clips:
-            open_reader().probe(clip, tolerate_truncation=self.tolerate_truncation)
+            open_reader(self.reader).probe(clip, tolerate_truncation=self.tolerate_truncation)
         pairs = usual_budget(self.schedule, n_clips) if self.budget is None else self.budget
         started = time.process_time()
         ranking, cost = self._ranked(source, pairs)
