@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_run import vrthinker
 from clips import make_clip
 from PIL import Image
 from report.test_eval_page import HOSTILE, about_of, item
@@ -17,6 +18,7 @@ from report.test_page import DONE, asks, judged
 
 from vrthinker.episode.trajectory import Trajectory, dump_line
 from vrthinker.errors import InputError
+from vrthinker.evals.run_files import write_run
 from vrthinker.records.eval_items import EvalItem, ItemStatus
 from vrthinker.report.inspect_log import write_inspect_log
 
@@ -124,6 +126,24 @@ def test_what_cannot_be_exported_is_refused_before_any_work(
     with pytest.raises(InputError, match=r"not installed: pip install 'vrthinker\[view\]'"):
         write_inspect_log(tmp_path / "log.eval", ITEMS, about_of(ITEMS))
     assert not (tmp_path / "log.eval").exists()
+
+
+def test_the_command_writes_the_log_into_the_run_s_folder(tmp_path: Path) -> None:
+    write_run(
+        tmp_path / "run", ITEMS, about_of(ITEMS)["summary"], {"judge": "m", "data": "d", "protocol": {}}
+    )
+    refused = vrthinker("eval", "export", tmp_path / "run", "--pictures", -1)
+    assert (refused.code, refused.last_line) == (
+        2,
+        "vrthinker: error: --pictures: got -1, allowed: 0 and above",
+    )
+    elsewhere = vrthinker("eval", "export", tmp_path)
+    assert elsewhere.code == 2
+    assert "has no items.jsonl" in elsewhere.last_line
+    pytest.importorskip("inspect_ai.log", reason="inspect_ai is not installed")
+    done = vrthinker("eval", "export", tmp_path / "run")
+    assert (done.code, done.out) == (0, f"{tmp_path / 'run' / 'log.eval'}\n")
+    assert zipfile.is_zipfile(tmp_path / "run" / "log.eval")
 
 
 def test_a_file_that_is_no_run_is_named(tmp_path: Path) -> None:
