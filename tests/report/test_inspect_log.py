@@ -129,14 +129,11 @@ def test_what_cannot_be_exported_is_refused_before_any_work(
 
 
 def test_the_command_writes_the_log_into_the_run_s_folder(tmp_path: Path) -> None:
-    write_run(
-        tmp_path / "run", ITEMS, about_of(ITEMS)["summary"], {"judge": "m", "data": "d", "protocol": {}}
-    )
+    about = {"judge": "m", "data": "d", "protocol": {}}
+    write_run(tmp_path / "run", ITEMS, about_of(ITEMS)["summary"], about)
     refused = vrthinker("eval", "export", tmp_path / "run", "--pictures", -1)
-    assert (refused.code, refused.last_line) == (
-        2,
-        "vrthinker: error: --pictures: got -1, allowed: 0 and above",
-    )
+    assert refused.code == 2
+    assert "--pictures: got -1, allowed: 0 and above" in refused.last_line
     elsewhere = vrthinker("eval", "export", tmp_path)
     assert elsewhere.code == 2
     assert "has no items.jsonl" in elsewhere.last_line
