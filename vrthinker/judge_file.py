@@ -9,7 +9,7 @@ for them, and takes them over if that process dies.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -49,7 +49,13 @@ def record_of_orders(first: Finished, second: Finished, *, judge: Judge, seed: i
     return _failed(first.item.id, error, judge, seed)
 
 
-def _free_id(pair_id: str, taken: Mapping[str, object]) -> str:
+def swapped_ids_of(pair_ids: Collection[str]) -> dict[str, str]:
+    """The id of each pair -> the id of its second episode, if both orders are judged."""
+    taken = set(pair_ids)
+    return {pair_id: _free_id(pair_id, taken) for pair_id in pair_ids}
+
+
+def _free_id(pair_id: str, taken: Collection[str]) -> str:
     """The id of a pair's second episode, which no pair has."""
     name = f"{pair_id}{SWAPPED}"
     while name in taken:
@@ -100,7 +106,7 @@ def judge_file(
                     yield f"{group_id}{SWAPPED}", turned
 
     by_id = {pair.id: pair for pair in pairs}
-    swapped_ids = {pair_id: _free_id(pair_id, by_id) for pair_id in by_id} if both_orders else {}
+    swapped_ids = swapped_ids_of(by_id) if both_orders else {}
     pair_ids = {swapped_id: pair_id for pair_id, swapped_id in swapped_ids.items()}
     halves: dict[str, Finished] = {}
     left = list(pairs)

@@ -67,6 +67,29 @@ def test_two_folders_become_a_table_and_a_page(study: Path, tiny: Path, tmp_path
     assert "was made with prompts_and_clips=" in vrthinker(*other).last_line
 
 
+def test_both_orders_are_one_verdict_on_the_table_and_the_page(
+    study: Path, tiny: Path, tmp_path: Path
+) -> None:
+    out = tmp_path / "out"
+    done = vrthinker(*compare(study, tiny, out, "--both-orders"))
+    assert done.code == 1, done.err  # one prompt has no verdict
+    assert "2 prompts judged" in done.out
+    lines = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    records = sorted(lines, key=lambda record: record["id"])
+    assert [len(record.get("orders", ())) for record in records] == [2, 2, 0], "the third one has no verdict"
+    with (out / "verdicts.csv").open(newline="") as stream:
+        rows = {row["id"]: row for row in csv.DictReader(stream)}
+    for record in records[:2]:
+        one, other = (order["judgment"]["OA"] for order in record["orders"])
+        assert rows[record["id"]]["consistent"] == ("true" if one == other else "false")
+    assert rows["003"]["consistent"] == ""
+    episodes = [json.loads(line)["id"] for line in (out / "trajectories.jsonl").read_text().splitlines()]
+    assert sorted(episodes) == ["001", "001#swapped", "002", "002#swapped"]
+    page = (out / "pages" / "00001.html").read_text()
+    assert "In the pair&#39;s own order: " in page
+    assert vrthinker(*compare(study, tiny, out)).code == 2, "the folder holds verdicts of both orders"
+
+
 def test_a_dry_run_shows_who_belongs_to_whom(study: Path, tmp_path: Path) -> None:
     done = vrthinker(*compare(study, tmp_path / "no-model", tmp_path / "out", "--dry-run"))
     assert done.code == 0, done.err

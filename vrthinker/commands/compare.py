@@ -52,6 +52,8 @@ class CompareCommand(JudgeOptions):
     match: Literal["order", "number"] = "order"
     """How clips belong to prompts that do not name them: in the order of their names, or by the last number
     in each name."""
+    both_orders: Flag = False
+    """Judge each prompt in both orders of its clips. Its verdict is that of both; it counts once."""
     skip_missing: Flag = False
     """Judge the other prompts if clips are missing. By default nothing is judged then."""
     dry_run: Flag = False
@@ -133,7 +135,12 @@ class CompareCommand(JudgeOptions):
             raise unwritable(out, error, "name another folder") from None
         check_trajectories_file(out / TRAJECTORIES_FILE)
         lines = "".join(dump_pair(pair, out) for pair in pairs).encode()
-        run, ignored = run_configuration(source.configuration(), pairs_file=out / PAIRS_FILE, seed=self.seed)
+        run, ignored = run_configuration(
+            source.configuration(),
+            pairs_file=out / PAIRS_FILE,
+            seed=self.seed,
+            both_orders=self.both_orders,
+        )
         about = {"prompts_and_clips": hashlib.sha256(lines).hexdigest()}
         judged_now: set[str] = set()
         with contextlib.ExitStack() as stack:
@@ -156,6 +163,7 @@ class CompareCommand(JudgeOptions):
                     log,
                     seed=self.seed,
                     trajectories=out / TRAJECTORIES_FILE,
+                    both_orders=self.both_orders,
                     on_record=count,
                     on_wait=progress.wait,
                 )
@@ -172,6 +180,7 @@ class CompareCommand(JudgeOptions):
         from vrthinker.data.tables import table_bytes
         from vrthinker.episode.trajectory import load_trajectories
         from vrthinker.evals.generators import COLUMNS, as_json, compared, rows_of, shares
+        from vrthinker.judge_file import swapped_ids_of
         from vrthinker.records.files import replace_file
         from vrthinker.report.compare_page.page import write_compare_page
 
@@ -182,11 +191,14 @@ class CompareCommand(JudgeOptions):
         replace_file(out / SUMMARY_FILE, (json.dumps(told, indent=2) + "\n").encode())
         # The last line of an id is the one that counts: a killed run may have left an earlier one.
         episodes = {one.id: one for one in load_trajectories(out / TRAJECTORIES_FILE)}
+        others = swapped_ids_of([one.sample.id for one in verdicts]) if self.both_orders else dict[str, str]()
         announce("writing the pages of the episodes")
         rows = []
         for number, one in enumerate(verdicts, start=1):
             page = f"{PAGES_FOLDER}/{number:05d}.html"
-            rows.append(self._row(one, episodes.get(one.sample.id), page, one.sample.id in judged_now))
+            name = one.sample.id
+            shown = episodes.get(name), episodes.get(others.get(name, name))
+            rows.append(self._row(one, *shown, page, name in judged_now))
         measured = shares(verdicts)
         notes = Counter(note for one in verdicts for note in dict.fromkeys(one.record.notes))
         model = verdicts[0].record.model if verdicts else str(self.model)
@@ -201,6 +213,7 @@ class CompareCommand(JudgeOptions):
                 ("Clips of " + names[1], str(self.folders[1])),
                 ("Prompts", str(self.prompts)),
                 ("Shown as video 1", f"{names[1]} at {len(swapped)} prompts, else {names[0]}"),
+                ("Orders", "both" if self.both_orders else "one"),
                 ("Seed", str(self.seed)),
             ],
             notes=dict(notes.most_common()),
@@ -220,12 +233,23 @@ class CompareCommand(JudgeOptions):
             print_comparison(names, views, len(verdicts), failures, notes, (self._table, out / INDEX_FILE))
         return 1 if any(one.judgment is None for one in verdicts) else 0
 
-    def _row(self, one: Compared, episode: Trajectory | None, page: str, is_new: bool) -> RowView:
-        """The row of a prompt. Its page is written if it is missing, or the verdict is new."""
+    def _row(
+        self, one: Compared, episode: Trajectory | None, other: Trajectory | None, page: str, is_new: bool
+    ) -> RowView:
+        """The row of a prompt. Its page is written if it is missing, or the verdict is new.
+
+        Args:
+            one: The prompt with its record.
+            episode: Its episode.
+            other: The episode with its clips in the other order; the same one if only one order was judged.
+            page: The path of its page in the folder.
+            is_new: Whether it was judged in this run.
+        """
+        from vrthinker.episode.orders import merged_orders
         from vrthinker.evals.world_truth import findings_of
         from vrthinker.report.compare_page.page import RowView
         from vrthinker.report.page.page import write_page
-        from vrthinker.report.story import first_overall, story
+        from vrthinker.report.story import first_overall, told_story
 
         kinds: list[Literal["disagree", "failed", "changed"]] = []
         if one.dimensions_disagree:
@@ -235,15 +259,17 @@ class CompareCommand(JudgeOptions):
         told = f"No verdict: {one.record.reason}"
         if episode is not None:
             file, findings = self.out / page, findings_of(episode)
+            both = None if other is None or other is episode else merged_orders(episode, other)
             if is_new or not file.exists():
                 write_page(
                     file,
                     episode,
                     notes=one.record.notes,
+                    both=both,
                     findings=findings,
                     max_clip_bytes=_MAX_PAGE_CLIP_BYTES,
                 )
-            told = story(episode, findings)
+            told = told_story(episode, findings, both=both)
             first = first_overall(episode)
             if one.record.judgment is not None and first is not None and first != one.record.judgment["OA"]:
                 kinds.append("changed")

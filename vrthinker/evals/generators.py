@@ -22,7 +22,7 @@ from vrthinker.records.verdicts import VerdictRecord
 
 COLUMNS = (
     *("id", "prompt", "clip_a", "clip_b", "shown_first", *(dimension.value for dimension in Dimension)),
-    *("confidence", "rounds", "tool_calls", "stop_reason", "reason", "notes"),
+    *("confidence", "rounds", "tool_calls", "stop_reason", "reason", "notes", "consistent"),
 )
 """The columns of the table of verdicts."""
 
@@ -141,6 +141,7 @@ def rows_of(verdicts: Sequence[Compared], names: tuple[str, str]) -> list[dict[s
             "stop_reason": one.record.stop_reason,
             "reason": one.record.reason,
             "notes": list(one.record.notes),
+            "consistent": one.record.consistent,
         }
         for one in verdicts
     ]
