@@ -101,12 +101,19 @@ class Verdict:
                 them the page has no pictures, and says so. Files are read again by themselves.
 
         Raises:
-            InputError: The path cannot be used, or a clip is none of those that were judged.
+            InputError: The path cannot be used, or a clip in memory is none of those that were judged.
             VRThinkerError: The file cannot be written.
         """
         from vrthinker.report.page.page import write_page
 
-        reader = reader_of_clips(clips, [video.path for video in self.trajectory.videos]) if clips else None
+        reader = None
+        if len(clips):
+            from vrthinker.video.open import open_reader
+
+            videos = self.trajectory.videos
+            rates = [video.fps for video in videos if video.codec == "images"]
+            files = open_reader(image_fps=rates[0]) if rates else open_reader()
+            reader = reader_of_clips(clips, [video.path for video in videos], files)
         return write_page(path, self.trajectory, notes=self.shown_notes, both=self.merged, reader=reader)
 
     @classmethod

@@ -59,7 +59,7 @@ def test_failed_pairs_can_be_compared_again(tiny: Path, three: list[Path], tmp_p
     assert "it was killed" in (out / "verdicts.jsonl").read_text()
     again = vrthinker(*arguments, "--retry-failed")
     assert again.code == 0, again.err
-    assert "comparing 1 pairs again that failed" in again.err
+    assert "1 pairs failed; those that the schedule needs are compared again" in again.err
     assert "it was killed" not in (out / "verdicts.jsonl").read_text()
     assert len((out / "trajectories.jsonl").read_text().splitlines()) == 4
 

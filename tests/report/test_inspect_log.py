@@ -107,6 +107,28 @@ def test_two_exports_of_a_run_hold_the_same(tmp_path: Path, episode: Trajectory)
     assert sorted(path.name for path in tmp_path.glob("*.eval")) == ["a.eval", "b.eval"]
 
 
+def test_odd_ids_and_records_cost_no_sample_and_no_file(tmp_path: Path, episode: Trajectory) -> None:
+    odd = ["a\0b", "a\0c", "../../x", "y" * 70_000, "plain"]
+    items = [item(number, 1, id=name) for number, name in enumerate(odd)]
+    images = episode.videos[0].model_copy(update={"codec": "images", "fps": 0.0})
+    frames = tuple(frame.model_copy(update={"frame_index": -1000}) for frame in episode.frames)
+    changes = {"id": "plain", "frames": frames, "videos": (images, episode.videos[1])}
+    lines = tmp_path / "trajectories.jsonl"
+    lines.write_text(dump_line(episode.model_copy(update=changes)))
+    (tmp_path / "log.new.eval").write_text("mine")
+    found = exported(tmp_path / "log.eval", items, trajectories=lines)
+    assert {sample.metadata["id"] for sample in found.samples} == set(odd)
+    assert len(found.samples) == len(odd)
+    with zipfile.ZipFile(tmp_path / "log.eval") as archive:
+        samples = [name for name in archive.namelist() if name.startswith("samples/")]
+    assert len(samples) == 5
+    assert not any(".." in name or "\0" in name for name in samples)
+    assert (tmp_path / "log.new.eval").read_text() == "mine"
+    assert list(tmp_path.glob(".*")) == []
+    about = {**about_of(ITEMS), "provenance": {"date": "0001-01-01T00:00:00+14:00"}}
+    write_inspect_log(tmp_path / "log.eval", ITEMS, about)
+
+
 def test_what_cannot_be_exported_is_refused_before_any_work(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

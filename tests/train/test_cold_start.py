@@ -310,6 +310,40 @@ def test_micro_batches_are_one_step(tmp_path: Path) -> None:
     assert 4 < found[0]["loss/sft"] < 9, "a mean over tokens, of which nothing is known yet"
 
 
+def test_packs_padded_batches_and_short_packs_learn_the_same(tmp_path: Path) -> None:
+    """All traces are one step, so that it is the same step, however their contexts are computed."""
+    found = {}
+    ways: dict[str, dict[str, Any]] = {
+        "packs": {"micro_batch_size": 2},
+        "short packs": {"micro_batch_size": 2, "max_pack_tokens": 200},
+        "padded": {"packed": False, "batch_size": 64, "micro_batch_size": 64},
+    }
+    for name, changes in ways.items():
+        phase = {**SHORT["phases"][1], "steps": 1, "batch_size": 5, **changes}
+        started({**SHORT, "phases": [phase]}, tmp_path / name)
+        (found[name],) = metrics_of(tmp_path / name)
+        (record,) = json.loads((tmp_path / name / TRACES_FILE).read_text())["phases"]
+        assert record["unit"] == ("contexts" if name == "padded" else "traces")
+    for measured in ("loss/sft", "optim/grad_norm", "sft/token_accuracy", "sft/tokens"):
+        values = [metrics[measured] for metrics in found.values()]
+        assert values == pytest.approx([values[0]] * 3, rel=1e-4), measured
+
+
+def test_a_run_that_began_with_padded_batches_is_not_resumed_with_packs(tmp_path: Path) -> None:
+    phase = {**SHORT["phases"][1], "steps": 1}
+    run = tmp_path / "run"
+    started({**SHORT, "phases": [phase]}, run)
+    traces = json.loads((run / TRACES_FILE).read_text())
+    del traces["phases"][0]["unit"]  # as an older version left it
+    (run / TRACES_FILE).write_text(json.dumps(traces))
+    with pytest.raises(InputError, match=r"began by counting contexts; write .packed.: false into"):
+        run_cold_start(resume_settings(run), run)
+    config = json.loads((run / "config.json").read_text())
+    config["phases"][0]["packed"] = False
+    (run / "config.json").write_text(json.dumps(config))
+    assert run_cold_start(resume_settings(run), run) == run / "model"
+
+
 # Stopped and resumed
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import heavy  # noqa: F401
+import numpy as np
 import pytest
 import torch
 from cli_run import vrthinker
@@ -20,6 +21,7 @@ from vrthinker.engine.hf.checkpoint import NANO_FOLDER
 from vrthinker.engine.hf.patch_embed import use_patch_product
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import InputError
+from vrthinker.policy.prefix_tree import PrefixTree, Stretch
 from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, make_optimizer
 from vrthinker.train.plan.memory import (
     Load,
@@ -246,6 +248,46 @@ def test_a_sequence_is_as_long_as_what_is_visible() -> None:
     assert Assumptions(rounds=5, window=0).live_frames == 8
     assert Assumptions(rounds=1).sequence_tokens == 600 + 8 * 512 + 400
     assert Assumptions(context=1000).sequence_tokens == 1000
+
+
+@pytest.mark.parametrize("window", [0, 1, 2, 3, None])
+@pytest.mark.parametrize("rounds", [1, 2, 3, 6])
+def test_a_pack_has_as_many_tokens_as_the_prefix_tree_of_its_contexts(
+    window: int | None, rounds: int
+) -> None:
+    assumed = Assumptions(
+        window=window, rounds=rounds, retrieved_frames=3, frame_tokens=10, round_tokens=7, text_tokens=50
+    )
+    first, shown = 50 + 8 * 10, 3 * 10
+    tree = PrefixTree()
+    for number in range(1, rounds + 1):
+        context, start = [], 0
+        pieces = [(0, first)]
+        for earlier in range(1, number):
+            is_live = window is None or earlier >= number - window
+            pieces += [(1000 * earlier, 7), *([(1000 * earlier + 500, shown)] if is_live else [])]
+        for name, length in [*pieces, (1000 * number, 7)]:
+            context.append(Stretch(np.arange(name, name + length), start))
+            start += length
+        tree.add(context)
+    assert assumed.trace_tokens == sum(len(node.stretch) for node in tree.nodes())
+    assert assumed.trace_frames == 8 + (rounds - 1) * 3
+
+
+def test_a_pack_is_split_but_no_context_is() -> None:
+    phase = {"steps": 10, "batch_size": 4}
+    assumed = Assumptions(rounds=8)
+    (whole,) = plan_recipe({"phases": [phase]}, assumed, model="qwen2.5-vl-7b")
+    assert whole.load.tokens == assumed.trace_tokens > 3 * assumed.sequence_tokens
+    for limit in (30_000, 2000):
+        split = {"phases": [{**phase, "max_pack_tokens": limit}]}
+        (plan,) = plan_recipe(split, assumed, model="qwen2.5-vl-7b")
+        parts = -(-assumed.trace_tokens // limit)
+        assert plan.load.forwards == 4 * parts
+        assert plan.load.tokens == max(-(-assumed.trace_tokens // parts), assumed.sequence_tokens)
+        assert plan.load.learned == -(-whole.load.learned // parts)
+    (padded,) = plan_recipe({"phases": [{**phase, "packed": False}]}, assumed, model="qwen2.5-vl-7b")
+    assert padded.load.tokens == assumed.sequence_tokens
 
 
 def test_a_recipe_is_planned_without_its_data() -> None:

@@ -31,13 +31,14 @@ class JudgeOptions:
     temperature: Annotated[float | None, option("T")] = None
     """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
     seed: int = 0
-    """The seed of sampling, and of what the command draws."""
+    """The seed of sampling, and of whatever else is drawn."""
     max_fps: Annotated[float | None, option("FPS")] = None
     """The most frames per second that are numbered. All frames by default."""
     max_pixels: Annotated[int | None, option("N")] = None
     """The most pixels of a frame. The checkpoint's own by default."""
     dataset: Annotated[str | None, option("NAME")] = None
-    """The dataset whose names of the dimensions the prompt uses. The checkpoint's by default."""
+    """The dataset whose names of the dimensions the prompt uses. The checkpoint's by default; a pairs file
+    names its own."""
     reader: Annotated[Literal["auto", "pyav", "dali"], option("auto|pyav|dali")] = "auto"
     """What decodes clips: pyav on the CPU, or NVIDIA DALI. vrthinker doctor says what auto takes."""
     tolerate_truncation: Flag = False

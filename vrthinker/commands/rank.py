@@ -129,14 +129,18 @@ class RankCommand(JudgeOptions):
             judge = stack.enter_context(source.load())
             progress = stack.enter_context(Progress())
             if self.retry_failed and log.failed_ids():
-                announce(f"comparing {len(log.failed_ids())} pairs again that failed")
+                announce(
+                    f"{len(log.failed_ids())} pairs failed; those that the schedule needs are compared again"
+                )
                 log.drop_failed()
             done = len(log.records())
 
             def count(record: object) -> None:
                 nonlocal done
                 done += 1
-                progress.show("comparing", done, pairs, line=f"{done} of {pairs} pairs")
+                # What was compared before may be more than the schedule needs after a pair was retried.
+                total = max(pairs, done)
+                progress.show("comparing", done, total, line=f"{done} of {total} pairs")
 
             ranking = rank_into(
                 judge,

@@ -29,7 +29,7 @@ class ColdStartCommand(StageCommand):
     steps: Annotated[int | None, option("N")] = None
     """The number of optimizer steps. One pass over the traces by default."""
     batch_size: Annotated[int | None, option("N")] = None
-    """The number of sequences per step. The recipe's, or 32 as in the paper, by default."""
+    """The number of traces per step. The recipe's, or 32 as in the paper, by default."""
     learning_rate: Annotated[float | None, option("LR")] = None
     """The peak learning rate. The recipe's, or 1.5e-6 as in the paper, by default."""
     set: Set = ()

@@ -39,7 +39,7 @@ class RejectionCommand(StageCommand):
     for_grpo: Annotated[Path | None, option("FILE")] = None
     """Write the pairs without a right episode to this pairs file, for the stage that follows."""
     batch_size: Annotated[int | None, option("N")] = None
-    """The number of sequences per step. 32 by default, as in the paper."""
+    """The number of traces per step. 32 by default, as in the paper."""
     learning_rate: Annotated[float | None, option("LR")] = None
     """The peak learning rate. 1.5e-6 by default, as in the paper."""
 

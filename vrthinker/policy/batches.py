@@ -1,13 +1,15 @@
-"""Training sequences as padded batches, each with the pixels of its distinct frames.
+"""What each step of a training phase learns, read ahead; and training sequences as padded batches.
 
-The sequences that step `n` trains on are a pure function of (seed, n), so that a resumed run continues
-exactly where it was. A batch holds sequences of similar length, drawn from a shuffled window, so that there
-is little padding.
+The units (traces, or contexts) that step `n` trains on are a pure function of (seed, n), so that a resumed
+run continues exactly where it was. A batch holds units of similar length, drawn from a shuffled window, so
+that there is little padding, and processes wait little for each other. `trace_packs.py` makes packs of traces
+of them.
 
 If several processes train together, they deal a step's micro-batches among them (`deal`). All processes then
 compute equally many, and each has at least one frame: the layers of a sharded model exchange messages, so
-that a process without pictures, or with one micro-batch less, would leave the others waiting. What is missing
-is filled up with a blank frame that nobody sees, and with micro-batches in which nothing is learned.
+that a process without pictures, or with one micro-batch less, would leave the others waiting. In padded
+batches, what is missing is filled up with a blank frame that nobody sees, and with micro-batches in which
+nothing is learned.
 """
 
 from __future__ import annotations

@@ -188,6 +188,14 @@ def pack_paths(trajectories: Sequence[Sequence[Path]], *, max_tokens: int | None
     return packs
 
 
+def pack_tokens(paths: Sequence[Path]) -> int:
+    """The number of tokens that one pack of these contexts has."""
+    building = _Building()
+    for path in paths:
+        building.add(path)
+    return building.tokens
+
+
 def _refuse_what_was_not_sampled(trajectory: Trajectory) -> None:
     """Only what the policy sampled, by the distribution that training computes, belongs in a pack."""
     if any(record.token_ids is None for record in trajectory.rounds):

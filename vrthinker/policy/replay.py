@@ -64,7 +64,7 @@ class Path:
     def without(self, skipped: Sequence[int]) -> Path:
         """The path without the first tokens of its rounds among those that are learned.
 
-        It ends with the last token that is still learned.
+        It ends with the last token that is still learned. If none is, it is as long as before.
 
         Args:
             skipped: For each of `learned`, the number of tokens that are not.

@@ -23,7 +23,7 @@ from vrthinker.policy.batches import FrameLoader, StepSource, deal
 from vrthinker.policy.losses import sft_loss_from_hidden
 from vrthinker.policy.packed_attention import Implementation
 from vrthinker.policy.packed_forward import packed_hidden
-from vrthinker.policy.packing import Pack, pack_paths
+from vrthinker.policy.packing import Pack, pack_paths, pack_tokens
 from vrthinker.policy.replay import Path
 
 
@@ -48,9 +48,8 @@ class LearnedTrace:
     @classmethod
     def of(cls, name: str, paths: Sequence[Path]) -> LearnedTrace:
         """The trace of some contexts, at least one."""
-        (pack,) = pack_paths([paths])
         learned, longest = sum(path.n_learned for path in paths), max(len(path.tokens) for path in paths)
-        return cls(name, tuple(paths), pack.n_tokens, learned, longest)
+        return cls(name, tuple(paths), pack_tokens(paths), learned, longest)
 
 
 @dataclass(frozen=True)
@@ -131,7 +130,7 @@ class PackSource(StepSource[LearnedTrace, PackedTraces]):
         dealt = deal([pack.n_tokens for pack in packs], self._processes)
         own = [(packs[index], True) for index in dealt[self._rank]]
         # The layers of a sharded model exchange messages: every process computes equally many packs.
-        own += [(packs[0], False)] * (max(map(len, dealt)) - len(own))
+        own += [(min(packs, key=lambda pack: pack.n_tokens), False)] * (max(map(len, dealt)) - len(own))
         return tuple(PackedTraces(pack, tuple(self._loader.load(pack.frames)), n) for pack, n in own)
 
 
@@ -140,7 +139,7 @@ def _check_shows_frames(trace: LearnedTrace) -> None:
     if any(all(stretch.frame is None for stretch in path.stretches) for path in trace.paths):
         raise InputError(
             f"trajectory {trace.id!r}: got a round that sees no frame, allowed with several processes: "
-            "rounds that see some; train in one process, or leave it out"
+            "rounds that see some; set packed: false, train in one process, or leave it out"
         )
 
 

@@ -14,6 +14,7 @@ import base64
 import hashlib
 import importlib
 import os
+import tempfile
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -21,10 +22,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from pydantic import ValidationError
+
 from vrthinker._version import __version__
 from vrthinker.episode.dimensions import Dimension, Preference
 from vrthinker.episode.trajectory import FrameSegmentRecord, MessageRecord, Trajectory
-from vrthinker.errors import InputError, UnexpectedError, unwritable
+from vrthinker.errors import InputError, UnexpectedError, first_problem, unwritable
 from vrthinker.records.eval_items import EvalItem, ItemStatus
 from vrthinker.report.eval_page.errors import recorded_episodes, surest_errors, tie_threshold, verdict_in
 from vrthinker.report.names import distinct_names
@@ -41,6 +44,7 @@ _CODES = ("OA", *(code.value for code in Dimension if code.value != "OA"))
 _RIGHT, _WRONG, _NO_ANSWER = "C", "I", "N"
 _REASONS = {ItemStatus.UNPARSED: "invalid_response_format", ItemStatus.MISSING: "no_response"}
 _MEASURES = {"OA": "oa/tau", "TA": "ta/accuracy", "VQ": "vq/accuracy", "MQ": "mq/accuracy"}
+_LONGEST_NAME = 200
 _ZIP_START = b"PK\x03\x04"
 _INSTALL = "inspect_ai is not installed: pip install 'vrthinker[view]'"
 
@@ -100,7 +104,8 @@ def write_inspect_log(
     try:
         log = export.log(items)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        what = f"{type(error).__name__}: {error}"
+        said = first_problem(error, "") if isinstance(error, ValidationError) else str(error)
+        what = f"{type(error).__name__}: {said}"
         raise InputError(f"{out}: the run's eval.json is not what `vrthinker eval` writes ({what})") from None
     shown = _first(items, pictures, export.thresholds["OA"])
     messages: dict[str, tuple[list[Any], str]] = {}
@@ -110,17 +115,23 @@ def write_inspect_log(
             messages[episode.id] = export.messages(episode, images), story(episode)
             on_episode(len(messages), len(items))
     log.samples = [export.sample(item, *messages.pop(item.id, ([], ""))) for item in items]
-    spare = out.with_name(f"{out.stem}.new{ENDING}")
+    _write(export.inspect, log, out)
+    return out
+
+
+def _write(inspect: _Inspect, log: Any, out: Path) -> None:
+    """Writes a log in one step: the file is either complete, or unchanged."""
     try:
-        export.inspect.log.write_eval_log(log, str(spare), format="eval")
-        os.replace(spare, out)
+        with tempfile.TemporaryDirectory(
+            dir=out.parent, prefix=".vrthinker-", ignore_cleanup_errors=True
+        ) as spare:
+            made = Path(spare) / f"log{ENDING}"
+            inspect.log.write_eval_log(log, str(made), format="eval")
+            os.replace(made, out)
     except OSError as error:
         raise unwritable(out, error, "give another file") from None
     except Exception as error:
         raise UnexpectedError(f"{out}: inspect_ai could not write the log ({error})") from error
-    finally:
-        spare.unlink(missing_ok=True)
-    return out
 
 
 def check_log_path(path: Path) -> None:
@@ -156,9 +167,15 @@ def _pictures(episode: Trajectory) -> Pictures:
     found: dict[tuple[int, Region | None], str] = {}
     for number, video in enumerate(episode.videos, start=1):
         frames = [frame for frame in episode.frames if frame.video == number]
-        reader = open_reader(image_fps=video.fps) if video.codec == "images" else VirtualReader(open_reader())
+        try:
+            files = open_reader(image_fps=video.fps) if video.codec == "images" else open_reader()
+        except InputError:  # a record with a frame rate that no clip has
+            continue
         stills, _ = load_stills(
-            video, frames, reader=reader, tolerate_truncation=episode.settings.tolerate_truncation
+            video,
+            frames,
+            reader=VirtualReader(files),
+            tolerate_truncation=episode.settings.tolerate_truncation,
         )
         for frame in frames:
             jpeg = stills.get((frame.frame_index, frame.view))
@@ -211,7 +228,9 @@ class _Export:
                 task=str(about.get("evaluation") or "vrthinker eval"),
                 task_version=summary["protocol_version"],
                 dataset=made.EvalDataset(
-                    name=str(about.get("data")), samples=len(items), sample_ids=[item.id for item in items]
+                    name=str(about.get("data")),
+                    samples=len(items),
+                    sample_ids=[_member(item.id) for item in items],
                 ),
                 model=self.judge,
                 config=made.EvalConfig(),
@@ -248,7 +267,7 @@ class _Export:
         """
         usage, names = self._usage(item), distinct_names([item.video_1, item.video_2])
         return self.inspect.log.EvalSample(
-            id=item.id,
+            id=_member(item.id),
             epoch=1,
             input=f"{item.prompt}\n\nvideo 1: {names[0]}\nvideo 2: {names[1]}",
             target=_WORDS[item.labels["OA"]] if "OA" in item.labels else "",
@@ -257,7 +276,7 @@ class _Export:
             scores={code: self._score(item, code, told) for code in _CODES if code in item.labels},
             metadata=item.model_dump(
                 mode="json",
-                exclude={"id", "prompt", "schema_version"},
+                exclude={"prompt", "schema_version"},
                 exclude_none=True,
             ),
             model_usage={} if usage is None else {self.judge: usage},
@@ -330,9 +349,19 @@ def _moment(date: object) -> str:
     """The moment of a run with its time zone; the beginning of 1970 if the run does not say when it was."""
     try:
         found = datetime.fromisoformat(str(date))
-    except ValueError:
-        found = datetime.fromtimestamp(0, UTC)
-    return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).isoformat()
+        return (found if found.tzinfo is not None else found.replace(tzinfo=UTC)).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return datetime.fromtimestamp(0, UTC).isoformat()
+
+
+def _member(name: str) -> str:
+    """An item's id as the name of a member of the log, or a digest in its place.
+
+    The log is an archive with a file for each item, which somebody may unpack.
+    """
+    is_short = len(name.encode("utf-8", "backslashreplace")) <= _LONGEST_NAME
+    is_plain = name.isprintable() and not any(part in name for part in ("/", "\\", ".."))
+    return name if is_short and is_plain else _digest("id", name)
 
 
 def _digest(*parts: object) -> str:

@@ -189,6 +189,7 @@ class _TracePhase:
         return {
             "phase": self.name,
             "steps": self.steps,
+            "unit": "traces" if self._phase.packed else "contexts",
             "traces": dict(self._lessons.source),
             "checked": selection.checked,
             "read": selection.n_read,

@@ -1,7 +1,7 @@
 """The supervised stage that cold start and rejection sampling share: a policy learns traces (eq. 1).
 
 A stage says which traces each of its phases learns from. This module does the rest: the run's folder,
-training sequences, the order of batches, the loss, and the exported judge. The loss falls on the tokens of
+the order of steps, what was learned, and the exported judge. The loss falls on the tokens of
 the rounds; tool outcomes, prompts and frames carry none.
 """
 
@@ -241,13 +241,20 @@ def _record_what_was_kept(path: Path, phases: Sequence[PhaseRun]) -> None:
     """
     described = [phase.record() for phase in phases]
     if os.path.lexists(path):
-        before = read_json(path, _MAX_TRACES_FILE_BYTES)
-        kept = [phase.get("kept_sha256") if isinstance(phase, dict) else None for phase in _phases_in(before)]
+        before = _phases_in(read_json(path, _MAX_TRACES_FILE_BYTES))
         for number, now in enumerate(described):
-            if number >= len(kept) or kept[number] != now["kept_sha256"]:
+            then = before[number] if number < len(before) else None
+            if not isinstance(then, dict) or then.get("kept_sha256") != now["kept_sha256"]:
                 raise InputError(
                     f"phase {now['phase']}: its traces are not those that this run began with ({path}); put "
                     "them back, or train into another folder"
+                )
+            # Before there were packs, a phase counted contexts.
+            if now.get("unit", "contexts") != (unit := then.get("unit", "contexts")):
+                raise InputError(
+                    f"phase {now['phase']}: counts {now['unit']}, and this run began by counting {unit}; "
+                    f'write "packed": {"false" if unit == "contexts" else "true"} into this phase of '
+                    f"{path.with_name(CONFIG_FILE)}, then resume"
                 )
         return
     content = json.dumps({"schema_version": 1, "phases": described}, indent=2)

@@ -147,23 +147,22 @@ def is_same_clip(first: Clip, second: Clip) -> bool:
     return first is second or first.name == second.name
 
 
-def reader_of_clips(sources: Iterable[ClipSource], names: Sequence[str]) -> VideoReader:
+def reader_of_clips(sources: Sequence[ClipSource], names: Sequence[str], files: VideoReader) -> VideoReader:
     """A reader of clips in memory by their names in records, and of files.
 
     Args:
         sources: The clips.
         names: The names that the record has.
+        files: The reader of files.
 
     Raises:
-        InputError: A clip has none of these names.
+        InputError: A clip in memory has none of these names.
     """
-    from vrthinker.video.open import open_reader
-
-    files, readers = open_reader(), {}
+    readers: dict[str, VideoReader] = {}
     for number, source in enumerate(sources, start=1):
         clip = as_clip(source, f"clips: number {number}")
         if isinstance(clip, _FileClip):
-            continue  # the record has its path
+            continue  # the record has its path, if it was judged
         if clip.name not in names:
             raise InputError(
                 f"clips: number {number}: got {clip.name}, allowed: what was judged, {' or '.join(names)}"

@@ -44,7 +44,7 @@ _START = (
     "vllm serve MODEL --enable-scale-out --logprobs-mode processed_logprobs --no-mm-device-do-normalize "
     "--no-enable-chunked-prefill"
 )
-_SAME = 0.05
+_SAME = 0.1
 """The most by which two ways of sending one picture may differ in a log-probability, in bfloat16."""
 
 
@@ -331,8 +331,8 @@ class ServedTransport(Transport):
         if theirs.prompt_tokens != len(ids) or differ > _SAME:
             raise EngineError(
                 f"{self._name}: {self._client.address}: a picture's patches mean something else to it than "
-                "the "
-                f"picture; does it run this checkpoint? start it: {_START}"
+                f"the picture (log-probabilities differ by {differ:.3f}, {theirs.prompt_tokens} context "
+                f"tokens of {len(ids)}); does it run this checkpoint? start it: {_START}"
             )
 
     def _asked(self, generation: Generation) -> Generated:

@@ -175,7 +175,8 @@ def _change(record: VideoRecord, frames: Sequence[FrameRecord], info: VideoInfo)
         if before != now:
             return f"{before}{unit} then, {now}{unit} now"
     for frame in frames:
-        now = info.pts_seconds[frame.frame_index] if frame.frame_index < info.n_frames else math.nan
+        is_there = 0 <= frame.frame_index < info.n_frames
+        now = info.pts_seconds[frame.frame_index] if is_there else math.nan
         if not abs(now - frame.pts_seconds) <= _CLOCK_ROUNDING_SECONDS:
             return f"frame {frame.frame_number} was at {frame.pts_seconds:.3f} s, is at {now:.3f} s"
     if abs(record.duration_seconds - info.duration_seconds) > _CLOCK_ROUNDING_SECONDS:

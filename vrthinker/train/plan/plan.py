@@ -19,7 +19,7 @@ from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings, Optimize
 from vrthinker.train.model import LoraSettings, PolicySettings
 from vrthinker.train.plan.memory import Load, Training, memory_bytes, step_flops
 from vrthinker.train.plan.sizes import ModelSizes, sizes_of
-from vrthinker.train.settings import MAX_STEPS, NANO, SftPhase
+from vrthinker.train.settings import NANO, SftPhase
 
 GIB = 1 << 30
 A100_TFLOPS = {"bfloat16": 312.0, "float32": 19.5}
@@ -249,14 +249,20 @@ def plan_recipe(
 def _phase_plan(phase: SftPhase, sizes: ModelSizes, training: Training, assumptions: Assumptions) -> Plan:
     per_forward = phase.micro_batch_size * assumptions.gpus
     tokens = assumptions.trace_tokens if phase.packed else assumptions.sequence_tokens
-    # A pack that is too long is split into forwards of about the same length.
-    parts = -(-tokens * phase.micro_batch_size // (phase.max_pack_tokens or MAX_STEPS)) if phase.packed else 1
+    frames = assumptions.trace_frames if phase.packed else assumptions.live_frames
+    learned, parts = min(assumptions.rounds * assumptions.round_tokens, tokens), 1
+    if phase.packed and phase.max_pack_tokens is not None:
+        # A pack that is too long is split into forwards of about the same length; a context never is.
+        parts = -(-tokens * phase.micro_batch_size // phase.max_pack_tokens)
+        longest = min(assumptions.sequence_tokens, tokens)
+        tokens, frames, learned = (-(-value // parts) for value in (tokens, frames, learned))
+        tokens = max(tokens, -(-longest // phase.micro_batch_size))
     load = Load(
         sequences=phase.micro_batch_size,
-        tokens=-(-tokens // parts),
-        frames=assumptions.trace_frames if phase.packed else assumptions.live_frames,
+        tokens=tokens,
+        frames=frames,
         frame_patches=assumptions.frame_tokens * sizes.merge_side**2,
-        learned=min(assumptions.rounds * assumptions.round_tokens, tokens),
+        learned=learned,
         forwards=-(-phase.batch_size // per_forward) * parts,
         learns="text" if phase.freeze_vision else "both",
     )
