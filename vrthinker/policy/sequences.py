@@ -73,7 +73,7 @@ def training_sequences(
     """
     if trajectory.settings.memory != "rerender":
         got = trajectory.settings.memory
-        raise InputError(f"memory: got {got!r}, allowed here: rerender; `pack_group` takes evict too")
+        raise InputError(f"memory: got {got!r}, allowed here: rerender; packs (packed: true) learn evict too")
     paths = learned_paths(trajectory, markup, frame_factor, learned=learned, resize=resize, tools=tools)
     return [_sequence(trajectory.id, path) for path in paths]
 
