@@ -3,9 +3,10 @@
     python scripts/check_test_cpu.py [build/test-cpu.json]
 
 The budgets stand in CONTRIBUTING.md, a row per folder, in CPU seconds of the machine that they were set on.
-What pytest's gauge measured (tests/gauge.py) is first divided by how much slower this machine is. It fails if
-a folder is more than 20 % over its budget or has none, or if one test takes more than 8 seconds
-besides its fixtures, which tests share.
+What pytest's gauge measured (tests/gauge.py) is first divided by how much slower this machine is. What is
+over is printed: a folder over its budget, or a test over 8 seconds besides its fixtures, which tests share.
+It fails where that is too much for a busy machine to explain, which makes single tests cost half more on some
+runs, or where a folder has no budget.
 """
 
 from __future__ import annotations
@@ -15,8 +16,11 @@ import re
 import sys
 from pathlib import Path
 
-TOLERANCE = 1.2
 MOST_SECONDS_OF_A_TEST = 8.0
+TOLERANCE = 1.6
+"""How many times its budget something may take before the check fails."""
+NOISE_SECONDS = 5.0
+"""CPU seconds of a folder that a busy machine explains, however small its budget is."""
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -26,39 +30,48 @@ def budgets(text: str) -> dict[str, float]:
     return {folder: float(seconds) for folder, seconds in rows}
 
 
-def complaints(report: dict[str, object], allowed: dict[str, float]) -> list[str]:
-    """What is over its budget, a line each.
+def complaints(report: dict[str, object], allowed: dict[str, float]) -> tuple[list[str], list[str]]:
+    """What is over its budget, a line each: what must be mended, and what a busy machine may explain.
 
     Args:
         report: The gauge's file.
         allowed: CPU seconds by folder.
     """
     slowness = max(1.0, float(report["slowness"]))  # type: ignore[arg-type]
-    lines = []
+    failures: list[str] = []
+    notices: list[str] = []
     for folder, seconds in report["folders"].items():  # type: ignore[attr-defined]
         took = seconds / slowness
         if folder not in allowed:
-            lines.append(f"{folder}: has no budget; add a row to CONTRIBUTING.md")
-        elif took > TOLERANCE * allowed[folder]:
-            lines.append(f"{folder}: took {took:.0f} CPU seconds, its budget is {allowed[folder]:.0f}")
+            failures.append(f"{folder}: has no budget; add a row to CONTRIBUTING.md")
+            continue
+        line = f"{folder}: took {took:.0f} CPU seconds, its budget is {allowed[folder]:.0f}"
+        if took > max(TOLERANCE * allowed[folder], allowed[folder] + NOISE_SECONDS):
+            failures.append(line)
+        elif took > allowed[folder]:
+            notices.append(line)
     for test, seconds in report["without_fixtures"].items():  # type: ignore[attr-defined]
-        if seconds / slowness > MOST_SECONDS_OF_A_TEST:
-            lines.append(
-                f"{test}: took {seconds / slowness:.1f} CPU seconds, allowed: {MOST_SECONDS_OF_A_TEST:.0f}"
-            )
-    return lines
+        took = seconds / slowness
+        line = f"{test}: took {took:.1f} CPU seconds, allowed: {MOST_SECONDS_OF_A_TEST:.0f}"
+        if took > TOLERANCE * MOST_SECONDS_OF_A_TEST:
+            failures.append(line)
+        elif took > MOST_SECONDS_OF_A_TEST:
+            notices.append(line)
+    return failures, notices
 
 
 def main() -> int:
-    """Prints what is over; 1 if anything is."""
+    """Prints what is over its budget; 1 if anything is over by more than a busy machine explains."""
     path = Path(sys.argv[1]) if len(sys.argv) > 1 else ROOT / "build" / "test-cpu.json"
     report = json.loads(path.read_text("utf-8"))
-    lines = complaints(report, budgets((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    failures, notices = complaints(report, budgets((ROOT / "CONTRIBUTING.md").read_text("utf-8")))
     total, slowness = float(report["total"]), max(1.0, float(report["slowness"]))
     print(f"the tests took {total:.0f} CPU seconds; {total / slowness:.0f} on the machine of the budgets")  # noqa: T201
-    for line in lines:
+    for line in notices:
+        print(f"a little over budget: {line}")  # noqa: T201
+    for line in failures:
         print(f"over budget: {line}; make it cheaper, mark it slow, or raise the budget with a reason")  # noqa: T201
-    return 1 if lines else 0
+    return 1 if failures else 0
 
 
 if __name__ == "__main__":

@@ -208,7 +208,7 @@ ROWS = st.fixed_dictionaries(
 
 
 @settings(
-    max_examples=300,
+    max_examples=150,
     deadline=None,
     derandomize=True,
     suppress_health_check=[HealthCheck.function_scoped_fixture],
