@@ -31,6 +31,7 @@ from vrthinker.judge_configuration import (
 )
 from vrthinker.judge_threads import CLOSED, CLOSED_MEANWHILE, JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
+from vrthinker.ranking.episodes import comparisons_of
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.verdict import Judged, Verdict
 from vrthinker.video.clips import ClipSource, as_clip, is_same_clip
@@ -420,6 +421,7 @@ class Judge:
         budget: int | None = None,
         dataset: str | None = None,
         seed: int = 0,
+        both_orders: bool = False,
     ) -> Ranking:
         """Ranks the clips of one caption: best of n, strengths with intervals, win rates per dimension.
 
@@ -434,6 +436,7 @@ class Judge:
             budget: The most pairs that are compared; the schedule's own number by default.
             dataset: The dataset whose names of the dimensions the prompt uses; the checkpoint's by default.
             seed: The seed of the sampling and of the schedule.
+            both_orders: Whether each pair is judged in both orders of its clips. It counts once.
 
         Raises:
             InputError: The caption, a number or an option cannot be used.
@@ -445,17 +448,19 @@ class Judge:
         def compare(pairs: list[tuple[int, int]]) -> Iterator[Comparison]:
             named = {pair_name(first, second): (first, second) for first, second in pairs}
             items = (
-                self._item(name, prompt, clips[i], clips[j], dataset, episode_seed(seed, name))
+                item
                 for name, (i, j) in named.items()
+                for item in self._items(
+                    name,
+                    prompt,
+                    clips[i],
+                    clips[j],
+                    dataset,
+                    episode_seed(seed, name),
+                    both_orders=both_orders,
+                )
             )
-            for finished in self._run(self._runner, items):
-                trajectory, pair = finished.trajectory, named[finished.item.id]
-                if trajectory is None:
-                    yield Comparison(*pair, None, str(finished.error))
-                    continue
-                outcome = trajectory.outcome
-                judgment = None if outcome.judgments is None else outcome.judgments.as_dict()
-                yield Comparison(*pair, judgment, outcome.reason, trajectory)
+            return comparisons_of(self._run(self._runner, items), named, both_orders=both_orders)
 
         return rank_group(len(clips), compare, schedule=schedule, budget=budget, seed=seed)
 

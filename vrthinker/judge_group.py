@@ -15,10 +15,10 @@ from vrthinker.data.pairs import Pair
 from vrthinker.judge import Judge
 from vrthinker.judge_file import judge_file
 from vrthinker.ranking.comparisons import Comparison, pair_name
+from vrthinker.ranking.episodes import recorded, verdict_of
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.ranking.schedules import Pairs
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord
-from vrthinker.verdict import Verdict
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,7 @@ def cost_of(records: Iterable[VerdictRecord]) -> Cost:
 def records_of(ranking: Ranking) -> list[VerdictRecord]:
     """The records of the comparisons whose episodes a ranking holds."""
     return [
-        Verdict.of(one.trajectory).record(one.name)
-        for one in ranking.comparisons
-        if one.trajectory is not None
+        verdict.record(one.name) for one in ranking.comparisons if (verdict := verdict_of(one)) is not None
     ]
 
 
@@ -82,6 +80,7 @@ def rank_into(
     budget: int | None = None,
     dataset: str | None = None,
     seed: int = 0,
+    both_orders: bool = False,
     on_record: Callable[[VerdictRecord], None] = lambda record: None,
 ) -> Ranking:
     """Ranks clips by pairs that are recorded in a results file.
@@ -96,6 +95,7 @@ def rank_into(
         budget: The most pairs that are compared; the schedule's own number by default.
         dataset: The dataset whose names of the dimensions the prompt uses.
         seed: The seed of sampling and of the schedule.
+        both_orders: Whether each pair is judged in both orders of its clips. It has one record.
         on_record: A function that is called with each new record.
 
     Raises:
@@ -108,9 +108,17 @@ def rank_into(
             Pair(id=name, prompt=prompt, video_1=Path(clips[i]), video_2=Path(clips[j]), dataset=dataset)
             for name, (i, j) in named.items()
         ]
-        judge_file(judge, wanted, log, seed=seed, trajectories=trajectories, on_record=on_record)
+        judge_file(
+            judge,
+            wanted,
+            log,
+            seed=seed,
+            trajectories=trajectories,
+            both_orders=both_orders,
+            on_record=on_record,
+        )
         for record in log.records():
             if record.id in named:
-                yield Comparison(*named[record.id], record.judgment, record.reason)
+                yield recorded(named[record.id], record)
 
     return rank_group(len(clips), compare, schedule=schedule, budget=budget, seed=seed)

@@ -67,6 +67,30 @@ def test_two_folders_become_a_table_and_a_page(study: Path, tiny: Path, tmp_path
     assert "was made with prompts_and_clips=" in vrthinker(*other).last_line
 
 
+def test_a_retry_that_is_killed_leaves_no_page_of_an_older_verdict(
+    study: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out = tmp_path / "out"
+    vrthinker(*compare(study, tiny, out))
+    lines = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    (failed,) = (line for line in lines if line["id"] == "002")
+    failed |= {"judgment": None, "stop_reason": "engine_error", "reason": "it was killed"}
+    (out / "verdicts.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    page, kept = out / "pages" / "00002.html", (out / "pages" / "00001.html").stat().st_mtime_ns
+    page.write_text("an older episode")
+
+    def killed(*arguments: object) -> int:
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr("vrthinker.commands.compare.CompareCommand._written", killed)
+        assert vrthinker(*compare(study, tiny, out, "--retry-failed")).code != 0
+    done = vrthinker(*compare(study, tiny, out))
+    assert "nothing to judge" in done.err
+    assert page.read_bytes().startswith(b"<!doctype html>")
+    assert (out / "pages" / "00001.html").stat().st_mtime_ns == kept
+
+
 def test_both_orders_are_one_verdict_on_the_table_and_the_page(
     study: Path, tiny: Path, tmp_path: Path
 ) -> None:

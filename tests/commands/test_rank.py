@@ -64,6 +64,25 @@ def test_failed_pairs_can_be_compared_again(tiny: Path, three: list[Path], tmp_p
     assert len((out / "trajectories.jsonl").read_text().splitlines()) == 4
 
 
+def test_both_orders_are_one_comparison_in_a_folder_and_without(
+    tiny: Path, three: list[Path], tmp_path: Path
+) -> None:
+    out = tmp_path / "group"
+    arguments = ["rank", "a dog", *three, "--model", tiny, "--rounds", 1, "--both-orders"]
+    kept = vrthinker(*arguments, "--out", out)
+    assert kept.code == 0, kept.err
+    assert "3 of 3 pairs compared (all), 6 rounds" in kept.out
+    assert "% of the pairs gave the same overall verdict in both orders" in kept.out
+    records = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
+    assert [len(record["orders"]) for record in records] == [2, 2, 2]
+    told = json.loads(vrthinker(*arguments, "--json").out)
+    written = json.loads((out / "ranking.json").read_text())
+    for name in ("standings", "comparisons", "consistency"):
+        assert told[name] == written[name], name
+    other = vrthinker(*arguments[:-1], "--out", out)
+    assert other.code == 2, "the folder holds verdicts of both orders"
+
+
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from vrthinker.data.matching import Sample
-from vrthinker.evals.generators import as_json, compared, drawn_places, pairs_of, rows_of, shares
+from vrthinker.episode.probabilities import LabelProbabilities, Probabilities
+from vrthinker.evals.generators import COLUMNS, as_json, compared, drawn_places, pairs_of, rows_of, shares
 from vrthinker.records.verdicts import VerdictRecord
 
 
@@ -69,6 +70,19 @@ def test_the_better_generator_is_told_whatever_its_place_was() -> None:
     values = as_json(verdicts, ("X", "Y"), (Path("a"), Path("b")), ["prompt 9: gone"])
     assert (values["prompts"], values["judged"], len(values["failed"])) == (40, 36, 4)
     assert values["missing"] == ["prompt 9: gone"]
+
+
+def test_probabilities_are_told_of_the_generators() -> None:
+    sure = LabelProbabilities(video_1=0.7, tie=0.2, video_2=0.1)
+    known = Probabilities(TA=sure, VQ=None, MQ=sure, OA=sure)
+    given = record(IDS[0], {"TA": 1, "VQ": 2, "MQ": 0, "OA": 1}).model_copy(update={"probabilities": known})
+    for swapped, ends in ((frozenset[str](), (0.7, 0.1)), (frozenset([IDS[0]]), (0.1, 0.7))):
+        (one,) = compared(SAMPLES, swapped, {IDS[0]: given})
+        assert one.overall_probability == 0.7, "that of the label, whichever place it was in"
+        (row,) = rows_of([one], ("X", "Y"))
+        assert tuple(row) == COLUMNS
+        assert (row["OA_p_a"], row["OA_p_b"], row["OA_p_tie"]) == (*ends, 0.2)
+        assert row["VQ_p_a"] is None
 
 
 def test_nothing_judged_has_no_shares() -> None:

@@ -61,6 +61,44 @@ def test_the_best_of_eight_in_a_hundred_groups(tmp_path: Path) -> None:
     assert pairs == 900
 
 
+def test_a_judge_of_places_is_a_judge_of_nothing_in_both_orders(tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{n}.mp4", 9, size=(64, 96)) for n in range(3)]
+    (tmp_path / "no.mp4").write_text("no video")
+    with Judge(ScriptedEngine(lambda session, number, messages: BETTER_FIRST)) as judge:
+        one = judge.rank("a dog", clips)
+        ranking = judge.rank("a dog", [*clips, tmp_path / "no.mp4"], both_orders=True)
+    assert {c.judgment["OA"] for c in one.comparisons if c.judgment} == {1}
+    judged = [c for c in ranking.comparisons if c.judgment is not None]
+    assert [dict(c.judgment or {}) for c in judged] == [{"TA": 0, "VQ": 0, "MQ": 0, "OA": 0}] * 3
+    assert [c.consistent for c in judged] == [False] * 3
+    assert (one.consistency, ranking.consistency) == (None, 0)
+    assert len(ranking.failures) == 3
+    assert {c.consistent for c in ranking.failures} == {None}
+    assert [(c.trajectory.id, c.other_order.id) for c in judged if c.trajectory and c.other_order] == [
+        (c.name, f"{c.name}#swapped") for c in judged
+    ]
+    assert cost_of_ranking(ranking).pairs == 6, "a pair counts once"
+    assert cost_of_ranking(ranking).rounds == 6
+    assert [standing.clip for standing in ranking.standings if standing.rank is None] == [3]
+
+
+def test_probabilities_of_a_group_add_up_in_one_order_and_in_both(tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{n}.mp4", 9, size=(64, 64 + 16 * n)) for n in range(3)]
+    loaded = Judge.from_pretrained(make_quick_judge(tmp_path / "tiny"), device="cpu", max_rounds=1)
+    with loaded as judge:
+        for both_orders in (False, True):
+            ranking = judge.rank("a dog", clips, both_orders=both_orders)
+            for comparison, told in zip(ranking.comparisons, ranking.as_json()["comparisons"], strict=True):
+                assert comparison.judgment is not None
+                assert comparison.probabilities is not None
+                known = comparison.probabilities["OA"]
+                assert known is not None
+                assert known.video_1 + known.tie + known.video_2 == pytest.approx(1)
+                assert told["probabilities"]["OA"]["tie"] == known.tie
+                assert told["consistent"] == comparison.consistent
+                assert (comparison.consistent is None) != both_orders
+
+
 class CountingReader:
     """A reader that counts which frames it decodes."""
 

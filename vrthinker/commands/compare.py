@@ -33,12 +33,9 @@ _MAX_PAGE_CLIP_BYTES = 4_000_000
 """The most bytes of a clip on an episode's page: of hundreds of pages, each has to stay small."""
 
 
-@dataclass(frozen=True)
-class CompareCommand(JudgeOptions):
-    """Compare two generators over many prompts: win, tie and loss with intervals, a table, and a page.
-
-    vrthinker compare A/ B/ --prompts prompts.txt --names X Y --model M --out DIR
-    """
+@dataclass(frozen=True, kw_only=True)
+class _Study:
+    """What is compared, and where the results go."""
 
     folders: Annotated[tyro.conf.Positional[tuple[Path, Path]], option("A B")]
     """The folder of each generator's clips, one clip for each prompt."""
@@ -64,6 +61,14 @@ class CompareCommand(JudgeOptions):
     """Judge prompts again that are in --out without a verdict."""
     json: Flag = False
     """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class CompareCommand(JudgeOptions, _Study):
+    """Compare two generators over many prompts: win, tie and loss with intervals, a table, and a page.
+
+    vrthinker compare A/ B/ --prompts prompts.txt --names X Y --model M --out DIR
+    """
 
     def run(self) -> int:
         """Compares and prints; returns 1 if a prompt has no verdict."""
@@ -146,7 +151,11 @@ class CompareCommand(JudgeOptions):
         with contextlib.ExitStack() as stack:
             log = stack.enter_context(VerdictLog(out / VERDICTS_FILE, {**run, **about}, ignore=ignored))
             replace_file(out / PAIRS_FILE, lines)
-            if self.retry_failed and log.failed_ids():
+            if self.retry_failed and (failed := log.failed_ids()):
+                # An episode without a page gets one, even if this run is killed before it writes pages.
+                for number, pair in enumerate(pairs, start=1):
+                    if pair.id in failed:
+                        (out / _page_of(number)).unlink(missing_ok=True)
                 log.drop_failed()
             pending = log.pending([pair.id for pair in pairs])
             progress = stack.enter_context(FileProgress(len(pairs), done=len(pairs) - len(pending)))
@@ -195,7 +204,7 @@ class CompareCommand(JudgeOptions):
         announce("writing the pages of the episodes")
         rows = []
         for number, one in enumerate(verdicts, start=1):
-            page = f"{PAGES_FOLDER}/{number:05d}.html"
+            page = _page_of(number)
             name = one.sample.id
             shown = episodes.get(name), episodes.get(others.get(name, name))
             rows.append(self._row(one, *shown, page, name in judged_now))
@@ -282,7 +291,13 @@ class CompareCommand(JudgeOptions):
             rounds=one.record.rounds,
             story=told,
             href=page if episode is not None else None,
+            probability=one.overall_probability,
         )
+
+
+def _page_of(number: int) -> str:
+    """The page of a prompt's episode, relative to the folder. Prompts are counted from 1."""
+    return f"{PAGES_FOLDER}/{number:05d}.html"
 
 
 def _share_view(code: str, share: Shares) -> ShareView:

@@ -24,12 +24,9 @@ if TYPE_CHECKING:
 VERDICTS_FILE, TRAJECTORIES_FILE, RANKING_FILE = "verdicts.jsonl", "trajectories.jsonl", "ranking.json"
 
 
-@dataclass(frozen=True)
-class RankCommand(JudgeOptions):
-    """Rank several clips of one caption: best of n, strengths with intervals, win rates per dimension.
-
-    vrthinker rank "a dog runs" 1.mp4 2.mp4 3.mp4 4.mp4 --model M
-    """
+@dataclass(frozen=True, kw_only=True)
+class _Group:
+    """What is ranked, and where the results go."""
 
     prompt: Annotated[tyro.conf.Positional[str], option("PROMPT")]
     """The caption that all clips were made from."""
@@ -40,12 +37,22 @@ class RankCommand(JudgeOptions):
     knockout, which finds the best clip with a third of the pairs."""
     budget: Annotated[int | None, option("PAIRS")] = None
     """The most pairs that are compared. The schedule's own number by default."""
+    both_orders: Flag = False
+    """Judge each pair in both orders of its clips. Its verdict is that of both; it counts once."""
     out: Annotated[Path | None, option("FOLDER")] = None
     """Keep the verdicts, the episodes and the ranking in this folder. A killed run continues there."""
     retry_failed: Flag = False
     """Compare pairs of --out that failed again."""
     json: Flag = False
     """Print JSON instead of a table."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class RankCommand(JudgeOptions, _Group):
+    """Rank several clips of one caption: best of n, strengths with intervals, win rates per dimension.
+
+    vrthinker rank "a dog runs" 1.mp4 2.mp4 3.mp4 4.mp4 --model M
+    """
 
     def run(self) -> int:
         """Ranks and prints; returns 1 if a pair failed."""
@@ -103,6 +110,7 @@ class RankCommand(JudgeOptions):
                     budget=self.budget,
                     dataset=self.dataset,
                     seed=self.seed,
+                    both_orders=self.both_orders,
                 )
             return ranking, cost_of_ranking(ranking)
         from vrthinker.judge_file import run_configuration
@@ -117,7 +125,10 @@ class RankCommand(JudgeOptions):
         trajectories = self.out / TRAJECTORIES_FILE
         check_trajectories_file(trajectories, *self.clips)
         run, ignored = run_configuration(
-            source.configuration(), pairs_file=self.out / VERDICTS_FILE, seed=self.seed
+            source.configuration(),
+            pairs_file=self.out / VERDICTS_FILE,
+            seed=self.seed,
+            both_orders=self.both_orders,
         )
         about = {"prompt": self.prompt, "clips": [str(clip.resolve()) for clip in self.clips]}
         with contextlib.ExitStack() as stack:
@@ -152,6 +163,7 @@ class RankCommand(JudgeOptions):
                 budget=self.budget,
                 dataset=self.dataset,
                 seed=self.seed,
+                both_orders=self.both_orders,
                 on_record=count,
             )
             named = {one.name for one in ranking.comparisons}

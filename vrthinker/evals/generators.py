@@ -16,15 +16,24 @@ import numpy as np
 
 from vrthinker.data.matching import Sample
 from vrthinker.data.pairs import Pair
-from vrthinker.episode.dimensions import Dimension
+from vrthinker.episode.dimensions import Dimension, Preference
+from vrthinker.episode.probabilities import Probabilities
 from vrthinker.evals.intervals import Estimate, ratio_estimates
 from vrthinker.records.verdicts import VerdictRecord
 
+_PROBABILITIES = tuple(
+    (f"{dimension.value}_p_{end}", dimension.value, label)
+    for dimension in Dimension
+    for end, label in (("a", "video_1"), ("tie", "tie"), ("b", "video_2"))
+)
 COLUMNS = (
     *("id", "prompt", "clip_a", "clip_b", "shown_first", *(dimension.value for dimension in Dimension)),
     *("confidence", "rounds", "tool_calls", "stop_reason", "reason", "notes", "consistent"),
+    *(column for column, _, _ in _PROBABILITIES),
+    "probabilities_reason",
 )
-"""The columns of the table of verdicts."""
+"""The columns of the table of verdicts. `OA_p_a` is the probability that the first generator's clip is better
+overall, as the judge finds it; it is empty where that is not known."""
 
 _STREAM = 20261201  # separates the draw of places from other uses of the same seed
 
@@ -38,17 +47,26 @@ class Compared:
         swapped: Whether the second generator's clip was shown as video 1.
         judgment: Dimension code -> 0 (tie), 1 (the first generator is better) or 2; None without a verdict.
         record: The verdict as it was recorded, told of the videos.
+        probabilities: How likely the judge finds each label, with the first generator as video 1; None where
+            that is not known.
     """
 
     sample: Sample
     swapped: bool
     judgment: Mapping[str, int] | None
     record: VerdictRecord
+    probabilities: Probabilities | None = None
 
     @property
     def dimensions_disagree(self) -> bool:
         """Whether one dimension prefers the one generator and another dimension the other."""
         return self.judgment is not None and {1, 2} <= set(self.judgment.values())
+
+    @property
+    def overall_probability(self) -> float | None:
+        """How likely the judge finds its own overall label; None where that is not known."""
+        known = None if self.probabilities is None else self.probabilities[Dimension.OA]
+        return None if known is None or self.judgment is None else known[Preference(self.judgment["OA"])]
 
 
 @dataclass(frozen=True)
@@ -100,7 +118,10 @@ def compared(
             judgment = {
                 code: (0, 2, 1)[value] if is_swapped else value for code, value in record.judgment.items()
             }
-        told.append(Compared(sample, is_swapped, judgment, record))
+        known = record.probabilities
+        if known is not None and is_swapped:
+            known = known.swapped()
+        told.append(Compared(sample, is_swapped, judgment, record, known))
     return told
 
 
@@ -142,9 +163,16 @@ def rows_of(verdicts: Sequence[Compared], names: tuple[str, str]) -> list[dict[s
             "reason": one.record.reason,
             "notes": list(one.record.notes),
             "consistent": one.record.consistent,
+            **{column: _share(one.probabilities, code, label) for column, code, label in _PROBABILITIES},
+            "probabilities_reason": one.record.probabilities_reason,
         }
         for one in verdicts
     ]
+
+
+def _share(known: Probabilities | None, code: str, label: str) -> float | None:
+    of_dimension = None if known is None else known[code]
+    return None if of_dimension is None else float(getattr(of_dimension, label))
 
 
 def as_json(

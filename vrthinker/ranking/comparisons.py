@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from vrthinker.episode.dimensions import Dimension, Preference
+from vrthinker.episode.probabilities import Probabilities
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
 
@@ -33,6 +34,11 @@ class Comparison:
         judgment: Dimension code -> 0 (tie), 1 (the first clip is better) or 2; None if the comparison failed.
         reason: The reason why there is no judgment; None if there is one.
         trajectory: The record of the episode, if it is kept.
+        other_order: The record of the second episode, in which the clips changed places, if both orders were
+            judged and it is kept. Then `judgment` and `probabilities` are those of both.
+        probabilities: How likely the judge finds each label; None if that is not known.
+        consistent: Whether both orders gave the same overall verdict; None if only one was judged, or one of
+            them gave none.
 
     Raises:
         InputError: A clip is compared with itself, a code or a preference is unknown, or there is neither a
@@ -44,6 +50,9 @@ class Comparison:
     judgment: Mapping[str, int] | None
     reason: str | None = None
     trajectory: Trajectory | None = None
+    other_order: Trajectory | None = None
+    probabilities: Probabilities | None = None
+    consistent: bool | None = None
 
     def __post_init__(self) -> None:
         if self.first == self.second or min(self.first, self.second) < 0:

@@ -89,6 +89,12 @@ class Ranking:
         return tuple(standing.clip for standing in self.standings if standing.rank is not None)
 
     @property
+    def consistency(self) -> float | None:
+        """The share of pairs whose two orders gave the same overall verdict; None if one order was judged."""
+        known = [one.consistent for one in self.comparisons if one.consistent is not None]
+        return sum(known) / len(known) if known else None
+
+    @property
     def failures(self) -> tuple[Comparison, ...]:
         """The comparisons without a judgment."""
         return tuple(one for one in self.comparisons if one.judgment is None)
@@ -101,6 +107,7 @@ class Ranking:
             "schedule": self.schedule,
             "pairs": len(self.comparisons),
             "all_pairs": number_of_pairs(len(self.standings)),
+            "consistency": self.consistency,
             "standings": [_standing_json(standing) for standing in self.standings],
             "comparisons": [
                 {
@@ -108,6 +115,8 @@ class Ranking:
                     "video_2": one.second + 1,
                     "judgment": None if one.judgment is None else dict(one.judgment),
                     "reason": one.reason,
+                    "probabilities": None if one.probabilities is None else one.probabilities.model_dump(),
+                    "consistent": one.consistent,
                 }
                 for one in self.comparisons
             ],

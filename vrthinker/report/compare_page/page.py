@@ -42,6 +42,7 @@ class RowView:
         prompt: The prompt.
         judgment: Dimension code -> 0 (tie), 1 (the first generator) or 2; None without a verdict.
         kinds: What the row is filtered by, besides who won.
+        probability: How likely the judge finds its overall label; None where that is not known.
         confidence: The stated confidence, 1 (high) to 3 (low).
         rounds: The number of rounds.
         story: The episode in words, or the reason why there is no verdict.
@@ -56,6 +57,7 @@ class RowView:
     rounds: int
     story: str
     href: str | None
+    probability: float | None = None
 
 
 def write_compare_page(
