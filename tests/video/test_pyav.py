@@ -488,6 +488,7 @@ def test_read_many_opens_each_file_once(
     second = make_clip(tmp_path / "b.mkv", 20, first_number=100)
     for clip in (first, second):
         reader.probe(clip)
+    reader._pool.close_idle()
     opened: list[str] = []
     original = pyav_module.open_clip
     monkeypatch.setattr(
@@ -505,7 +506,9 @@ def test_a_probe_is_remembered_until_the_file_changes(
 ) -> None:
     listed: list[str] = []
     original = index_module.list_clip
-    monkeypatch.setattr(index_module, "list_clip", lambda path: listed.append(path) or original(path))
+    monkeypatch.setattr(
+        index_module, "list_clip", lambda path, *more: listed.append(path) or original(path, *more)
+    )
     clip = make_clip(tmp_path / "a.mp4", 10)
     for _ in range(3):
         assert reader.probe(clip).n_frames == 10

@@ -13,14 +13,15 @@ start. There are two ways to make an index:
 from __future__ import annotations
 
 import bisect
+import contextlib
 import itertools
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
 from vrthinker.errors import VideoError
 from vrthinker.video import transparency
-from vrthinker.video.pyav.clip import BreakError, Orientation, is_transparent, open_clip
+from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, is_transparent, open_clip
 from vrthinker.video.pyav.containers import MissingPart, missing_part
 from vrthinker.video.pyav.listing import LISTABLE, Listing, list_clip
 from vrthinker.video.pyav.packets import starts_afresh
@@ -38,7 +39,8 @@ class Keyframe:
 
     Attributes:
         frame_index: The index of the first frame that is certain to be decoded correctly.
-        pts: The packet's presentation time in the stream's ticks; None is the start of the file.
+        pts: The packet's presentation time in the stream's ticks; None is the start of the file, to which
+            nothing seeks.
         dts: The packet's decoding time, by which some containers seek.
         place: The offset and the size of the packet in the file, if it has not been read yet.
     """
@@ -62,7 +64,8 @@ class ClipIndex:
         stored_size: The (height, width) of the stored pictures.
         ticks: The presentation time of each frame, strictly increasing; None if the file's times are
             unusable, and frames are found by counting.
-        keyframes: The places where decoding may start, ascending. The first is the start of the file.
+        keyframes: The places where decoding may start, ascending. The first is the start of the file, or
+            the keyframe there, if a table says that nothing comes before it.
         has_open_groups: Whether pictures after a keyframe may name pictures before it, as far as the
             keyframes were read (`begins_openly` reads the others).
         extradata: The codec's header from the container.
@@ -104,17 +107,30 @@ class ClipIndex:
         return self.keyframes[i - 1]
 
 
-def build_index(path: str, *, tolerate_truncation: bool) -> ClipIndex:
+KeepClip = Callable[[ClipIndex, OpenClip, contextlib.ExitStack], None]
+"""A function that takes over a clip that was opened to index it, and what closes it."""
+
+
+def build_index(path: str, *, tolerate_truncation: bool, keep: KeepClip | None = None) -> ClipIndex:
     """Makes the index of a file that `check_file` accepted.
 
     Args:
         path: The file.
         tolerate_truncation: Whether to decode the whole file and to index what comes before the first damage.
+        keep: The function that takes over the clip, if it can be read on from; None closes it.
 
     Raises:
         VideoError: The file has no usable video, or it is damaged and that is not tolerated.
     """
-    listing = list_clip(path)
+    with contextlib.ExitStack() as stack:
+        listing = list_clip(path, None if keep is None else stack)
+        index = _index_of(path, listing, tolerate_truncation=tolerate_truncation)
+        if keep is not None and listing.clip is not None and index.end_byte is None:
+            keep(index, listing.clip, stack.pop_all())
+        return index
+
+
+def _index_of(path: str, listing: Listing, *, tolerate_truncation: bool) -> ClipIndex:
     missing = missing_part(path, listing.format_name, listing.stream_id, listing.positions)
     known_damage = listing.damage if missing is None else missing.reason
     expected = _expected_ticks(listing)
@@ -237,8 +253,13 @@ def _note_of_start(listing: Listing) -> tuple[str, ...]:
 
 
 def _keyframes(listing: Listing, ticks: Sequence[int]) -> Iterator[Keyframe]:
-    yield _START
-    for found in sorted(listing.keyframes, key=lambda keyframe: (keyframe.pts, keyframe.dts)):
+    listed = sorted(listing.keyframes, key=lambda keyframe: (keyframe.pts, keyframe.dts))
+    first = listed[0] if listed else None
+    if first is not None and first.place is not None and first.pts == ticks[0] and not listing.n_before_start:
+        yield Keyframe(0, first.pts, first.dts, first.place)
+    else:
+        yield _START
+    for found in listed:
         position = bisect.bisect_left(ticks, found.pts)
         if 0 < position < len(ticks) and ticks[position] == found.pts:
             yield Keyframe(position, found.pts, found.dts, found.place)

@@ -11,6 +11,7 @@ Both give the same listing of a whole file.
 
 from __future__ import annotations
 
+import contextlib
 from dataclasses import dataclass, field
 from fractions import Fraction
 from typing import Any
@@ -83,22 +84,32 @@ class Listing:
     stored_size: tuple[int, int] = (0, 0)
     pixel_format: str = ""
     has_edits: bool = False
+    clip: OpenClip | None = field(default=None, compare=False, repr=False)  # if it was left open
 
 
-def list_clip(path: str) -> Listing:
+def list_clip(path: str, stack: contextlib.ExitStack | None = None) -> Listing:
     """Lists a file's packets, and decodes up to the first frame.
+
+    Args:
+        path: The file.
+        stack: What keeps the clip open after it was listed from its table (`Listing.clip`), so that nobody
+            has to open the file again to read it. None closes it.
 
     Raises:
         VideoError: The file has no usable video, or is over a limit.
         MachineError: Reading it took too long, or there is too little memory.
     """
-    with open_clip(path) as clip:
+    with contextlib.ExitStack() as closing:
+        clip = closing.enter_context(open_clip(path))
         is_tabled = clip.format_name.startswith("mov") and clip.codec in _ONE_PICTURE_A_SAMPLE
         table = sample_table(path, clip.stream) if is_tabled else None
         if table is None:
             return _read_all(clip)
         listing = _begin(clip)
         if _fill_from_table(listing, clip, table):
+            if stack is not None:
+                listing.clip = clip
+                stack.push(closing.pop_all())
             return listing
     with open_clip(path) as clip:
         return _read_all(clip)

@@ -16,7 +16,7 @@ from collections.abc import Callable, Hashable, Iterator
 from vrthinker.video.pyav.clip import OpenClip
 
 LONG_FRAMES = 1000
-"""Clips of fewer frames open in no time and are not kept."""
+"""Clips of fewer frames open in no time and are not kept after a read."""
 _MAX_IDLE = 8
 _MAX_IDLE_PIXELS = 8 * 1280 * 720
 """The pixels of one picture of each idle clip, together. A decoder keeps the memory of some 20 pictures."""
@@ -51,13 +51,11 @@ class ClipPool:
         Args:
             key: What the clip has to be the same in: the file's state, and how it is decoded.
             open_new: Opens the clip.
-            n_frames: The number of frames of the clip. Short ones are not kept.
+            n_frames: The number of frames of the clip. Short ones are closed after the read.
             n_pixels: The pixels of a picture.
             fresh: Whether the clip has to stand at its beginning, as only a new one does.
         """
-        if self._process != os.getpid():
-            self._of_parent.append(self._idle)  # closing them is the parent's business
-            self._idle, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
+        self._begin_in_child()
         with self._lock:
             opened = None if fresh else self._idle.pop(key, None)
         if opened is None:
@@ -73,6 +71,33 @@ class ClipPool:
         closing = [stack] if n_frames < LONG_FRAMES else self._keep(key, opened)
         for stack in closing:
             stack.close()
+
+    def add(self, key: Hashable, clip: OpenClip, stack: contextlib.ExitStack, *, n_pixels: int) -> None:
+        """Takes over a clip that was opened for something else, until the next read, short ones too.
+
+        Args:
+            key: What the clip is the same in, as in `borrow`.
+            clip: The clip.
+            stack: What closes it.
+            n_pixels: The pixels of a picture.
+        """
+        self._begin_in_child()
+        clip.rest()
+        for closing in self._keep(key, (clip, stack, n_pixels)):
+            closing.close()
+
+    def close_idle(self) -> None:
+        """Closes the clips that wait for a read. Later reads open theirs anew."""
+        self._begin_in_child()
+        with self._lock:
+            idle, self._idle = self._idle, OrderedDict()
+        for _, stack, _ in idle.values():
+            stack.close()
+
+    def _begin_in_child(self) -> None:
+        if self._process != os.getpid():
+            self._of_parent.append(self._idle)  # closing them is the parent's business
+            self._idle, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
 
     def _keep(self, key: Hashable, opened: _Opened) -> list[contextlib.ExitStack]:
         """Keeps a clip, and returns what has to be closed for it."""

@@ -28,7 +28,7 @@ from vrthinker.video import webp
 from vrthinker.video.frames import Frames
 from vrthinker.video.images import ImageFolderReader
 from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, check_file, open_clip
-from vrthinker.video.pyav.index import ClipIndex, Keyframe, build_index
+from vrthinker.video.pyav.index import ClipIndex, KeepClip, Keyframe, build_index
 from vrthinker.video.pyav.index_cache import IndexCache
 from vrthinker.video.pyav.pool import ClipPool
 from vrthinker.video.pyav.sequence import decoded, frames_in_order
@@ -122,7 +122,14 @@ class PyAVReader:
         allowed = (limits.MAX_FRAMES.value, limits.MAX_CLIP_PIXELS.value, limits.MAX_SIDE_PIXELS.value)
         state = (status.st_mtime_ns, status.st_size)
         key = (os.path.abspath(name), state, tolerate_truncation, allowed)
-        return key, self._indexes.get(key, functools.partial(_make_index, name, tolerate_truncation))
+
+        def keep(index: ClipIndex, clip: OpenClip, stack: contextlib.ExitStack) -> None:
+            clip.counts = self.counts
+            n_pixels = index.stored_size[0] * index.stored_size[1]
+            self._pool.add((key, clip.marks_damage_late), clip, stack, n_pixels=n_pixels)
+
+        make = functools.partial(_make_index, name, tolerate_truncation, keep)
+        return key, self._indexes.get(key, make)
 
     def _read(
         self, path: str, key: Hashable, index: ClipIndex, wanted: Sequence[int], data: np.ndarray[Any, Any]
@@ -167,11 +174,11 @@ class PyAVReader:
         )
 
 
-def _make_index(name: str, tolerate_truncation: bool) -> ClipIndex:
+def _make_index(name: str, tolerate_truncation: bool, keep: KeepClip) -> ClipIndex:
     if webp.is_animated_webp(name):
         info = webp.probe(name, tolerate_truncation=tolerate_truncation)
         return ClipIndex(info, Orientation(), (info.height, info.width))
-    return build_index(name, tolerate_truncation=tolerate_truncation)
+    return build_index(name, tolerate_truncation=tolerate_truncation, keep=keep)
 
 
 def _read_from_start(
