@@ -49,9 +49,12 @@ nano: install
 			--seed 77 --errors --out $(NANO_RUN)/eval-$$difficulty || exit 1; \
 	done
 
-# What each stage of training is worth on the synthetic world (docs/reproduction.md): hours, an arm at a time.
-# Stopped or killed, the same command goes on.
+# What each stage of training is worth on the synthetic world (docs/reproduction.md): three cold starts first, then
+# an arm at a time. Hours. Stopped or killed, the same command goes on.
 reproduce: install-dev
+	@for seed in 1 2 3; do \
+		test -d build/nano-$$seed/model || $(MAKE) nano NANO_SEED=$$seed || exit 1; \
+	done
 	@$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION)
 	@$(VENV)/bin/python benchmarks/reproduction_page.py
 

@@ -1,9 +1,9 @@
 """What each stage is worth on planted truth: the stages' matrix on the synthetic world.
 
     python benchmarks/reproduce.py --work FOLDER [--seeds 1 2 3] [--difficulty easy]
-        [--cold-start 'RUNS/nano-{seed}/model']
+        [--cold-start 'build/nano-{seed}/model']
 
-Arms, per seed, all from one cold-start model:
+Arms, per seed, all from the cold-start model of that seed (`make nano NANO_SEED=1`):
 
 - `rejection`: rejection sampling (recipe `nano-rejection`);
 - `rejection+grpo`: GRPO (recipe `nano-grpo`) from there;
@@ -31,6 +31,7 @@ from typing import Any
 
 from stages import MEASURES, WAYS, evaluate, evaluate_once, train
 
+from vrthinker.engine.hf.checkpoint import resolve_checkpoint, weights_fingerprint
 from vrthinker.evals.metrics import difference, measure
 from vrthinker.evals.world import load_report, load_scores
 from vrthinker.records.metrics_file import METRICS_FILE, read_metrics
@@ -71,6 +72,8 @@ ARMS = {
 }
 CALLS = {"easy": 2, "medium": 3, "hard": 6}
 """The most calls of the oracle's traces, as in the recipe `nano`."""
+COLD_START = "build/nano-{seed}/model"
+"""Where `make nano` puts the cold-start model of a seed."""
 FINAL = "rejection+grpo"
 """The arm with all stages, which is looked at in other ways too."""
 VIEWS: dict[str, tuple[object, ...]] = {
@@ -101,8 +104,9 @@ class Matrix:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
         self.start = str(given.cold_start).format(seed=seed)
+        self.start_weights = weights_fingerprint(resolve_checkpoint(self.start))
         # What was trained or judged in other ways is in other folders.
-        ways = [self.start, given.pairs, given.eval_seed, given.set_grpo, given.set_rejection]
+        ways = [self.start_weights, given.pairs, given.eval_seed, given.set_grpo, given.set_rejection]
         name = hashlib.sha256(json.dumps(ways).encode()).hexdigest()[:8]
         self.folder = given.work / given.difficulty / f"seed-{seed}-{name}"
 
@@ -190,7 +194,7 @@ def main() -> None:
     """The script."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--work", type=Path, required=True, help="folder for runs and evaluations")
-    parser.add_argument("--cold-start", default="nano", help="the first model; {seed} stands for the seed")
+    parser.add_argument("--cold-start", default=COLD_START, help="the first model; {seed} is the seed")
     parser.add_argument("--difficulty", choices=list(PRESETS), default="easy")
     parser.add_argument("--seeds", type=int, nargs="+", default=[1, 2, 3])
     parser.add_argument("--arms", nargs="+", choices=list(ARMS), default=list(ARMS))
@@ -211,7 +215,8 @@ def main() -> None:
                 "seed": seed,
                 "pairs": given.pairs,
                 "eval_seed": given.eval_seed,
-                "cold_start": matrix.start,
+                "cold_start": given.cold_start,
+                "cold_start_weights": matrix.start_weights,
                 "settings": [*given.set_grpo, *given.set_rejection],
             }
             if not done(given.out, key):

@@ -15,7 +15,7 @@ from pathlib import Path
 from statistics import fmean
 from typing import Any
 
-from reproduce import ARMS, CURVES, FINAL, VIEWS
+from reproduce import ARMS, COLD_START, CURVES, FINAL, VIEWS
 from stages import MEASURES, WAYS
 from tables import interval, number, table
 
@@ -162,10 +162,12 @@ def main() -> None:
     parser.add_argument("--rows", type=Path, default=Path("benchmarks/results/reproduction.jsonl"))
     parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"))
     parser.add_argument("--pairs", type=int, default=512, help="only rows of so many held-out pairs")
+    parser.add_argument("--cold-start", default=COLD_START, help="only rows of this first model")
     parser.add_argument("--settings", nargs="*", default=[], help="only rows with these --set options")
     given = parser.parse_args()
     every = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines() if line.strip()]
-    every = [row for row in every if row["settings"] == given.settings and row["pairs"] == given.pairs]
+    wanted = {"settings": given.settings, "pairs": given.pairs, "cold_start": given.cold_start}
+    every = [row for row in every if all(row[name] == value for name, value in wanted.items())]
     parts = []
     for difficulty in ("easy", "medium", "hard"):
         rows = [row for row in every if row["difficulty"] == difficulty]
