@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
-from vrthinker.commands.judges import EngineName, JudgeSource
-from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
+from vrthinker.commands.judge_options import ModelOptions
+from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.options import Flag, announce, check_writable, option
 from vrthinker.errors import InputError, unwritable
 
 if TYPE_CHECKING:
@@ -16,8 +17,24 @@ if TYPE_CHECKING:
     from vrthinker.evals.labelled_data import LabelledData
 
 
-@dataclass(frozen=True)
-class EvalControlsCommand:
+@dataclass(frozen=True, kw_only=True)
+class _Asked:
+    """What is asked about, and where the results go."""
+
+    data: Annotated[Path, option("PAIRS")]
+    """The labelled pairs: a pairs file, or a folder that has one."""
+    out: Annotated[Path, option("RUN")]
+    """The folder for verdicts, changed clips and controls.json. The same command continues a killed run."""
+    limit: Annotated[int | None, option("N")] = 50
+    """The number of pairs, drawn by --seed. 50 by default."""
+    json: Flag = False
+    """Print JSON instead of a table."""
+    row: Annotated[Path | None, option("FILE")] = None
+    """Append a result row (the table, machine, versions, commit, command) to this JSONL file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalControlsCommand(ModelOptions, _Asked):
     """Ask a judge questions whose right answer follows from how they were made: one table to pass.
 
     vrthinker eval controls --model M --data PAIRS --out RUN
@@ -26,31 +43,12 @@ class EvalControlsCommand:
     noise or grey, or damaged in one dimension at rising strength. About 25 questions are asked a pair.
     """
 
-    model: Annotated[str, option("M")]
+    model: Annotated[str | None, option("M")] = None
     """A checkpoint folder, a hub id, or nano; with --endpoint, a name on the server. Or baseline:NAME."""
-    data: Annotated[Path, option("PAIRS")]
-    """The labelled pairs: a pairs file, or a folder that has one."""
-    out: Annotated[Path, option("RUN")]
-    """The folder for verdicts, changed clips and controls.json. The same command continues a killed run."""
-    limit: Annotated[int | None, option("N")] = 50
-    """The number of pairs, drawn by --seed. 50 by default."""
+    temperature: Annotated[float | None, option("T")] = 0.0
+    """The sampling temperature; 0 is greedy."""
     seed: int = 0
     """The seed of --limit, of captions that change places, and of sampling."""
-    temperature: Annotated[float, option("T")] = 0.0
-    """The sampling temperature; 0 is greedy."""
-    endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
-    --engine vllm, it is a vllm serve that has --model loaded."""
-    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
-    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
-    batch_size: int = 8
-    """The number of episodes that advance together."""
-    device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. By default a GPU if there is one."""
-    json: Flag = False
-    """Print JSON instead of a table."""
-    row: Annotated[Path | None, option("FILE")] = None
-    """Append a result row (the table, machine, versions, commit, command) to this JSONL file."""
 
     def run(self) -> int:
         """Asks and prints. The exit code is 0 whatever the judge answers, because the table is the result."""
@@ -67,8 +65,9 @@ class EvalControlsCommand:
         from vrthinker.evals.labelled_data import load_labelled
 
         self._check_options()
-        baseline, source = baseline_of(self.model), self._source()
-        judge = self.model if baseline is not None else source.configuration().model
+        source = self.source()
+        baseline = baseline_of(source.model)
+        judge = source.model if baseline is not None else source.configuration().model
         data = load_labelled(self.data, limit=self.limit, seed=self.seed)
         try:
             self.out.mkdir(parents=True, exist_ok=True)
@@ -140,27 +139,11 @@ class EvalControlsCommand:
             )
             return {record.id: record.judgment for record in log.records()}
 
-    def _source(self) -> JudgeSource:
-        return JudgeSource(
-            self.model,
-            engine=self.engine,
-            endpoint=self.endpoint,
-            device=self.device,
-            batch_size=self.batch_size,
-            overrides={"temperature": self.temperature},
-        )
-
     def _check_options(self) -> None:
         """Refuses what can be refused without pairs or a model."""
-        for name, value, least in (
-            ("--limit", self.limit, 2),
-            ("--batch-size", self.batch_size, 1),
-            ("--seed", self.seed, 0),
-        ):
-            if value is not None and value < least:
-                raise InputError(f"{name}: got {value}, allowed: at least {least}")
+        if self.limit is not None and self.limit < 2:
+            raise InputError(f"--limit: got {self.limit}, allowed: at least 2")
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
-        check_device(self.device)
         if self.row is not None:
             check_writable("--row", self.row)

@@ -8,10 +8,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
-from vrthinker.commands.judges import EngineName, JudgeSource
-from vrthinker.commands.options import Flag, announce, check_device, check_writable, option
+from vrthinker.commands.judge_options import ModelOptions
+from vrthinker.commands.judges import JudgeSource
+from vrthinker.commands.options import Flag, announce, check_writable, option
 from vrthinker.errors import InputError
-from vrthinker.visibility import MemoryMode
 
 if TYPE_CHECKING:
     from vrthinker.evals.baselines import Baseline
@@ -21,18 +21,13 @@ if TYPE_CHECKING:
 
 
 @dataclass(frozen=True, kw_only=True)
-class _JudgeOptions:
-    """The options of every evaluation on labelled pairs."""
+class _Asked:
+    """What is judged, by which protocol, and where the results go."""
 
-    model: Annotated[str, option("M")]
-    """A checkpoint folder, a hub id, or nano; with --endpoint, a name on the server. Or a judge that is no
-    model: baseline:always-1, always-2, always-tie, commonest, coin, oracle, sharpness, steadiness, motion."""
     out: Annotated[Path, option("RUN")]
     """The folder for verdicts, episodes, items and eval.json. The same command continues a killed run."""
     limit: Annotated[int | None, option("N")] = None
     """Judge only N of the labelled pairs, drawn by --seed. All by default."""
-    seed: int = 0
-    """The seed of --limit, of sampling, of --redundant and of the coin."""
     both_orders: Flag = False
     """Judge each pair in both orders of its clips. The verdict is their mean; a pair counts once."""
     votes: Annotated[int, option("K")] = 1
@@ -45,41 +40,25 @@ class _JudgeOptions:
     """Take the first round's answer if it is at least that sure: high, middle, low."""
     subsets: Flag = False
     """Look up how long the clips are, for the tables by length: the longest tenth, and the rest."""
-    temperature: Annotated[float | None, option("T")] = None
-    """The sampling temperature. 0 (greedy), which the measures are defined for; with --votes 0.7."""
-    window: Annotated[int | Literal["all"] | None, option("ROUNDS")] = None
-    """How many rounds a retrieved frame stays visible, or "all". The checkpoint's own by default."""
-    rounds: Annotated[int | None, option("N")] = None
-    """The most rounds of an episode. The checkpoint's own by default."""
-    frames: Annotated[int | None, option("N")] = None
-    """The frames of the first input, half of them from each clip. The checkpoint's own by default."""
-    max_round_tokens: Annotated[int | None, option("N")] = None
-    """The most tokens that one round may write. The checkpoint's own by default."""
-    memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
-    """How expired frames are removed (docs/memory.md). The checkpoint's own by default."""
-    max_pixels: Annotated[int | None, option("N")] = None
-    """The most pixels of a frame. The checkpoint's own by default."""
-    max_fps: Annotated[float | None, option("FPS")] = None
-    """The most frames per second of each clip that are numbered. The checkpoint's own by default."""
-    tolerate_truncation: Flag = False
-    """If a clip breaks half-way, judge the frames before the break."""
     retry_failed: Flag = False
     """Judge pairs again that have no verdict yet because of an error or of what was written."""
-    endpoint: Annotated[str | None, option("URL")] = None
-    """Judge through the OpenAI-compatible server at this address, with the API key in OPENAI_API_KEY. With
-    --engine vllm, it is a vllm serve that has --model loaded."""
-    engine: Annotated[EngineName | None, option("hf|vllm|endpoint")] = None
-    """What runs the model: transformers, vLLM, or a server. hf by default, with --endpoint the server."""
-    batch_size: int = 8
-    """The number of episodes that advance together."""
-    device: Annotated[str | None, option("DEVICE")] = None
-    """cpu, cuda, cuda:1. By default a GPU if there is one."""
-    dtype: Annotated[Literal["float32", "bfloat16", "float16"] | None, option("TYPE")] = None
-    """float32, bfloat16 or float16. bfloat16 on a GPU and float32 on a CPU by default."""
     json: Flag = False
     """Print JSON instead of a table."""
     row: Annotated[Path | None, option("FILE")] = None
     """Append a result row (measures, machine, versions, commit, command) to this JSONL file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Evaluation(ModelOptions, _Asked):
+    """The options of every evaluation on labelled pairs."""
+
+    model: Annotated[str | None, option("M")] = None
+    """A checkpoint folder, a hub id, or nano; with --endpoint, a name on the server. Or a judge that is no
+    model: baseline:always-1, always-2, always-tie, commonest, coin, oracle, sharpness, steadiness, motion."""
+    temperature: Annotated[float | None, option("T")] = None
+    """The sampling temperature. 0 (greedy), which the measures are defined for; with --votes 0.7."""
+    seed: int = 0
+    """The seed of --limit, of sampling, of --redundant and of the coin."""
 
     def _data(self) -> LabelledData:
         """The labelled pairs."""
@@ -97,11 +76,11 @@ class _JudgeOptions:
         from vrthinker.records.eval_items import ItemStatus
 
         self._check_options()
-        protocol, baseline = self._protocol(), baseline_of(self.model)
+        source = self.source()
+        protocol, baseline = self._protocol(), baseline_of(source.model)
         if baseline is not None:
             self._check_baseline(scores=baseline in SCORERS)
             check_no_model_run(self.out)
-        source = self._source()
         configuration = None if baseline is not None else source.configuration()
         data = self._data()
         if protocol.redundant:
@@ -112,7 +91,7 @@ class _JudgeOptions:
             lengths = lengths_of(data.pairs)
         if configuration is None:
             assert baseline is not None
-            judged, judge = self._judged_by_baseline(baseline, data, protocol, lengths), self.model
+            judged, judge = self._judged_by_baseline(baseline, data, protocol, lengths), source.model
             about: dict[str, Any] = {}
         else:
             judged, judge = self._judged_by_model(source, data, protocol, lengths), configuration.model
@@ -211,8 +190,6 @@ class _JudgeOptions:
         """Refuses what can be refused without pairs or a model."""
         for name, value, least in (
             ("--limit", self.limit, 1),
-            ("--batch-size", self.batch_size, 1),
-            ("--seed", self.seed, 0),
             ("--votes", self.votes, 1),
         ):
             if value is not None and value < least:
@@ -221,7 +198,6 @@ class _JudgeOptions:
             raise InputError("--votes: goes with a --temperature above 0; greedy votes are all the same")
         if self.out.exists() and not self.out.is_dir():
             raise InputError(f"--out: {self.out}: got a file, allowed: a folder")
-        check_device(self.device)
         if self.row is not None:
             check_writable("--row", self.row)
 
@@ -250,35 +226,13 @@ class _JudgeOptions:
             first_answer_from=self.first_answer_from,
         )
 
-    def _source(self) -> JudgeSource:
+    def _episode_settings(self) -> dict[str, Any]:
         usual = 0.7 if self.votes > 1 else 0.0
-        overrides: dict[str, Any] = {
-            "temperature": usual if self.temperature is None else self.temperature,
-            "window": self.window,
-            "max_rounds": self.rounds,
-            "initial_frames": self.frames,
-            "max_round_tokens": self.max_round_tokens,
-            "memory": self.memory,
-            "max_pixels": self.max_pixels,
-            "max_fps": self.max_fps,
-            "tolerate_truncation": self.tolerate_truncation or None,
-        }
-        given = {name: value for name, value in overrides.items() if value is not None}
-        if self.window == "all":
-            given["window"] = None
-        return JudgeSource(
-            self.model,
-            engine=self.engine,
-            endpoint=self.endpoint,
-            device=self.device,
-            dtype=self.dtype,
-            batch_size=self.batch_size,
-            overrides=given,
-        )
+        return {"temperature": usual, **super()._episode_settings()}
 
 
 @dataclass(frozen=True, kw_only=True)
-class EvalPairsCommand(_JudgeOptions):
+class EvalPairsCommand(_Evaluation):
     """Judge labelled pairs, and say how often the judge says what people said.
 
     vrthinker eval pairs --pairs pairs.jsonl --model M --out RUN
@@ -294,7 +248,7 @@ class EvalPairsCommand(_JudgeOptions):
 
 
 @dataclass(frozen=True, kw_only=True)
-class _Benchmark(_JudgeOptions):
+class _Benchmark(_Evaluation):
     """A public benchmark, from files on disk."""
 
     benchmark: ClassVar[str]

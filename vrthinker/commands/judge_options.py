@@ -13,7 +13,7 @@ from vrthinker.visibility import MemoryMode
 
 
 @dataclass(frozen=True, kw_only=True)
-class JudgeOptions:
+class ModelOptions:
     """Which judge, and with which settings. Commands inherit it."""
 
     model: Annotated[str | None, option("M")] = None
@@ -36,9 +36,6 @@ class JudgeOptions:
     """The most frames per second that are numbered. All frames by default."""
     max_pixels: Annotated[int | None, option("N")] = None
     """The most pixels of a frame. The checkpoint's own by default."""
-    dataset: Annotated[str | None, option("NAME")] = None
-    """The dataset whose names of the dimensions the prompt uses. The checkpoint's by default; a pairs file
-    names its own."""
     reader: Annotated[Literal["auto", "pyav", "dali"], option("auto|pyav|dali")] = "auto"
     """What decodes clips: pyav on the CPU, or NVIDIA DALI. vrthinker doctor says what auto takes."""
     tolerate_truncation: Flag = False
@@ -75,7 +72,6 @@ class JudgeOptions:
             )
         from pydantic import ValidationError
 
-        from vrthinker.episode.dimensions import dimension_texts
         from vrthinker.episode.settings import EpisodeSettings
 
         check_device(self.device)
@@ -83,7 +79,6 @@ class JudgeOptions:
             from vrthinker.video.open import open_reader
 
             open_reader(self.reader)
-        dimension_texts(self.dataset)
         for name, value, least in (("batch-size", self.batch_size, 1), ("seed", self.seed, 0)):
             if value < least:
                 raise InputError(f"--{name}: got {value}, allowed: {least} and above")
@@ -124,6 +119,22 @@ class JudgeOptions:
         if self.window == "all":
             settings["window"] = None
         return settings
+
+
+@dataclass(frozen=True, kw_only=True)
+class JudgeOptions(ModelOptions):
+    """The options of a judge of pairs that no file names."""
+
+    dataset: Annotated[str | None, option("NAME")] = None
+    """The dataset whose names of the dimensions the prompt uses. The checkpoint's by default; a pairs file
+    names its own."""
+
+    def source(self) -> JudgeSource:
+        """The judge that the options name (`ModelOptions.source`)."""
+        from vrthinker.episode.dimensions import dimension_texts
+
+        dimension_texts(self.dataset)
+        return super().source()
 
 
 _OPTIONS = {
