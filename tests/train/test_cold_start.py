@@ -37,7 +37,7 @@ from vrthinker.train.loop.checkpoint import latest_checkpoint
 from vrthinker.train.loop.optimizer import AdamWSettings, MuonSettings
 from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.settings import load_recipe
-from vrthinker.train.sft import TRACES_FILE
+from vrthinker.train.sft import TRACES_FILE, Start, in_their_memory
 from vrthinker.train.trace_sources import FileTraces, WorldTraces, sources_of
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
@@ -168,6 +168,25 @@ def taught(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
             assert done.trajectory is not None
             stream.write(dump_line(done.trajectory))
     return record
+
+
+def test_a_judge_keeps_to_the_memory_mode_of_its_traces(
+    taught: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    traces = list(load_trajectories(taught))
+    evicted = [
+        t.model_copy(update={"settings": t.settings.model_copy(update={"memory": "evict"})}) for t in traces
+    ]
+    start = Start(taught.parent, nano_templates(), JudgeSettings(), None)  # type: ignore[arg-type]
+    assert in_their_memory(start, traces) is start
+    assert in_their_memory(start, []) is start
+    assert capsys.readouterr().err == ""
+    assert in_their_memory(start, evicted).judge_settings.episode.memory == "evict"
+    assert "made under memory evict, so the trained judge judges under it too" in capsys.readouterr().err
+    with pytest.raises(
+        InputError, match=r"traces: memory: got .* of rerender and 1 of evict, allowed: traces of one"
+    ):
+        in_their_memory(start, [*traces, evicted[0]])
 
 
 # A run from nothing

@@ -13,6 +13,7 @@ import json
 import os
 import shlex
 import shutil
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
@@ -26,6 +27,7 @@ from vrthinker.episode.settings import PROMPTS_FOLDER, SETTINGS_FILE, JudgeSetti
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.errors import InputError
 from vrthinker.policy.batches import FrameLoader
+from vrthinker.progress import Progress
 from vrthinker.records.files import replace_file
 from vrthinker.records.metrics_file import METRICS_FILE
 from vrthinker.records.provenance import provenance
@@ -152,13 +154,14 @@ def train(
         VRThinkerError: Training failed; the last checkpoint is kept.
     """
     ranks = current_ranks()
+    learned = [trace for lesson in lessons for trace in lesson.traces]
+    start = ranks.together(lambda: in_their_memory(start, learned))
     loader = FrameLoader(open_reader(), FrameCache(settings.frame_cache_bytes))
     phases = [
         lesson.begin(start.trained, loader, start.judge_settings.resize, seed=settings.seed * 1000 + number)
         for number, lesson in enumerate(lessons)
     ]
     curriculum = Curriculum(phases)
-    learned = [trace for lesson in lessons for trace in lesson.traces]
     held_out = held_out_of(settings, start, learned, curriculum.steps, out)
     ranks.first(lambda: _record_what_was_kept(out / TRACES_FILE, phases))
     begun = latest_checkpoint(out, ranks)
@@ -194,6 +197,26 @@ def train(
     if result.outcome != "finished":
         return None
     return export_judge(start, settings, out / "model")
+
+
+def in_their_memory(start: Start, traces: Sequence[Trajectory]) -> Start:
+    """The start, with the memory mode of the traces: a judge keeps to the mode whose contexts it learned.
+
+    Raises:
+        InputError: The traces are of several modes, which are several policies.
+    """
+    modes = Counter(trace.settings.memory for trace in traces)
+    if len(modes) > 1:
+        got = " and ".join(f"{count} of {mode}" for mode, count in modes.most_common())
+        raise InputError(f"traces: memory: got {got}, allowed: traces of one mode; make them anew in one")
+    settings = start.judge_settings
+    mode = next(iter(modes), settings.episode.memory)
+    if mode == settings.episode.memory:
+        return start
+    if current_ranks().is_first:
+        Progress().say(f"the traces were made under memory {mode}, so the trained judge judges under it too")
+    episode = settings.episode.model_copy(update={"memory": mode})
+    return dataclasses.replace(start, judge_settings=settings.model_copy(update={"episode": episode}))
 
 
 def export_judge(start: Start, settings: RunSettings, target: Path) -> Path:
