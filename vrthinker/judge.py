@@ -7,7 +7,7 @@ video is better per dimension. If it cannot, it is null with a reason; a judgmen
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future
 from dataclasses import replace
 from os import PathLike
@@ -16,12 +16,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vrthinker.episode.episode import EpisodeItem, episode_seed
-from vrthinker.episode.orders import SWAPPED
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
-from vrthinker.episode.settings import SYNTHETIC_COMMENT, JudgeSettings
+from vrthinker.episode.settings import JudgeSettings
 from vrthinker.episode.trajectory import Trajectory
-from vrthinker.errors import EngineError, InputError
+from vrthinker.errors import EngineError
+from vrthinker.judge_comparisons import comparisons_of
 from vrthinker.judge_configuration import (
     JudgeConfiguration,
     LocalEngine,
@@ -29,12 +29,12 @@ from vrthinker.judge_configuration import (
     checkpoint_configuration,
     endpoint_configuration,
 )
+from vrthinker.judge_items import JudgeItems
 from vrthinker.judge_threads import CLOSED, CLOSED_MEANWHILE, JudgeThreads, Turn
 from vrthinker.ranking.comparisons import Comparison, pair_name
-from vrthinker.ranking.episodes import comparisons_of
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.verdict import Judged, Verdict
-from vrthinker.video.clips import ClipSource, as_clip, is_same_clip
+from vrthinker.video.clips import ClipSource, as_clip
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
 from vrthinker.video.reader import ReadCounts, VideoReader
@@ -50,12 +50,6 @@ _logger = logging.getLogger(__name__)
 DEFAULT_FRAME_CACHE_BYTES = 1 << 30
 _AHEAD_BYTES = 256 << 20
 """The most bytes of first frames that are decoded before there is a session for them."""
-FOREIGN_NOTE = (
-    "this judge was trained on the package's synthetic world only, and these clips are not from it: "
-    "its verdict on them means nothing"
-)
-EMPTY_NOTE = "the caption is empty: nothing says what the videos should show"
-SAME_NOTE = "both videos are the same file: any preference is the judge's habit"
 
 
 class Judge:
@@ -83,6 +77,7 @@ class Judge:
         self.templates = templates or PromptTemplates.load()
         self._reader = reader or open_reader()
         self._cache = FrameCache(frame_cache_bytes)
+        self._make = JudgeItems(self.settings, self._reader, self._cache, check=self._check_open)
         self._runner = self._make_runner()
         self._turn = Turn()
         self._threads: JudgeThreads[Verdict] = JudgeThreads(self._runner, self._turn)
@@ -239,7 +234,7 @@ class Judge:
             EngineError: The judge is or was closed, the time limit has passed, or this thread is in the
                 middle of `judge_pairs`.
         """
-        items = self._items("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._make.of_call("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         if time_limit_seconds is not None or not self._turn.take(timeout_seconds=0):
             return self._threads.run(items, self._read, time_limit_seconds=time_limit_seconds)
         try:
@@ -290,7 +285,7 @@ class Judge:
             EngineError: The judge is closed, this thread is in the middle of `judge_pairs`, or this is a
                 callback and the queue is full.
         """
-        items = self._items(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._make.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         return self._threads.submit(items, self._read, time_limit_seconds=time_limit_seconds)
 
     async def ajudge(
@@ -306,7 +301,7 @@ class Judge:
         id: str = "pair",
     ) -> Verdict:
         """Does what `submit` does, for `await`. The event loop is never blocked."""
-        items = self._items(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._make.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         return await self._threads.arun(items, self._read, time_limit_seconds=time_limit_seconds)
 
     def judge_pairs(
@@ -331,28 +326,13 @@ class Judge:
             EngineError: The judge is closed or busy.
         """
         runner = self._runner if tools is None else self._make_runner(tools)
-        items = (self._item_of(number, pair, seed) for number, pair in enumerate(pairs))
+        items = (self._make.of_pair(number, pair, seed) for number, pair in enumerate(pairs))
         for done in self._run(runner, items):
             found = done.trajectory
             verdict = None if found is None else Verdict.of(found, self.settings.note)
             # Whoever keeps the result keeps no clips in memory and no open files with it.
             item = replace(done.item, open_workspace=_judged_already)
             yield Judged(item, done.trajectory, done.error, verdict)
-
-    def _item_of(
-        self, number: int, pair: Pair | tuple[str, ClipSource, ClipSource], seed: int
-    ) -> EpisodeItem:
-        """The item of a pair. What cannot be judged is an item that cannot start."""
-        pair_id = str(number) if isinstance(pair, tuple) else pair.id
-        try:
-            if not isinstance(pair, tuple):
-                clips = pair.video_1, pair.video_2
-                return self._item(pair_id, pair.prompt, *clips, pair.dataset, episode_seed(seed, pair_id))
-            if len(pair) != 3:
-                raise InputError(f"pairs: got {len(pair)} values, allowed: (caption, video 1, video 2)")
-            return self._item(pair_id, *pair, None, episode_seed(seed, pair_id))
-        except InputError as error:
-            return EpisodeItem(pair_id, "", _refused(error))
 
     def _run(
         self, runner: EpisodeRunner, items: Iterable[EpisodeItem], *, ahead_bytes: int = 0
@@ -388,7 +368,9 @@ class Judge:
             item
             for group_id, pairs in groups
             for start in range(0, len(pairs), self._runner.concurrency)
-            for item in [self._group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)]
+            for item in [
+                self._make.of_group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)
+            ]
         )
         ahead_bytes = min(_AHEAD_BYTES, self._cache.max_bytes // 4) if look_ahead else 0
         yield from self._run(self._runner, items, ahead_bytes=ahead_bytes)
@@ -450,7 +432,7 @@ class Judge:
             items = (
                 item
                 for name, (i, j) in named.items()
-                for item in self._items(
+                for item in self._make.of_call(
                     name,
                     prompt,
                     clips[i],
@@ -463,19 +445,6 @@ class Judge:
             return comparisons_of(self._run(self._runner, items), named, both_orders=both_orders)
 
         return rank_group(len(clips), compare, schedule=schedule, budget=budget, seed=seed)
-
-    def _group(self, group_id: str, pairs: Sequence[Pair], *, seed: int) -> EpisodeItem:
-        first = pairs[0]
-        if any(pair.model_copy(update={"id": first.id}) != first for pair in pairs):
-            raise InputError(
-                f"group {group_id!r}: got different pairs, allowed: pairs that differ in their ids"
-            )
-        item = self._item(group_id, first.prompt, first.video_1, first.video_2, first.dataset, 0)
-        return replace(
-            item,
-            group_seeds=tuple(episode_seed(seed, pair.id) for pair in pairs),
-            group_ids=tuple(pair.id for pair in pairs),
-        )
 
     def _make_runner(self, tools: ToolRegistry | None = None) -> EpisodeRunner:
         episode, templates = self.settings.episode, self.templates
@@ -515,83 +484,6 @@ class Judge:
             return Verdict.of(first, self.settings.note)
         return Verdict.of_orders(first, others[0], self.settings.note)
 
-    def _items(
-        self,
-        item_id: str,
-        prompt: str,
-        video_1: ClipSource,
-        video_2: ClipSource,
-        dataset: str | None,
-        seed: int,
-        *,
-        both_orders: bool,
-    ) -> list[EpisodeItem]:
-        """The items of one call: one, or one for each order of the clips."""
-        # Bytes and open files are read once, here, whatever number of episodes shows them.
-        video_1, video_2 = (
-            as_clip(video, f"video {i}") for i, video in enumerate((video_1, video_2), start=1)
-        )
-        items = [self._item(item_id, prompt, video_1, video_2, dataset, seed)]
-        if both_orders:
-            items.append(self._item(item_id + SWAPPED, prompt, video_2, video_1, dataset, seed))
-        return items
-
-    def _item(
-        self,
-        item_id: str,
-        prompt: str,
-        video_1: ClipSource,
-        video_2: ClipSource,
-        dataset: str | None,
-        seed: int,
-    ) -> EpisodeItem:
-        self._check_open()
-        _check_types(prompt, dataset, seed)
-        clips = as_clip(video_1, "video 1"), as_clip(video_2, "video 2")
-        episode = self.settings.episode
-
-        def open_workspace() -> Workspace:
-            workspace = Workspace.open(
-                *clips,
-                reader=self._reader,
-                resize=self.settings.resize,
-                cache=self._cache,
-                max_fps=episode.max_fps,
-                frames_per_video=episode.frames_per_video,
-                tolerate_truncation=episode.tolerate_truncation,
-            )
-            if not prompt.strip():
-                workspace.note(EMPTY_NOTE)
-            if is_same_clip(*clips):
-                workspace.note(SAME_NOTE)
-            if self.settings.clips == "synthetic":
-                foreign = [info.path for info in workspace.infos if info.comment != SYNTHETIC_COMMENT]
-                if foreign:
-                    workspace.note(FOREIGN_NOTE)
-            return workspace
-
-        own = self.settings.dimensions if dataset is None else None
-        dataset = dataset or self.settings.dataset
-        return EpisodeItem(item_id, prompt, open_workspace, dataset, seed, dimensions=own)
-
 
 def _judged_already() -> Workspace:
     raise EngineError("the pair is judged, and its clips are let go; judge it again to open them")
-
-
-def _refused(error: InputError) -> Callable[[], Workspace]:
-    """What opens the clips of a pair that cannot be judged."""
-
-    def open_workspace() -> Workspace:
-        raise error
-
-    return open_workspace
-
-
-def _check_types(prompt: object, dataset: object, seed: object) -> None:
-    if not isinstance(prompt, str):
-        raise InputError(f"caption: got {type(prompt).__name__}, allowed: a text")
-    if not isinstance(dataset, str | None):
-        raise InputError(f"dataset: got {type(dataset).__name__}, allowed: a name, or None")
-    if not isinstance(seed, int):
-        raise InputError(f"seed: got {seed!r}, allowed: an integer")

@@ -13,9 +13,9 @@ from pathlib import Path
 
 from vrthinker.data.pairs import Pair
 from vrthinker.judge import Judge
+from vrthinker.judge_comparisons import recorded, verdict_of
 from vrthinker.judge_file import judge_file
 from vrthinker.ranking.comparisons import Comparison, pair_name
-from vrthinker.ranking.episodes import recorded, verdict_of
 from vrthinker.ranking.ranking import Ranking, rank_group
 from vrthinker.ranking.schedules import Pairs
 from vrthinker.records.verdict_log import VerdictLog, VerdictRecord

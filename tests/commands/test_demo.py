@@ -14,7 +14,8 @@ from vrthinker.commands.demo import demo_pair
 from vrthinker.engine.hf.checkpoint import NANO_FOLDER
 from vrthinker.episode.dimensions import Preference
 from vrthinker.episode.trajectory import load_trajectories
-from vrthinker.judge import FOREIGN_NOTE, Judge
+from vrthinker.judge import Judge
+from vrthinker.judge_items import FOREIGN_NOTE
 from vrthinker.world.files import clip_paths, load_pairs_of, write_pairs
 from vrthinker.world.truth_reader import count, first_seen, hidden_events_seen, look_at_hints
 from vrthinker.world.world import PRESETS, Difficulty

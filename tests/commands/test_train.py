@@ -22,7 +22,7 @@ from forks import Outcome, Outcomes
 
 from vrthinker.episode.settings import SETTINGS_FILE
 from vrthinker.episode.trajectory import load_trajectories
-from vrthinker.judge import FOREIGN_NOTE
+from vrthinker.judge_items import FOREIGN_NOTE
 from vrthinker.records.verdict_log import VerdictRecord
 from vrthinker.world.files import make_world
 from vrthinker.world.world import PRESETS

@@ -15,8 +15,8 @@ from vrthinker.data.pairs import Pair
 from vrthinker.engine.base import Engine
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.settings import JudgeSettings, load_judge_settings
-from vrthinker.judge import FOREIGN_NOTE
 from vrthinker.judge_file import record_of
+from vrthinker.judge_items import FOREIGN_NOTE
 from vrthinker.video.open import open_reader
 from vrthinker.world.files import clip_paths, make_world
 from vrthinker.world.world import PRESETS, WORLD_COMMENT

@@ -15,7 +15,7 @@ from vrthinker import Clip, EngineError, InputError, Judge, Preference
 from vrthinker.data.pairs import Pair
 from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.settings import SETTINGS_FILE
-from vrthinker.judge import EMPTY_NOTE, SAME_NOTE
+from vrthinker.judge_items import EMPTY_NOTE, SAME_NOTE
 
 ASKS = (
     "<snapshot>x</snapshot><think>x</think><recommend answer>TA=1, VQ=1, MQ=1, OA=1, CF=1"
