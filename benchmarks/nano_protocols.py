@@ -4,7 +4,7 @@
 
 Each arm is a run of `vrthinker eval pairs` with other options, compared with the plain run pair by pair: how
 much the accuracy changes, and how many verdicts flip. `controls` is a run of `vrthinker eval controls`. Runs
-can be stopped and go on. An arm that has a row is skipped.
+can be stopped and go on. An arm that has a row of these weights is skipped.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any
 from stages import vrthinker
 
 from vrthinker.bounded_files import read_json
+from vrthinker.engine.hf.checkpoint import resolve_checkpoint, weights_fingerprint
 from vrthinker.evals.compare import compare
 from vrthinker.evals.controls_run import CONTROLS_FILE
 from vrthinker.evals.run_files import MAX_EVAL_BYTES, read_run
@@ -86,6 +87,7 @@ def main() -> None:
     parser.add_argument("--seed", type=int, default=77)
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/nano_protocols.jsonl"))
     given = parser.parse_args()
+    weights = weights_fingerprint(resolve_checkpoint(given.model))
     for difficulty in given.difficulty:
         folder = given.work / difficulty
         if not (folder / "world" / "pairs.jsonl").is_file():
@@ -97,6 +99,7 @@ def main() -> None:
             key = {
                 "experiment": "protocols and controls on the synthetic world",
                 "model": given.model,
+                "weights": weights,
                 "difficulty": difficulty,
                 "arm": name,
                 "pairs": given.control_pairs if name == CONTROLS else given.pairs,
