@@ -53,7 +53,7 @@ nano: install
 # an arm at a time. Hours. Stopped or killed, the same command goes on.
 reproduce: install-dev
 	@for seed in 1 2 3; do \
-		test -d build/nano-$$seed/model || $(MAKE) nano NANO_SEED=$$seed || exit 1; \
+		test -d build/nano-$$seed/model || $(MAKE) nano NANO_SEED=$$seed NANO_RUN=build/nano-$$seed || exit 1; \
 	done
 	@$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION)
 	@$(VENV)/bin/python benchmarks/reproduction_page.py

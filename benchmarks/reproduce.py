@@ -104,6 +104,10 @@ class Matrix:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
         self.start = str(given.cold_start).format(seed=seed)
+        if self.start != "nano" and not Path(self.start).is_dir():
+            raise SystemExit(
+                f"{self.start}: no such folder; make nano NANO_SEED={seed} trains this first model"
+            )
         self.start_weights = weights_fingerprint(resolve_checkpoint(self.start))
         # What was trained or judged in other ways is in other folders.
         ways = [self.start_weights, given.pairs, given.eval_seed, given.set_grpo, given.set_rejection]
@@ -205,14 +209,13 @@ def main() -> None:
     parser.add_argument("--set-rejection", action="append", default=[], help="a setting of nano-rejection")
     parser.add_argument("--out", type=Path, default=Path("benchmarks/results/reproduction.jsonl"))
     given = parser.parse_args()
-    for seed in given.seeds:
-        matrix = Matrix(given, seed)
+    for matrix in [Matrix(given, seed) for seed in given.seeds]:
         for name in (*given.arms, *(given.views if FINAL in given.arms else ())):
             key = {
                 "experiment": "stages on the synthetic world",
                 "difficulty": given.difficulty,
                 "arm" if name in ARMS else "view": name,
-                "seed": seed,
+                "seed": matrix.seed,
                 "pairs": given.pairs,
                 "eval_seed": given.eval_seed,
                 "cold_start": given.cold_start,

@@ -39,6 +39,12 @@ CURVE_NAMES = dict(
 Rows = Sequence[Mapping[str, Any]]
 
 
+def newest(rows: Rows) -> list[Mapping[str, Any]]:
+    """The rows without those of first models that were trained anew since: the last row of a seed decides."""
+    last = {(row["difficulty"], row["seed"]): row.get("cold_start_weights") for row in rows}
+    return [row for row in rows if row.get("cold_start_weights") == last[row["difficulty"], row["seed"]]]
+
+
 def of_arm(rows: Rows, arm: str) -> list[Mapping[str, Any]]:
     """The rows of an arm, by their seeds."""
     return sorted((row for row in rows if row.get("arm") == arm), key=lambda row: row["seed"])
@@ -167,7 +173,7 @@ def main() -> None:
     given = parser.parse_args()
     every = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines() if line.strip()]
     wanted = {"settings": given.settings, "pairs": given.pairs, "cold_start": given.cold_start}
-    every = [row for row in every if all(row[name] == value for name, value in wanted.items())]
+    every = newest([row for row in every if all(row[name] == value for name, value in wanted.items())])
     parts = []
     for difficulty in ("easy", "medium", "hard"):
         rows = [row for row in every if row["difficulty"] == difficulty]

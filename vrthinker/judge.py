@@ -16,6 +16,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any
 
 from vrthinker.episode.episode import EpisodeItem, episode_seed
+from vrthinker.episode.orders import SWAPPED
 from vrthinker.episode.prompts import PromptTemplates
 from vrthinker.episode.runner import EpisodeRunner, Finished
 from vrthinker.episode.settings import JudgeSettings
@@ -37,7 +38,7 @@ from vrthinker.verdict import Judged, Verdict
 from vrthinker.video.clips import ClipSource, as_clip
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.open import open_reader
-from vrthinker.video.reader import ReadCounts, VideoReader
+from vrthinker.video.reader import ReadCounts, VideoReader, close_idle_clips
 from vrthinker.video.workspace import Workspace
 
 if TYPE_CHECKING:
@@ -77,11 +78,16 @@ class Judge:
         self.templates = templates or PromptTemplates.load()
         self._reader = reader or open_reader()
         self._cache = FrameCache(frame_cache_bytes)
-        self._make = JudgeItems(self.settings, self._reader, self._cache, check=self._check_open)
+        self._items = JudgeItems(self.settings, self._reader, self._cache, check=self._check_open)
         self._runner = self._make_runner()
         self._turn = Turn()
         self._threads: JudgeThreads[Verdict] = JudgeThreads(self._runner, self._turn)
         self._closed = False
+
+    @property
+    def reader(self) -> VideoReader:
+        """What decodes the clips of files."""
+        return self._reader
 
     @property
     def configuration(self) -> JudgeConfiguration:
@@ -234,7 +240,7 @@ class Judge:
             EngineError: The judge is or was closed, the time limit has passed, or this thread is in the
                 middle of `judge_pairs`.
         """
-        items = self._make.of_call("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._items.of_call("pair", prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         if time_limit_seconds is not None or not self._turn.take(timeout_seconds=0):
             return self._threads.run(items, self._read, time_limit_seconds=time_limit_seconds)
         try:
@@ -285,7 +291,7 @@ class Judge:
             EngineError: The judge is closed, this thread is in the middle of `judge_pairs`, or this is a
                 callback and the queue is full.
         """
-        items = self._make.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._items.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         return self._threads.submit(items, self._read, time_limit_seconds=time_limit_seconds)
 
     async def ajudge(
@@ -301,7 +307,7 @@ class Judge:
         id: str = "pair",
     ) -> Verdict:
         """Does what `submit` does, for `await`. The event loop is never blocked."""
-        items = self._make.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
+        items = self._items.of_call(id, prompt, video_1, video_2, dataset, seed, both_orders=both_orders)
         return await self._threads.arun(items, self._read, time_limit_seconds=time_limit_seconds)
 
     def judge_pairs(
@@ -326,7 +332,7 @@ class Judge:
             EngineError: The judge is closed or busy.
         """
         runner = self._runner if tools is None else self._make_runner(tools)
-        items = (self._make.of_pair(number, pair, seed) for number, pair in enumerate(pairs))
+        items = (self._items.of_pair(number, pair, seed) for number, pair in enumerate(pairs))
         for done in self._run(runner, items):
             found = done.trajectory
             verdict = None if found is None else Verdict.of(found, self.settings.note)
@@ -369,7 +375,7 @@ class Judge:
             for group_id, pairs in groups
             for start in range(0, len(pairs), self._runner.concurrency)
             for item in [
-                self._make.of_group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)
+                self._items.of_group(group_id, pairs[start : start + self._runner.concurrency], seed=seed)
             ]
         )
         ahead_bytes = min(_AHEAD_BYTES, self._cache.max_bytes // 4) if look_ahead else 0
@@ -432,7 +438,7 @@ class Judge:
             items = (
                 item
                 for name, (i, j) in named.items()
-                for item in self._make.of_call(
+                for item in self._items.of_call(
                     name,
                     prompt,
                     clips[i],
@@ -440,6 +446,7 @@ class Judge:
                     dataset,
                     episode_seed(seed, name),
                     both_orders=both_orders,
+                    swapped_seed=episode_seed(seed, name + SWAPPED),
                 )
             )
             return comparisons_of(self._run(self._runner, items), named, both_orders=both_orders)
@@ -458,6 +465,7 @@ class Judge:
         thread and not shut down. Closing twice is harmless.
         """
         self._closed = True
+        close_idle_clips(self._reader)
         if not self._threads.close(self.engine.shutdown):
             _logger.warning(
                 "%s is not shut down: another thread does not come back from a call of it, or is in the "

@@ -48,7 +48,7 @@ def recorded(pair: tuple[int, int], record: VerdictRecord) -> Comparison:
 
 
 def verdict_of(comparison: Comparison) -> Verdict | None:
-    """The verdict of a comparison whose episode is kept; None if it is not, or the pair could not start."""
+    """The verdict of a comparison whose episodes are kept; None if they are not, or one could not start."""
     first, second = comparison.trajectory, comparison.other_order
     if first is None:
         return None
@@ -59,7 +59,8 @@ def _comparison(pair: tuple[int, int], first: Finished, second: Finished | None 
     a, b = first.trajectory, None if second is None else second.trajectory
     failed = first.error or (None if second is None else second.error)
     if a is None or failed is not None:
-        return Comparison(*pair, None, str(failed), a, b)
+        # As in a results file, what one order cost counts only with the other.
+        return Comparison(*pair, None, str(failed))
     verdict = Verdict.of(a) if b is None else Verdict.of_orders(a, b)
     judgment = None if verdict.judgments is None else verdict.judgments.as_dict()
     return Comparison(

@@ -1,4 +1,4 @@
-"""What a judge plays: an item for each pair, with its clips, its caption and what to note about them."""
+"""The questions put to a judge: an item for each pair, with its clips, caption and notes."""
 
 from __future__ import annotations
 
@@ -51,15 +51,20 @@ class JudgeItems:
         seed: int,
         *,
         both_orders: bool,
+        swapped_seed: int | None = None,
     ) -> list[EpisodeItem]:
-        """The items of one call: one, or one for each order of the clips."""
+        """The items of one call: one, or one for each order of the clips.
+
+        Both have the same seed, unless the second gets one of its own.
+        """
         # Bytes and open files are read once, here, whatever number of episodes shows them.
         video_1, video_2 = (
             as_clip(video, f"video {i}") for i, video in enumerate((video_1, video_2), start=1)
         )
         items = [self.one(item_id, prompt, video_1, video_2, dataset, seed)]
         if both_orders:
-            items.append(self.one(item_id + SWAPPED, prompt, video_2, video_1, dataset, seed))
+            second = seed if swapped_seed is None else swapped_seed
+            items.append(self.one(item_id + SWAPPED, prompt, video_2, video_1, dataset, second))
         return items
 
     def of_pair(self, number: int, pair: Pair | tuple[str, ClipSource, ClipSource], seed: int) -> EpisodeItem:

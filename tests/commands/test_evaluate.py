@@ -12,6 +12,8 @@ from cli_run import vrthinker
 from loopback import serving
 
 from vrthinker.records.verdicts import read_verdicts
+from vrthinker.video import open as open_module
+from vrthinker.video.pyav.reader import PyAVReader
 
 
 @pytest.fixture
@@ -149,6 +151,24 @@ def test_refused_with_one_line(given: list[str], words: str, tiny: Path, pairs: 
     assert (done.code, done.out) == (2, "")
     assert words in done.line
     assert not (tmp_path / "eval").exists()
+
+
+def test_the_reader_that_was_named_reads_the_clips(
+    tiny: Path, pairs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    class Named(PyAVReader):
+        name = "mine"
+
+    original = open_module.open_reader
+    monkeypatch.setattr(
+        open_module, "open_reader", lambda name="auto": Named() if name == "pyav" else original(name)
+    )
+    run = tmp_path / "run"
+    evaluate = ("eval", "pairs", "--pairs", pairs, "--model", tiny, "--out", run, "--rounds", 1)
+    done = vrthinker(*evaluate, "--reader", "pyav")
+    assert done.code == 1, "a clip that is not there is an error"
+    readers = {record.id: record.readers for record in read_verdicts(run / "verdicts.jsonl")}
+    assert readers["all"] == ["mine", "mine"]
 
 
 def test_showing_an_evaluation_that_is_not_there(tmp_path: Path) -> None:

@@ -72,7 +72,7 @@ def test_both_orders_are_one_comparison_in_a_folder_and_without(
     kept = vrthinker(*arguments, "--out", out)
     assert kept.code == 0, kept.err
     assert "3 of 3 pairs compared (all), 6 rounds" in kept.out
-    assert "% of the pairs gave the same overall verdict in both orders" in kept.out
+    assert "% of the judged pairs gave the same overall verdict in both orders" in kept.out
     records = [json.loads(line) for line in (out / "verdicts.jsonl").read_text().splitlines()]
     assert [len(record["orders"]) for record in records] == [2, 2, 2]
     told = json.loads(vrthinker(*arguments, "--json").out)

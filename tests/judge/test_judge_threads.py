@@ -187,7 +187,7 @@ def test_a_full_queue_makes_callers_wait(clips: tuple[Path, Path]) -> None:
         threads: JudgeThreads[Verdict] = JudgeThreads(judge._runner, Turn(), queue_size=2)
 
         def offer(number: int, limit: float | None) -> Future[Verdict]:
-            items = judge._make.of_call("p", f"call {number} .", *clips, None, 0, both_orders=False)
+            items = judge._items.of_call("p", f"call {number} .", *clips, None, 0, both_orders=False)
             return threads.submit(items, judge._read, time_limit_seconds=limit)
 
         first = [offer(0, None)]
@@ -534,14 +534,14 @@ def test_a_direct_call_of_a_judge_that_is_closed_meanwhile_says_so(
 ) -> None:
     engine = WitnessEngine(blocks=False)
     judge = Judge(engine)
-    make_items = judge._make.of_call
+    make_items = judge._items.of_call
 
     def close_after(*args: Any, **options: Any) -> Any:
         items = make_items(*args, **options)
         judge.close()
         return items
 
-    monkeypatch.setattr(judge._make, "of_call", close_after)
+    monkeypatch.setattr(judge._items, "of_call", close_after)
     with pytest.raises(EngineError, match="the judge is closed; make another one"):
         judge("call 5 .", *clips)
     assert not engine.seen, "it had not begun yet"

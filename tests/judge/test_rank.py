@@ -12,7 +12,9 @@ from quick_judge import make_quick_judge
 
 from vrthinker import EngineError, InputError, Judge
 from vrthinker.engine.scripted import ScriptedEngine
-from vrthinker.judge_group import cost_of, cost_of_ranking, records_of
+from vrthinker.episode.trajectory import load_trajectories
+from vrthinker.judge_group import cost_of, cost_of_ranking, rank_into, records_of
+from vrthinker.records.verdict_log import VerdictLog
 from vrthinker.world.groups import GroupOracle, GroupTruth, sample_group, write_group
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.world import PRESETS
@@ -80,6 +82,19 @@ def test_a_judge_of_places_is_a_judge_of_nothing_in_both_orders(tmp_path: Path) 
     assert cost_of_ranking(ranking).pairs == 6, "a pair counts once"
     assert cost_of_ranking(ranking).rounds == 6
     assert [standing.clip for standing in ranking.standings if standing.rank is None] == [3]
+
+
+def test_each_order_is_sampled_as_in_a_folder(tmp_path: Path) -> None:
+    clips = [make_clip(tmp_path / f"{n}.mp4", 9, size=(64, 96)) for n in range(2)]
+    with Judge(ScriptedEngine(lambda session, number, messages: BETTER_FIRST)) as judge:
+        (one,) = judge.rank("a dog", clips, both_orders=True, seed=3).comparisons
+        with VerdictLog(tmp_path / "verdicts.jsonl", {}) as log:
+            rank_into(judge, "a dog", clips, log, trajectories=tmp_path / "t.jsonl", both_orders=True, seed=3)
+    kept = {t.id: t.seed for t in load_trajectories(tmp_path / "t.jsonl")}
+    assert one.trajectory is not None
+    assert one.other_order is not None
+    assert {t.id: t.seed for t in (one.trajectory, one.other_order)} == kept
+    assert len(set(kept.values())) == 2
 
 
 def test_probabilities_of_a_group_add_up_in_one_order_and_in_both(tmp_path: Path) -> None:

@@ -20,7 +20,7 @@ from safetensors.torch import load_file
 from vrthinker.data.pairs import load_pairs
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.episode.prompts import PromptTemplates
-from vrthinker.episode.settings import PROMPTS_FOLDER, JudgeSettings, load_judge_settings
+from vrthinker.episode.settings import PROMPTS_FOLDER, EpisodeSettings, JudgeSettings, load_judge_settings
 from vrthinker.episode.trajectory import dump_line, load_trajectories
 from vrthinker.errors import InputError, VideoError
 from vrthinker.judge import Judge
@@ -39,6 +39,7 @@ from vrthinker.train.loop.schedule import LearningRate
 from vrthinker.train.settings import load_recipe
 from vrthinker.train.sft import TRACES_FILE, Start, in_their_memory
 from vrthinker.train.trace_sources import FileTraces, WorldTraces, sources_of
+from vrthinker.visibility import MemoryMode
 from vrthinker.world.files import PAIRS_FILE, load_truths, make_world
 from vrthinker.world.nano import nano_templates
 from vrthinker.world.oracle import OracleEngine, truths_by_clip
@@ -160,9 +161,13 @@ def world(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def taught(world: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A teacher's trajectories, at the package's own frame sizes, in few words."""
+    return teach(world, tmp_path_factory.mktemp("taught"), "rerender")
+
+
+def teach(world: Path, folder: Path, memory: MemoryMode) -> Path:
     engine = OracleEngine(truths_by_clip(world, load_truths(world)), calls=2)
-    record = tmp_path_factory.mktemp("taught") / "traces.jsonl"
-    judge = Judge(engine, JudgeSettings(), templates=nano_templates())
+    record = folder / "traces.jsonl"
+    judge = Judge(engine, JudgeSettings(episode=EpisodeSettings(memory=memory)), templates=nano_templates())
     with judge, record.open("w") as stream:
         for done in judge.judge_pairs(load_pairs(world / PAIRS_FILE)):
             assert done.trajectory is not None
@@ -184,7 +189,7 @@ def test_a_judge_keeps_to_the_memory_mode_of_its_traces(
     assert in_their_memory(start, evicted).judge_settings.episode.memory == "evict"
     assert "made under memory evict, so the trained judge judges under it too" in capsys.readouterr().err
     with pytest.raises(
-        InputError, match=r"traces: memory: got .* of rerender and 1 of evict, allowed: traces of one"
+        InputError, match=r"traces: memory: got .* under rerender and 1 under evict, allowed: all under one"
     ):
         in_their_memory(start, [*traces, evicted[0]])
 
@@ -484,6 +489,13 @@ def test_resuming_what_is_no_run(tmp_path: Path) -> None:
 
 
 # From a checkpoint
+
+
+def test_a_judge_of_evict_traces_evicts(world: Path, tmp_path: Path) -> None:
+    base = make_quick_judge(tmp_path / "base")
+    assert load_judge_settings(base).episode.memory == "rerender"
+    model = fine_tuned(base, teach(world, tmp_path, "evict"), tmp_path / "run")
+    assert load_judge_settings(model).episode.memory == "evict"
 
 
 def fine_tuned(base: Path, taught: Path, out: Path, steps: int = 1, **more: Any) -> Path:

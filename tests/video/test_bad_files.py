@@ -40,7 +40,8 @@ def nothing_is_printed_or_left_open(reader: PyAVReader, capfd: pytest.CaptureFix
     """
     files_open = len(os.listdir("/proc/self/fd"))
     yield
-    assert len(os.listdir("/proc/self/fd")) <= files_open + len(reader._pool)
+    reader.close_idle()
+    assert len(os.listdir("/proc/self/fd")) <= files_open
     out, err = capfd.readouterr()
     assert out == ""
     assert [line for line in err.splitlines() if not line.startswith("Svt[")] == []

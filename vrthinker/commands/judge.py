@@ -73,10 +73,8 @@ class JudgeCommand(JudgeOptions, _Asked):
             if path is not None:
                 raise InputError(f"{name}: goes with --pairs; for one pair use --json or --trajectories")
         # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
-        from vrthinker.video.open import open_reader
-
         for video in self.videos:
-            open_reader(self.reader).probe(video, tolerate_truncation=self.tolerate_truncation)
+            source.video_reader.probe(video, tolerate_truncation=self.tolerate_truncation)
         if self.report is not None:
             from vrthinker.report.page.page import check_page_path
 

@@ -27,13 +27,14 @@ class ModelOptions:
     max_round_tokens: Annotated[int | None, option("N")] = None
     """The most tokens that one round may write. The checkpoint's own by default."""
     memory: Annotated[MemoryMode | None, option("rerender|evict|renumber")] = None
-    """How expired frames are removed. By default as in training; another mode is another policy."""
+    """How expired frames are removed (docs/memory.md). The checkpoint's own by default; another mode is
+    another policy."""
     temperature: Annotated[float | None, option("T")] = None
     """The sampling temperature; 0 is greedy. The checkpoint's own by default."""
     seed: int = 0
     """The seed of sampling, and of whatever else is drawn."""
     max_fps: Annotated[float | None, option("FPS")] = None
-    """The most frames per second that are numbered. All frames by default."""
+    """The most frames per second that are numbered. The checkpoint's own by default, or else all frames."""
     max_pixels: Annotated[int | None, option("N")] = None
     """The most pixels of a frame. The checkpoint's own by default."""
     reader: Annotated[Literal["auto", "pyav", "dali"], option("auto|pyav|dali")] = "auto"

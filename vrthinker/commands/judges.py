@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, Literal
 
 from vrthinker.bounded_files import parse_json
@@ -14,6 +15,7 @@ if TYPE_CHECKING:
     from vrthinker.judge import Judge
     from vrthinker.judge_configuration import JudgeConfiguration, LocalEngine
     from vrthinker.video.open import ReaderName
+    from vrthinker.video.reader import VideoReader
 
 EngineName = Literal["hf", "vllm", "endpoint"]
 
@@ -78,6 +80,13 @@ class JudgeSource:
         """Whether nothing of the model is on this machine."""
         return self.endpoint is not None and self.engine != "vllm"
 
+    @cached_property
+    def video_reader(self) -> VideoReader:
+        """What decodes clips, for the command and for the judge, so that no clip is opened twice."""
+        from vrthinker.video.open import open_reader
+
+        return open_reader(self.reader)
+
     def configuration(self) -> JudgeConfiguration:
         """What verdicts depend on. A checkpoint that cannot be used is refused here, before torch loads."""
         from vrthinker.judge import Judge
@@ -96,9 +105,8 @@ class JudgeSource:
     def load(self) -> Judge:
         """The judge itself. Loading a checkpoint is said on stderr, because it takes long."""
         from vrthinker.judge import Judge
-        from vrthinker.video.open import open_reader
 
-        reader = open_reader(self.reader)
+        reader = self.video_reader
         if self.is_remote:
             assert self.endpoint is not None
             sessions = {"concurrency": self.batch_size, "max_sessions": self.batch_size}

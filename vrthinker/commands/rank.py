@@ -58,7 +58,6 @@ class RankCommand(JudgeOptions, _Group):
         """Ranks and prints; returns 1 if a pair failed."""
         from vrthinker.ranking.ranking import MAX_CLIPS
         from vrthinker.ranking.schedules import number_of_pairs, usual_budget
-        from vrthinker.video.open import open_reader
 
         source = self.source()
         n_clips = len(self.clips)
@@ -75,7 +74,7 @@ class RankCommand(JudgeOptions, _Group):
             )
         # Clips are checked first, so that nobody waits for a model to load before a clip is refused.
         for clip in self.clips:
-            open_reader(self.reader).probe(clip, tolerate_truncation=self.tolerate_truncation)
+            source.video_reader.probe(clip, tolerate_truncation=self.tolerate_truncation)
         pairs = usual_budget(self.schedule, n_clips) if self.budget is None else self.budget
         started = time.process_time()
         ranking, cost = self._ranked(source, pairs)

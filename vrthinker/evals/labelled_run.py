@@ -95,7 +95,8 @@ def redundant_pairs(pairs: Sequence[Pair], out: Path, seed: int) -> list[Pair]:
 
 def with_virtual_clips(judge: Judge) -> Judge:
     """The same judge, which reads virtual clips too."""
-    return Judge(judge.engine, judge.settings, templates=judge.templates, reader=VirtualReader(open_reader()))
+    reader = VirtualReader(judge.reader)
+    return Judge(judge.engine, judge.settings, templates=judge.templates, reader=reader)
 
 
 def asked_protocol(protocol: Protocol) -> dict[str, Any]:

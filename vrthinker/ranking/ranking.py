@@ -90,7 +90,10 @@ class Ranking:
 
     @property
     def consistency(self) -> float | None:
-        """The share of pairs whose two orders gave the same overall verdict; None if one order was judged."""
+        """The share of pairs whose two orders gave the same overall verdict, of those where both gave one.
+
+        None if no pair has two, because one order was judged or the others failed.
+        """
         known = [one.consistent for one in self.comparisons if one.consistent is not None]
         return sum(known) / len(known) if known else None
 

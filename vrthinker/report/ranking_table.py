@@ -55,10 +55,8 @@ def print_ranking(
     if ranking.best is not None:
         console.print(Text(f"best: {names[ranking.best]}{_beside(ranking, names)}"))
     if ranking.consistency is not None:
-        told_share = (
-            f"{100 * ranking.consistency:.0f} % of the pairs gave the same overall verdict in both orders"
-        )
-        console.print(Text(told_share))
+        share = f"{100 * ranking.consistency:.0f} %"
+        console.print(Text(f"{share} of the judged pairs gave the same overall verdict in both orders"))
     every = len(names) * (len(names) - 1) // 2
     told = [
         f"{cost['pairs']} of {counted(every, 'pair')} compared ({ranking.schedule})",

@@ -207,11 +207,11 @@ def in_their_memory(start: Start, traces: Sequence[Trajectory]) -> Start:
     """
     modes = Counter(trace.settings.memory for trace in traces)
     if len(modes) > 1:
-        got = " and ".join(f"{count} of {mode}" for mode, count in modes.most_common())
-        raise InputError(f"traces: memory: got {got}, allowed: traces of one mode; make them anew in one")
+        got = " and ".join(f"{count} under {mode}" for mode, count in modes.most_common())
+        raise InputError(f"traces: memory: got {got}, allowed: all under one memory mode; make some anew")
     settings = start.judge_settings
     mode = next(iter(modes), settings.episode.memory)
-    if mode == settings.episode.memory:
+    if mode in (settings.episode.memory, "renumber"):  # what was renumbered is refused when it is read
         return start
     if current_ranks().is_first:
         Progress().say(f"the traces were made under memory {mode}, so the trained judge judges under it too")

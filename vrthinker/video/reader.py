@@ -113,6 +113,13 @@ class VideoReader(Protocol):
         """
 
 
+def close_idle_clips(reader: VideoReader) -> None:
+    """Closes the clips that a reader keeps open between reads, if it keeps any. It can be used on."""
+    close = getattr(reader, "close_idle", None)
+    if close is not None:
+        close()
+
+
 def checked_indices(path: VideoPath, frame_indices: Sequence[int], n_frames: int) -> tuple[int, ...]:
     """Converts frame indices to plain integers, for backends.
 

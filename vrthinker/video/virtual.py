@@ -34,7 +34,14 @@ from vrthinker.bounded_files import read_json
 from vrthinker.errors import InputError, VideoError, first_problem
 from vrthinker.video.content import clip_content
 from vrthinker.video.frames import Frames
-from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, checked_indices
+from vrthinker.video.reader import (
+    ReadCounts,
+    VideoInfo,
+    VideoPath,
+    VideoReader,
+    checked_indices,
+    close_idle_clips,
+)
 
 ENDING = ".clip.json"
 _MAX_BYTES = 1 << 16
@@ -229,6 +236,24 @@ class VirtualReader:
 
     def __init__(self, reader: VideoReader) -> None:
         self._reader = reader
+
+    @property
+    def counts(self) -> ReadCounts | None:
+        """What the reader of the sources has read so far; None if it does not count."""
+        counts: ReadCounts | None = getattr(self._reader, "counts", None)
+        return counts
+
+    def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
+        """The name of the reader that shows the frames of a clip, or of a virtual one's source."""
+        ask = getattr(self._reader, "reader_of", None)
+        if ask is None:
+            return None
+        source = _read(path)[0] if is_virtual(path) else path
+        return str(ask(source, tolerate_truncation=tolerate_truncation))
+
+    def close_idle(self) -> None:
+        """Closes the clips that the reader of the sources keeps open."""
+        close_idle_clips(self._reader)
 
     def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
         """Finds out what a clip contains.

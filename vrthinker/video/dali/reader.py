@@ -65,6 +65,10 @@ class DaliReader:
         self.decoded_frames = 0
         self.handed_over: dict[str, str] = {}
 
+    def close_idle(self) -> None:
+        """Closes the clips that the CPU reader keeps open."""
+        self._fallback.close_idle()
+
     def probe(self, path: VideoPath, *, tolerate_truncation: bool = False) -> VideoInfo:
         """Probes a file with the CPU reader (see `VideoReader.probe`)."""
         return self._fallback.probe(path, tolerate_truncation=tolerate_truncation)

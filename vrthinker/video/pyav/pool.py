@@ -1,4 +1,7 @@
-"""Long clips that are kept open between reads, because opening one reads the index of the whole file.
+"""Clips that are kept open until the next read, because opening one reads the index of the whole file.
+
+Long clips are kept after every read. A clip that was opened to index it waits for its first read, long or
+short; a few of those wait at a time, and they never push out a clip that has been read.
 
 Invariant: a clip is lent to one borrower at a time, and only under the key (file state) under which it was
 opened. A clip on which a read failed is closed, not kept. A forked process uses none of its parent's clips,
@@ -17,24 +20,26 @@ from vrthinker.video.pyav.clip import OpenClip
 
 LONG_FRAMES = 1000
 """Clips of fewer frames open in no time and are not kept after a read."""
-_MAX_IDLE = 8
+_MAX_IDLE, _MAX_UNREAD = 8, 4
 _MAX_IDLE_PIXELS = 8 * 1280 * 720
 """The pixels of one picture of each idle clip, together. A decoder keeps the memory of some 20 pictures."""
 
 _Opened = tuple[OpenClip, contextlib.ExitStack, int]
+_Waiting = OrderedDict[Hashable, _Opened]
 
 
 class ClipPool:
     """Open clips that wait for the next read. Thread-safe. When it is freed, its files are closed."""
 
     def __init__(self) -> None:
-        self._idle: OrderedDict[Hashable, _Opened] = OrderedDict()
+        self._idle: _Waiting = OrderedDict()
+        self._unread: _Waiting = OrderedDict()
         self._process = os.getpid()
-        self._of_parent: list[OrderedDict[Hashable, _Opened]] = []
+        self._of_parent: list[_Waiting] = []
         self._lock = threading.Lock()
 
     def __len__(self) -> int:
-        return len(self._idle)
+        return len(self._idle) + len(self._unread)
 
     @contextlib.contextmanager
     def borrow(
@@ -57,7 +62,7 @@ class ClipPool:
         """
         self._begin_in_child()
         with self._lock:
-            opened = None if fresh else self._idle.pop(key, None)
+            opened = None if fresh else self._idle.pop(key, None) or self._unread.pop(key, None)
         if opened is None:
             stack = contextlib.ExitStack()
             opened = stack.enter_context(open_new()), stack, n_pixels
@@ -68,7 +73,7 @@ class ClipPool:
         except BaseException:
             stack.close()
             raise
-        closing = [stack] if n_frames < LONG_FRAMES else self._keep(key, opened)
+        closing = [stack] if n_frames < LONG_FRAMES else self._keep(self._idle, _MAX_IDLE, key, opened)
         for stack in closing:
             stack.close()
 
@@ -83,30 +88,34 @@ class ClipPool:
         """
         self._begin_in_child()
         clip.rest()
-        for closing in self._keep(key, (clip, stack, n_pixels)):
+        for closing in self._keep(self._unread, _MAX_UNREAD, key, (clip, stack, n_pixels)):
             closing.close()
 
     def close_idle(self) -> None:
         """Closes the clips that wait for a read. Later reads open theirs anew."""
         self._begin_in_child()
         with self._lock:
-            idle, self._idle = self._idle, OrderedDict()
-        for _, stack, _ in idle.values():
+            waiting = [*self._idle.values(), *self._unread.values()]
+            self._idle, self._unread = OrderedDict(), OrderedDict()
+        for _, stack, _ in waiting:
             stack.close()
 
     def _begin_in_child(self) -> None:
         if self._process != os.getpid():
-            self._of_parent.append(self._idle)  # closing them is the parent's business
-            self._idle, self._lock, self._process = OrderedDict(), threading.Lock(), os.getpid()
+            self._of_parent += [self._idle, self._unread]  # closing them is the parent's business
+            self._idle, self._unread = OrderedDict(), OrderedDict()
+            self._lock, self._process = threading.Lock(), os.getpid()
 
-    def _keep(self, key: Hashable, opened: _Opened) -> list[contextlib.ExitStack]:
-        """Keeps a clip, and returns what has to be closed for it."""
+    def _keep(
+        self, waiting: _Waiting, most: int, key: Hashable, opened: _Opened
+    ) -> list[contextlib.ExitStack]:
+        """Keeps a clip among those that wait, and returns what has to be closed for it."""
+        if opened[2] > _MAX_IDLE_PIXELS:
+            return [opened[1]]
         with self._lock:
-            replaced = self._idle.pop(key, None)
-            self._idle[key] = opened
+            replaced = waiting.pop(key, None)
+            waiting[key] = opened
             dropped = [] if replaced is None else [replaced]
-            while (
-                len(self._idle) > _MAX_IDLE or sum(kept[2] for kept in self._idle.values()) > _MAX_IDLE_PIXELS
-            ):
-                dropped.append(self._idle.popitem(last=False)[1])
+            while len(waiting) > most or sum(kept[2] for kept in waiting.values()) > _MAX_IDLE_PIXELS:
+                dropped.append(waiting.popitem(last=False)[1])
         return [stack for _, stack, _ in dropped]

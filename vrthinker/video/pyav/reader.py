@@ -101,7 +101,11 @@ class PyAVReader:
         Raises:
             VideoError: The file cannot be used.
         """
-        return self._index(name, tolerate_truncation)[1]
+        return self._index(name, tolerate_truncation, keep_open=False)[1]
+
+    def close_idle(self) -> None:
+        """Closes the clips that are kept open for the next read. The reader can be used on."""
+        self._pool.close_idle()
 
     def read_many(
         self, requests: Sequence[tuple[VideoPath, Sequence[int]]], *, tolerate_truncation: bool = False
@@ -116,7 +120,9 @@ class PyAVReader:
         }
         return [select_frames(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
 
-    def _index(self, name: str, tolerate_truncation: bool) -> tuple[Hashable, ClipIndex]:
+    def _index(
+        self, name: str, tolerate_truncation: bool, *, keep_open: bool = True
+    ) -> tuple[Hashable, ClipIndex]:
         """The index of a file, and the state of the file and of the limits for which it holds."""
         status = check_file(name)
         allowed = (limits.MAX_FRAMES.value, limits.MAX_CLIP_PIXELS.value, limits.MAX_SIDE_PIXELS.value)
@@ -128,7 +134,7 @@ class PyAVReader:
             n_pixels = index.stored_size[0] * index.stored_size[1]
             self._pool.add((key, clip.marks_damage_late), clip, stack, n_pixels=n_pixels)
 
-        make = functools.partial(_make_index, name, tolerate_truncation, keep)
+        make = functools.partial(_make_index, name, tolerate_truncation, keep if keep_open else None)
         return key, self._indexes.get(key, make)
 
     def _read(
@@ -174,7 +180,7 @@ class PyAVReader:
         )
 
 
-def _make_index(name: str, tolerate_truncation: bool, keep: KeepClip) -> ClipIndex:
+def _make_index(name: str, tolerate_truncation: bool, keep: KeepClip | None) -> ClipIndex:
     if webp.is_animated_webp(name):
         info = webp.probe(name, tolerate_truncation=tolerate_truncation)
         return ClipIndex(info, Orientation(), (info.height, info.width))
