@@ -41,7 +41,7 @@ demo: install
 # Trains a nano judge from random weights by today's recipe, and measures it. Stopped or killed, the same command
 # goes on. The result is in $(NANO_RUN)/model; copying it over vrthinker/checkpoints/nano ships it.
 nano: install
-	@echo "==> training the nano judge from nothing (50 to 80 minutes on 2 idle cores)"
+	@echo "==> training the nano judge from nothing (45 to 90 minutes)"
 	@$(VENV)/bin/vrthinker train cold-start --recipe nano --seed $(NANO_SEED) --out $(NANO_RUN)
 	@for difficulty in easy medium hard; do \
 		echo "==> judging 256 held-out pairs, $$difficulty"; \

@@ -102,11 +102,12 @@ def test_notes_of_both_orders_name_the_videos_of_the_pair() -> None:
     first, second = (one.id for one in presentations(pair, both))
     records = {
         first: record(first, four(1), notes=["video 2 has transparent pixels"]),
-        second: record(second, four(2), notes=["video 1 has transparent pixels"]),
+        second: record(second, four(2), notes=["video 1 has transparent pixels"], frames_seen=[2, 9]),
     }
     combined_record, _ = combined(pair, both, records)
     assert combined_record is not None
     assert combined_record.notes == ["video 2 has transparent pixels"]
+    assert combined_record.frames_seen == [1, 5], "the other order's numbers are those of swapped clips"
 
 
 def test_the_mean_of_two_orders() -> None:

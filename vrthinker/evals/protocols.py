@@ -239,8 +239,10 @@ def combined(
         records: Presentation id -> its record.
 
     Returns:
-        A record under the pair's own id, whose counts are sums; None if there is nothing yet. Then fields of
-        `EvalItem`: `cost`, and `orders` or `agreement`.
+        A record under the pair's own id, whose counts are sums; None if there is nothing yet. Of both orders
+        its frames are those of the pair's own order, because a record does not say how many frames a clip
+        has, so that the other order's numbers cannot be turned. Then fields of `EvalItem`: `cost`, and
+        `orders` or `agreement`.
     """
     asked = presentations(pair, protocol)
     done = [records[one.id] for one in asked if one.id in records]
@@ -260,6 +262,8 @@ def combined(
         if one.id in records
     ]
     cost, well_formed = cost_of(done), [record.well_formed for record in done]
+    own_order = [record for record in done if record.id == pair.id]
+    seen = own_order if protocol.both_orders else done
     base = done[0] if failed is None or verdict is not None else failed
     record = base.model_copy(
         update={
@@ -268,7 +272,7 @@ def combined(
             "confidence": sure,
             "rounds": cost.rounds,
             "tool_calls": cost.tool_calls,
-            "frames_seen": sorted({frame for record in done for frame in record.frames_seen}),
+            "frames_seen": sorted({frame for record in seen for frame in record.frames_seen}),
             "prompt_tokens": cost.prompt_tokens,
             "sampled_tokens": cost.sampled_tokens,
             "latency_seconds": cost.latency_seconds,
