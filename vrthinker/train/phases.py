@@ -92,65 +92,43 @@ class TraceLessons:
         Raises:
             InputError: A trace is too long for the model, or no trace is left.
         """
-        make = _packed_source if self.phase.packed else _padded_source
-        return _TracePhase(self, make(self, loader, trained, resize, seed), trained.ranks)
+        return _TracePhase(self, _source(self, loader, trained, resize, seed), trained.ranks)
 
 
-def _packed_source(
+def _source(
     lessons: TraceLessons, loader: FrameLoader, trained: TrainedPolicy, resize: ResizeSettings, seed: int
-) -> PackSource:
+) -> PackSource | BatchSource:
+    """Reads the traces as what a step computes: packs, or rows of padded batches."""
     phase, selection, policy = lessons.phase, lessons.selection, trained.policy
-    markup, factor = _markup(policy), policy.patch_size * policy.merge_size
+    markup = Markup(policy.tokenizer, policy.vocabulary_size)
+    factor = policy.patch_size * policy.merge_size
+    common = {
+        "batch_size": phase.batch_size,
+        "micro_batch_size": phase.micro_batch_size,
+        "seed": seed,
+        "rank": trained.ranks.rank,
+        "processes": trained.ranks.size,
+    }
 
-    def read() -> PackSource:
-        traces = []
-        for trace, part in zip(selection.traces, selection.parts, strict=True):
-            paths = learned_paths(trace, markup, (factor, factor), learned=part, resize=resize)
-            traces += [LearnedTrace.of(trace.id, paths)] if paths else []
-        _check_lengths(phase, [trace.longest for trace in traces], policy)
-        return PackSource(
-            traces,
-            loader,
-            batch_size=phase.batch_size,
-            micro_batch_size=phase.micro_batch_size,
-            max_tokens=phase.max_pack_tokens,
-            seed=seed,
-            rank=trained.ranks.rank,
-            processes=trained.ranks.size,
-        )
-
-    return trained.ranks.together(read)
-
-
-def _padded_source(
-    lessons: TraceLessons, loader: FrameLoader, trained: TrainedPolicy, resize: ResizeSettings, seed: int
-) -> BatchSource:
-    phase, selection, policy = lessons.phase, lessons.selection, trained.policy
-    markup, factor = _markup(policy), policy.patch_size * policy.merge_size
-
-    def read() -> BatchSource:
+    def read() -> PackSource | BatchSource:
+        kept = zip(selection.traces, selection.parts, strict=True)
+        if phase.packed:
+            traces = [
+                LearnedTrace.of(trace.id, paths)
+                for trace, part in kept
+                if (paths := learned_paths(trace, markup, (factor, factor), learned=part, resize=resize))
+            ]
+            _check_lengths(phase, [trace.longest for trace in traces], policy)
+            return PackSource(traces, loader, max_tokens=phase.max_pack_tokens, **common)
         sequences = [
             sequence
-            for trace, part in zip(selection.traces, selection.parts, strict=True)
+            for trace, part in kept
             for sequence in training_sequences(trace, markup, (factor, factor), learned=part, resize=resize)
         ]
         _check_lengths(phase, list(map(len, sequences)), policy)
-        return BatchSource(
-            sequences,
-            loader,
-            batch_size=phase.batch_size,
-            micro_batch_size=phase.micro_batch_size,
-            seed=seed,
-            rank=trained.ranks.rank,
-            processes=trained.ranks.size,
-            blank=np.zeros((factor, factor, 3), np.uint8),
-        )
+        return BatchSource(sequences, loader, blank=np.zeros((factor, factor, 3), np.uint8), **common)
 
     return trained.ranks.together(read)
-
-
-def _markup(policy: VisionLanguageModel) -> Markup:
-    return Markup(policy.tokenizer, policy.vocabulary_size)
 
 
 def _check_lengths(phase: SftPhase, lengths: Sequence[int], policy: VisionLanguageModel) -> None:
