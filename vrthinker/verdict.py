@@ -89,6 +89,18 @@ class Verdict:
 
         return told_story(self.trajectory, both=self.merged)
 
+    def explain(self) -> dict[str, Any]:
+        """Why the verdict is what it is, made of its record alone, as plain values that JSON can hold.
+
+        Returns:
+            `story`, in a few sentences, and `rounds`: what each saw, thought, leaned to and asked for
+            (`vrthinker.report.story.explanation`). Of both orders of the clips they are those of the pair's
+            own order.
+        """
+        from vrthinker.report.story import explanation
+
+        return explanation(self.trajectory, both=self.merged)
+
     def report(self, path: str | PathLike[str], *, clips: Sequence[ClipSource] = ()) -> Path:
         """Writes the evidence page of the episode: both clips, and what each round saw and said.
 

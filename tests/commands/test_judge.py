@@ -52,6 +52,13 @@ def test_judge_prints_json_and_keeps_the_trajectory(tiny: Path, clips: Path, tmp
     assert (trajectory.settings.window, trajectory.settings.max_rounds, trajectory.seed) == (2, 2, 5)
     assert trajectory.settings.initial_frames == 4
     assert printed["rounds"] == len(trajectory.rounds) <= 2
+    explained = printed["explain"]
+    assert explained["story"]
+    assert [told["round"] for told in explained["rounds"]] == list(range(1, printed["rounds"] + 1))
+    assert explained["rounds"][-1]["judgment"] == printed["judgment"]
+    assert (
+        sorted({frame for told in explained["rounds"] for frame in told["frames"]}) == printed["frames_seen"]
+    )
 
 
 @pytest.fixture(scope="module")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from vrthinker.engine.scripted import ScriptedEngine
 from vrthinker.episode.trajectory import Trajectory
 from vrthinker.evals.world_truth import findings_of
 from vrthinker.report.names import distinct_names
-from vrthinker.report.story import first_overall, story
+from vrthinker.report.story import explanation, first_overall, story
 from vrthinker.world.groups import GroupOracle, sample_group, write_group
 from vrthinker.world.nano import nano_settings, nano_templates
 from vrthinker.world.world import PRESETS
@@ -39,6 +40,23 @@ def ends(overall: int, thinking: str = "done", motion: int = 1) -> str:
 
 def judged(clips: tuple[Path, Path], *texts: str) -> Trajectory:
     return Judge(ScriptedEngine([list(texts)]))("a dog", *clips).trajectory
+
+
+def test_what_explains_a_verdict_is_its_record(clips: tuple[Path, Path]) -> None:
+    texts = [asks(0, "2, 12"), ends(2, "Frame 12 is blurred badly.")]
+    verdict = Judge(ScriptedEngine([texts]))("a dog", *clips)
+    told = verdict.explain()
+    assert json.loads(json.dumps(told)) == told
+    assert told["story"] == verdict.story
+    first, second = told["rounds"]
+    assert (first["round"], first["asked_for"], first["judgment"]["OA"]) == (1, [2, 12], 0)
+    assert (first["snapshot"], first["thinking"]) == ("s", "more")
+    assert (second["asked_for"], second["judgment"]["OA"]) == ([], 2)
+    assert second["thinking"] == "Frame 12 is blurred badly."
+    assert {2, 12} <= set(second["frames"])
+    assert (explanation(verdict.trajectory, [{}, {12: "blur"}])["rounds"][1]["found"]) == {"12": "blur"}
+    wordless = Judge(ScriptedEngine([["no form at all"] * 9]))("a dog", *clips).explain()["rounds"][0]
+    assert (wordless["snapshot"], wordless["thinking"], wordless["judgment"]) == (None, None, None)
 
 
 @pytest.mark.parametrize(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import sys
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -227,12 +228,14 @@ def _clips_of(pairs: Sequence[Pair]) -> set[Path]:
 
 
 def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
-    """Prints a verdict to stdout, as a table or as its record in JSON."""
+    """Prints a verdict to stdout, as a table or as its record in JSON with what explains it."""
     from vrthinker.evals.world_truth import findings_of
+    from vrthinker.report.story import explanation
     from vrthinker.report.terminal import print_verdict
 
     if as_json:
-        sys.stdout.write(verdict.record(verdict.trajectory.id).model_dump_json(indent=2) + "\n")
+        told = explanation(verdict.trajectory, findings_of(verdict.trajectory), both=verdict.merged)
+        sys.stdout.write(json.dumps({**verdict.to_dict(), "explain": told}, indent=2) + "\n")
     else:
         print_verdict(
             verdict.trajectory,

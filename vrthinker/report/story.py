@@ -9,9 +9,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from vrthinker.episode.dimensions import Judgments, Preference
-from vrthinker.episode.grammar import parse_round
+from vrthinker.episode.grammar import Element, parse_round
 from vrthinker.episode.orders import MergedOrders
 from vrthinker.episode.trajectory import RoundRecord, Trajectory
 from vrthinker.progress import counted
@@ -69,6 +70,45 @@ def told_story(
     """
     told = story(trajectory, findings)
     return told if both is None else f"In the pair's own order: {told}"
+
+
+def explanation(
+    trajectory: Trajectory, findings: Sequence[Findings] = (), *, both: MergedOrders | None = None
+) -> dict[str, Any]:
+    """Why the verdict is what it is, as values that JSON can hold: the story, and what it is made of.
+
+    Args:
+        trajectory: The record; that of the first episode, if both orders of the clips were judged.
+        findings: What each round found, as `story` takes it.
+        both: What both orders say together, if both were judged.
+
+    Returns:
+        `story`, and `rounds`: for each its `round` from 1, the frame numbers it could see (`frames`), its
+        `snapshot` and `thinking` (null where it has none), the judgments that it leaned to or gave
+        (`judgment`, null without any), the frame numbers that it asked for and was shown (`asked_for`), and
+        what was `found` in the frames that it was just shown, by frame number, where that is known.
+    """
+    rounds = []
+    for number, record in enumerate(trajectory.rounds):
+        read, answer = parse_round(record.text), _answer(trajectory, number)
+        rounds.append(
+            {
+                "round": number + 1,
+                "frames": sorted({shown.frame_number for shown in record.live}),
+                "snapshot": _content(record.text, read.snapshot),
+                "thinking": _content(record.text, read.think),
+                "judgment": None if answer is None else answer.as_dict(),
+                "asked_for": sorted({frame for tool in record.tools for frame in tool.frame_numbers}),
+                "found": {str(f): what for f, what in findings[number].items()}
+                if number < len(findings)
+                else {},
+            }
+        )
+    return {"story": told_story(trajectory, findings, both=both), "rounds": rounds}
+
+
+def _content(text: str, element: Element | None) -> str | None:
+    return None if element is None else text[element.content.start : element.content.end].strip()
 
 
 def first_overall(trajectory: Trajectory) -> Preference | None:
