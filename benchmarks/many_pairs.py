@@ -6,8 +6,8 @@ The clips are those of the synthetic world (easy: 32 frames at 8 frames a second
 high, and are written before the run. They are judged as `vrthinker judge --pairs` does it: a results file,
 episodes, clips of later pairs opened ahead. The share of time in which every episode waited for pixels is the
 run's own metric. Resident memory is read after each pair; the medians of the first and of the last hundred
-pairs are compared. The cache of decoded frames holds 16 MB, so that it is full within the first hundred and a
-later growth is none of the cache.
+pairs are compared. The cache of decoded frames is smaller than that of the command (it has room for some 50
+pairs, a quarter of it for frames ahead), so that later growth is none of the cache.
 """
 
 from __future__ import annotations
@@ -55,6 +55,7 @@ def main() -> None:
         pairs = load_pairs(folder / "world" / PAIRS_FILE)
         resident: list[int] = []
         failed = 0
+        cache_bytes = 50 * 16 * 3 * given.size**2
 
         def note(record: VerdictRecord) -> None:
             nonlocal failed
@@ -63,7 +64,7 @@ def main() -> None:
 
         loaded = Judge.from_pretrained(given.model, batch_size=given.batch_size)
         with Judge(
-            loaded.engine, loaded.settings, templates=loaded.templates, frame_cache_bytes=16 << 20
+            loaded.engine, loaded.settings, templates=loaded.templates, frame_cache_bytes=cache_bytes
         ) as judge:
             run, ignored = run_configuration(judge, pairs_file=folder / "world" / PAIRS_FILE, seed=0)
             with VerdictLog(folder / "verdicts.jsonl", run, ignore=ignored) as log:
@@ -78,6 +79,7 @@ def main() -> None:
             "clips": f"{config.frames[0]} frames, {config.fps} a second, {given.size} x {given.size} pixels",
             "pairs": given.pairs,
             "batch_size": given.batch_size,
+            "frame_cache_bytes": cache_bytes,
             "without_a_verdict": failed,
             "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu_seconds, 1),

@@ -104,7 +104,7 @@ class Matrix:
     def __init__(self, given: argparse.Namespace, seed: int) -> None:
         self.given, self.seed = given, seed
         self.start = str(given.cold_start).format(seed=seed)
-        if self.start != "nano" and not Path(self.start).is_dir():
+        if given.cold_start == COLD_START and not Path(self.start).is_dir():
             raise SystemExit(
                 f"{self.start}: no such folder; make nano NANO_SEED={seed} trains this first model"
             )

@@ -174,6 +174,10 @@ def main() -> None:
     every = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines() if line.strip()]
     wanted = {"settings": given.settings, "pairs": given.pairs, "cold_start": given.cold_start}
     every = newest([row for row in every if all(row[name] == value for name, value in wanted.items())])
+    if not every:
+        raise SystemExit(
+            f"{given.rows}: no rows of the first model {given.cold_start}; --cold-start names another"
+        )
     parts = []
     for difficulty in ("easy", "medium", "hard"):
         rows = [row for row in every if row["difficulty"] == difficulty]

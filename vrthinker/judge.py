@@ -465,8 +465,11 @@ class Judge:
         thread and not shut down. Closing twice is harmless.
         """
         self._closed = True
-        close_idle_clips(self._reader)
-        if not self._threads.close(self.engine.shutdown):
+        try:
+            ended = self._threads.close(self.engine.shutdown)
+        finally:
+            close_idle_clips(self._reader)  # last, because calls that ended meanwhile read until then
+        if not ended:
             _logger.warning(
                 "%s is not shut down: another thread does not come back from a call of it, or is in the "
                 "middle of a run; end that first, then close the judge again",

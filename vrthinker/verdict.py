@@ -95,7 +95,8 @@ class Verdict:
         Returns:
             `story`, in a few sentences, and `rounds`: what each saw, thought, leaned to and asked for
             (`vrthinker.report.story.explanation`). Of both orders of the clips they are those of the pair's
-            own order.
+            own order. `found` is empty: what a judge's words mean is known of the synthetic world only, and
+            `judge --json` has it.
         """
         from vrthinker.report.story import explanation
 

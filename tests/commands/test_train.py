@@ -150,7 +150,9 @@ def test_what_was_trained_judges(trained: tuple[Path, Done], world: Path, tmp_pa
     clips = sorted((world / "clips").iterdir())[:2]
     options = ("--model", trained[0] / "model", "--json", "--max-round-tokens", 20)
     judged = vrthinker("judge", *clips, "--prompt", "A red circle moves right.", *options)
-    record = VerdictRecord.model_validate_json(judged.out)
+    printed = json.loads(judged.out)
+    del printed["explain"]
+    record = VerdictRecord.model_validate(printed)
     assert judged.code == (0 if record.judgment is not None else 1)
     assert record.notes == ["a small one"]
     foreign = make_clip(tmp_path / "foreign.mp4", 20, size=(112, 112))

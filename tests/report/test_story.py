@@ -49,12 +49,16 @@ def test_what_explains_a_verdict_is_its_record(clips: tuple[Path, Path]) -> None
     assert json.loads(json.dumps(told)) == told
     assert told["story"] == verdict.story
     first, second = told["rounds"]
-    assert (first["round"], first["asked_for"], first["judgment"]["OA"]) == (1, [2, 12], 0)
+    assert (first["round"], first["shown"], first["judgment"]["OA"]) == (1, [2, 12], 0)
+    assert (first["refused"], second["refused"]) == ([], [])
     assert (first["snapshot"], first["thinking"]) == ("s", "more")
-    assert (second["asked_for"], second["judgment"]["OA"]) == ([], 2)
+    assert (second["shown"], second["judgment"]["OA"]) == ([], 2)
     assert second["thinking"] == "Frame 12 is blurred badly."
     assert {2, 12} <= set(second["frames"])
     assert (explanation(verdict.trajectory, [{}, {12: "blur"}])["rounds"][1]["found"]) == {"12": "blur"}
+    unknown = Judge(ScriptedEngine([[asks(0, "99"), ends(0)]]))("a dog", *clips).explain()["rounds"][0]
+    assert unknown["shown"] == []
+    assert "99" in unknown["refused"][0]
     wordless = Judge(ScriptedEngine([["no form at all"] * 9]))("a dog", *clips).explain()["rounds"][0]
     assert (wordless["snapshot"], wordless["thinking"], wordless["judgment"]) == (None, None, None)
 

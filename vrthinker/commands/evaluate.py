@@ -129,11 +129,13 @@ class EvalWorldCommand:
                 on_episode=progress.episode,
             )
         if self.row is not None:
+            from vrthinker.engine.hf.checkpoint import resolve_checkpoint, weights_fingerprint
             from vrthinker.records.provenance import append_row
 
             about = {
                 "evaluation": "synthetic world",
                 "model": self.model,
+                "weights": weights_fingerprint(resolve_checkpoint(self.model)),
                 "difficulty": self.difficulty,
                 "pairs": self.limit,
                 "seed": self.seed,

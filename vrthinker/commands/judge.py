@@ -235,7 +235,9 @@ def show_verdict(verdict: Verdict, *, as_json: bool) -> None:
 
     if as_json:
         told = explanation(verdict.trajectory, findings_of(verdict.trajectory), both=verdict.merged)
-        sys.stdout.write(json.dumps({**verdict.to_dict(), "explain": told}, indent=2) + "\n")
+        text = json.dumps({**verdict.to_dict(), "explain": told}, indent=2, ensure_ascii=False)
+        # Lone surrogates, which no output can encode, are spelled out.
+        sys.stdout.write(text.encode("utf-8", "backslashreplace").decode() + "\n")
     else:
         print_verdict(
             verdict.trajectory,

@@ -85,8 +85,9 @@ def explanation(
     Returns:
         `story`, and `rounds`: for each its `round` from 1, the frame numbers it could see (`frames`), its
         `snapshot` and `thinking` (null where it has none), the judgments that it leaned to or gave
-        (`judgment`, null without any), the frame numbers that it asked for and was shown (`asked_for`), and
-        what was `found` in the frames that it was just shown, by frame number, where that is known.
+        (`judgment`, null without any), the frame numbers that its calls showed (`shown`) and what they
+        refused, in words (`refused`), and what was `found` in the frames that it was just shown, by frame
+        number, where that is known.
     """
     rounds = []
     for number, record in enumerate(trajectory.rounds):
@@ -98,7 +99,8 @@ def explanation(
                 "snapshot": _content(record.text, read.snapshot),
                 "thinking": _content(record.text, read.think),
                 "judgment": None if answer is None else answer.as_dict(),
-                "asked_for": sorted({frame for tool in record.tools for frame in tool.frame_numbers}),
+                "shown": sorted({frame for tool in record.tools for frame in tool.frame_numbers}),
+                "refused": [text for tool in record.tools for text in (tool.error, tool.note) if text],
                 "found": {str(f): what for f, what in findings[number].items()}
                 if number < len(findings)
                 else {},

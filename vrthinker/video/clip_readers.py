@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 
 from vrthinker.errors import InputError, VideoError
 from vrthinker.video.frames import Frames
-from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, checked_indices
+from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, checked_indices, reader_name
 
 if TYPE_CHECKING:
     import numpy as np
@@ -71,8 +71,7 @@ class NamedReader(_OneByOne):
 
     def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
         """The name of the reader that shows the clip; None if the reader does not say."""
-        ask = getattr(self._files, "reader_of", None)
-        return None if ask is None else str(ask(self._path, tolerate_truncation=tolerate_truncation))
+        return reader_name(self._files, self._path, tolerate_truncation=tolerate_truncation)
 
     def frames_at(
         self, path: VideoPath, frame_indices: Sequence[int], *, tolerate_truncation: bool = False

@@ -113,6 +113,17 @@ class VideoReader(Protocol):
         """
 
 
+def reader_name(reader: VideoReader, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
+    """The name of the reader that shows the frames of a clip; None if the reader does not say.
+
+    Raises:
+        VideoError: The file cannot be used.
+    """
+    ask = getattr(reader, "reader_of", None)
+    name = None if ask is None else ask(path, tolerate_truncation=tolerate_truncation)
+    return None if name is None else str(name)
+
+
 def close_idle_clips(reader: VideoReader) -> None:
     """Closes the clips that a reader keeps open between reads, if it keeps any. It can be used on."""
     close = getattr(reader, "close_idle", None)

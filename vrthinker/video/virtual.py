@@ -41,6 +41,7 @@ from vrthinker.video.reader import (
     VideoReader,
     checked_indices,
     close_idle_clips,
+    reader_name,
 )
 
 ENDING = ".clip.json"
@@ -245,11 +246,8 @@ class VirtualReader:
 
     def reader_of(self, path: VideoPath, *, tolerate_truncation: bool = False) -> str | None:
         """The name of the reader that shows the frames of a clip, or of a virtual one's source."""
-        ask = getattr(self._reader, "reader_of", None)
-        if ask is None:
-            return None
         source = _read(path)[0] if is_virtual(path) else path
-        return str(ask(source, tolerate_truncation=tolerate_truncation))
+        return reader_name(self._reader, source, tolerate_truncation=tolerate_truncation)
 
     def close_idle(self) -> None:
         """Closes the clips that the reader of the sources keeps open."""

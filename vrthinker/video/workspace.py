@@ -14,7 +14,7 @@ from vrthinker.errors import InputError, VideoError
 from vrthinker.video.clips import Clip, as_clip
 from vrthinker.video.content import ClipContent
 from vrthinker.video.frame_cache import FrameCache, file_state
-from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader
+from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, reader_name
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import Region
 
@@ -153,14 +153,10 @@ class Workspace:
         return first, second
 
     def _reader_of(self, clip: _Clip) -> str | None:
-        ask = getattr(clip.reader, "reader_of", None)
-        if ask is None:
-            return None
         try:
-            name = ask(clip.info.path, tolerate_truncation=self._tolerate_truncation)
+            return reader_name(clip.reader, clip.info.path, tolerate_truncation=self._tolerate_truncation)
         except VideoError:  # the file is gone by now
             return None
-        return None if name is None else str(name)
 
     @property
     def contents(self) -> tuple[ClipContent | None, ClipContent | None]:

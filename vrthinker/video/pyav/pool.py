@@ -1,4 +1,4 @@
-"""Clips that are kept open until the next read, because opening one reads the index of the whole file.
+"""Clips that are kept open between reads, because opening one reads the index of the whole file.
 
 Long clips are kept after every read. A clip that was opened to index it waits for its first read, long or
 short; a few of those wait at a time, and they never push out a clip that has been read.
@@ -20,9 +20,10 @@ from vrthinker.video.pyav.clip import OpenClip
 
 LONG_FRAMES = 1000
 """Clips of fewer frames open in no time and are not kept after a read."""
-_MAX_IDLE, _MAX_UNREAD = 8, 4
+_MAX_IDLE = 8
+"""The most clips of either kind: those that were read, and those that wait for their first read."""
 _MAX_IDLE_PIXELS = 8 * 1280 * 720
-"""The pixels of one picture of each idle clip, together. A decoder keeps the memory of some 20 pictures."""
+"""The pixels of one picture of each clip of a kind, together. A decoder keeps the memory of some 20."""
 
 _Opened = tuple[OpenClip, contextlib.ExitStack, int]
 _Waiting = OrderedDict[Hashable, _Opened]
@@ -73,7 +74,7 @@ class ClipPool:
         except BaseException:
             stack.close()
             raise
-        closing = [stack] if n_frames < LONG_FRAMES else self._keep(self._idle, _MAX_IDLE, key, opened)
+        closing = [stack] if n_frames < LONG_FRAMES else self._keep(self._idle, key, opened)
         for stack in closing:
             stack.close()
 
@@ -88,7 +89,7 @@ class ClipPool:
         """
         self._begin_in_child()
         clip.rest()
-        for closing in self._keep(self._unread, _MAX_UNREAD, key, (clip, stack, n_pixels)):
+        for closing in self._keep(self._unread, key, (clip, stack, n_pixels)):
             closing.close()
 
     def close_idle(self) -> None:
@@ -106,9 +107,7 @@ class ClipPool:
             self._idle, self._unread = OrderedDict(), OrderedDict()
             self._lock, self._process = threading.Lock(), os.getpid()
 
-    def _keep(
-        self, waiting: _Waiting, most: int, key: Hashable, opened: _Opened
-    ) -> list[contextlib.ExitStack]:
+    def _keep(self, waiting: _Waiting, key: Hashable, opened: _Opened) -> list[contextlib.ExitStack]:
         """Keeps a clip among those that wait, and returns what has to be closed for it."""
         if opened[2] > _MAX_IDLE_PIXELS:
             return [opened[1]]
@@ -116,6 +115,6 @@ class ClipPool:
             replaced = waiting.pop(key, None)
             waiting[key] = opened
             dropped = [] if replaced is None else [replaced]
-            while len(waiting) > most or sum(kept[2] for kept in waiting.values()) > _MAX_IDLE_PIXELS:
+            while len(waiting) > _MAX_IDLE or sum(kept[2] for kept in waiting.values()) > _MAX_IDLE_PIXELS:
                 dropped.append(waiting.popitem(last=False)[1])
         return [stack for _, stack, _ in dropped]
