@@ -139,7 +139,9 @@ def job_command(
         def no_clip(trajectory: Trajectory, *_: object, **__: object) -> None:
             raise VideoError(trajectory.videos[0].path, "no such file")
 
-        vars(phases)["training_sequences"] = no_clip
+        for read in ("learned_paths", "training_sequences"):  # of packs, and of padded batches
+            assert read in vars(phases)
+            vars(phases)[read] = no_clip
     return command_worker.job_command(given, moments.get(str(rank), []))
 
 

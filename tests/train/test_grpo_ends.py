@@ -185,7 +185,9 @@ def test_with_and_without_kernels_twenty_steps_are_the_same(
     for line, wanted in zip(native, plain, strict=True):
         assert line.keys() == wanted.keys()
         for name in line.keys() - {name for name in line if name.startswith("perf/")}:
-            assert line[name] == pytest.approx(wanted[name], rel=SAME, abs=SAME), (line["step"], name)
+            # The drift is rounding itself: what the sampler and the trainer compute in other orders.
+            same = 1e-4 if name.startswith("drift/") else SAME
+            assert line[name] == pytest.approx(wanted[name], rel=same, abs=same), (line["step"], name)
     texts = [[[r.text for r in t.rounds] for t in episodes(tmp_path / v)] for v in ("cpu", "reference")]
     assert sorted(texts[0]) == sorted(texts[1])
     found, wanted_weights = (

@@ -132,10 +132,11 @@ class JudgeOptions(ModelOptions):
 
     def source(self) -> JudgeSource:
         """The judge that the options name (`ModelOptions.source`)."""
+        source = super().source()
         from vrthinker.episode.dimensions import dimension_texts
 
         dimension_texts(self.dataset)
-        return super().source()
+        return source
 
 
 _OPTIONS = {
