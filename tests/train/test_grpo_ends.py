@@ -30,6 +30,8 @@ SURE = {"group_size": 2, "batch_size": 12, "temperature": 1e-3, "most_draws": 2,
 """Almost without chance, all episodes of a group are the same."""
 SAME = 1e-5
 """Absolute and relative, of losses, metrics and weights."""
+EXTREMES = {"drift/max", "ratio/max", "optim/grad_norm"}
+"""What follows the single tokens that rounding moves most: by up to 6e-5 with nano, whose heads are steep."""
 
 
 # Judges
@@ -185,8 +187,7 @@ def test_with_and_without_kernels_twenty_steps_are_the_same(
     for line, wanted in zip(native, plain, strict=True):
         assert line.keys() == wanted.keys()
         for name in line.keys() - {name for name in line if name.startswith("perf/")}:
-            # The drift is rounding itself: what the sampler and the trainer compute in other orders.
-            same = 1e-4 if name.startswith("drift/") else SAME
+            same = 1e-4 if name in EXTREMES else SAME
             assert line[name] == pytest.approx(wanted[name], rel=same, abs=same), (line["step"], name)
     texts = [[[r.text for r in t.rounds] for t in episodes(tmp_path / v)] for v in ("cpu", "reference")]
     assert sorted(texts[0]) == sorted(texts[1])
