@@ -22,6 +22,8 @@ VLLM_TORCH ?= torch==$(TORCH_CPU)+cpu
 NANO_SEED ?= 0
 NANO_RUN ?= build/nano-$(NANO_SEED)
 REPRODUCTION ?= build/reproduction
+# Packages are installed without byte code; every process would compile torch and transformers anew (9 seconds).
+unexport PYTHONDONTWRITEBYTECODE
 
 NATIVE := CMakeLists.txt $(wildcard cmake/* csrc/* kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu)
 CLANG_FORMAT_FILES := $(wildcard csrc/*.h csrc/*.cpp kernels/*.h kernels/*/*.h kernels/*/*.cpp kernels/*/*.cu) \

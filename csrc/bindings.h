@@ -7,6 +7,7 @@ namespace vrthinker {
 
 pybind11::dict build_info();
 pybind11::dict cuda_probe();
+void bind_decode_attention(pybind11::module_& module);
 void bind_evict(pybind11::module_& module);
 void bind_group_advantage(pybind11::module_& module);
 void bind_grpo_loss(pybind11::module_& module);

@@ -11,6 +11,7 @@ PYBIND11_MODULE(_core, module) {
                "How this module was built: version, compiler, C++ standard, CUDA version (or None), ...");
     module.def("cuda_probe", &vrthinker::cuda_probe,
                "What the CUDA driver says of this machine: driver version, devices, or why there is none.");
+    vrthinker::bind_decode_attention(module);
     vrthinker::bind_evict(module);
     vrthinker::bind_group_advantage(module);
     vrthinker::bind_grpo_loss(module);

@@ -42,6 +42,15 @@ def group_advantage_cpu(
     eps: float,
     num_threads: int,
 ) -> None: ...
+def decode_attention_cpu(
+    query: Any,
+    keys: Any,
+    values: Any,
+    lengths: Any,
+    out: Any,
+    scale: float,
+    num_threads: int,
+) -> None: ...
 def patchify_cpu(
     frames: Any,
     out: Any,

@@ -11,6 +11,7 @@ import torch
 from grpo_cases import random_batch
 
 from vrthinker.errors import InputError
+from vrthinker.kernels.decode_attention.op import decode_attention
 from vrthinker.kernels.evict.op import evict_cache, evict_paged, evict_sequence
 from vrthinker.kernels.evict.paged import plan_paged_eviction
 from vrthinker.kernels.evict.plan import plan_eviction
@@ -60,11 +61,18 @@ def calls() -> list[tuple[str, Callable[..., object], dict[str, Any]]]:
     rewards |= {"valid": torch.tensor([True, True]), "ddof": 1, "eps": 1e-6}
     rewards |= {"token_offsets": torch.tensor([0, 1, 2]), "n_tokens": 2}
     blocks = [torch.zeros(3, 2, 2, 4)]
+    attended = {
+        "query": torch.zeros(1, 2, 4),
+        "keys": torch.zeros(1, 2, 6, 4),
+        "values": torch.zeros(1, 2, 6, 4),
+    }
+    attended |= {"lengths": torch.tensor([3]), "scale": 0.5, "num_threads": 1}
     spans = {"spans": [[(1, 3)]], "lengths": [6], "freed_positions": [[2]]}
     tables = {"plan": PLAN, "block_tables": [[0, 1, 2]], "block_size": 2}
     whole = {"keys": cache(), "values": cache(), "plan": PLAN, "layout": "bhtd", "inv_freq": torch.ones(2)}
     sequence = {"tensors": [torch.zeros(1, 6)], "plan": PLAN, "batch_dims": [0], "token_dims": [1]}
     return [
+        ("decode_attention", decode_attention, attended),
         ("evict", plan_eviction, spans),
         ("evict", plan_paged_eviction, tables),
         ("evict", evict_cache, whole),

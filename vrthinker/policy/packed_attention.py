@@ -23,6 +23,7 @@ from typing import Any, Literal
 
 import torch
 
+from vrthinker.engine.hf.text_attention import text_attention
 from vrthinker.policy.packing import Pack
 
 Implementation = Literal["auto", "segments", "flex", "dense"]
@@ -58,12 +59,7 @@ def _attention(
     **rest: Any,
 ) -> tuple[torch.Tensor, torch.Tensor | None]:
     if packed is None:
-        from transformers.integrations.sdpa_attention import sdpa_attention_forward
-
-        result: tuple[torch.Tensor, torch.Tensor | None] = sdpa_attention_forward(
-            module, query, key, value, attention_mask, scaling=scaling, **rest
-        )
-        return result
+        return text_attention(module, query, key, value, attention_mask, scaling=scaling, **rest)
     return packed(query, key, value, scaling).transpose(1, 2), None
 
 

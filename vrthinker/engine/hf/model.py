@@ -21,6 +21,7 @@ from vrthinker.engine.hf.cache import KVCache
 from vrthinker.engine.hf.checkpoint import FAMILIES, base_of_adapter, check_size, load_config, unloadable
 from vrthinker.engine.hf.frontend import load_frontend
 from vrthinker.engine.hf.patch_embed import use_patch_product
+from vrthinker.engine.hf.text_attention import use_text_attention
 from vrthinker.engine.hf.vision_attention import use_batched_attention
 from vrthinker.errors import EngineError, InputError
 
@@ -90,6 +91,7 @@ class VisionLanguageModel:
             self.model: Any = model.to(device).eval().requires_grad_(False)
             use_batched_attention(self.model.model.visual)
             use_patch_product(self.model.model.visual)
+            use_text_attention(self.model.model.language_model)
             text, vision = self.model.config.text_config, self.model.config.vision_config
             self.hidden_size = int(text.hidden_size)
             self.vocabulary_size = int(self.model.lm_head.weight.shape[0])
@@ -207,6 +209,7 @@ class VisionLanguageModel:
         cache: KVCache,
         image_mask: torch.Tensor | None = None,
         features: Sequence[FrameFeatures] = (),
+        row_lengths: torch.Tensor | None = None,
     ) -> torch.Tensor:
         """Runs one forward of the language model and writes the cache. Call `cache.plan` first.
 
@@ -217,6 +220,8 @@ class VisionLanguageModel:
             cache: The cache that keys and values are written to and read from.
             image_mask: True at image placeholders, bool `[batch, new]`.
             features: The encoded frames, in the order of the True entries of `image_mask`.
+            row_lengths: With one new token per row, how many keys it sees, int64 `[batch]` (see
+                `text_attention`).
 
         Returns:
             Hidden states `[batch, new, hidden]` after the final norm.
@@ -227,6 +232,7 @@ class VisionLanguageModel:
             attention_mask=mask,
             past_key_values=cache,
             use_cache=True,
+            row_lengths=row_lengths,
         )
         hidden: torch.Tensor = output.last_hidden_state
         return hidden

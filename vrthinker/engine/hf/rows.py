@@ -177,12 +177,14 @@ class SessionRows:
         device, read = self._model.device, max(starts) + 1
         self.cache.reserve(used, read, most_rows=self._most_rows)
         self.cache.plan(list(range(used)), starts, read)
-        mask = torch.arange(read, device=device) <= torch.tensor(starts, device=device)[:, None]
+        lengths = torch.tensor(starts, device=device) + 1
+        mask = torch.arange(read, device=device) < lengths[:, None]
         hidden = self._model.run(
             torch.tensor(ids, device=device)[:, None],
             torch.tensor(positions, device=device).expand(3, -1)[..., None],
             mask[:, None, None],
             self.cache,
+            row_lengths=lengths,
         )
         writing = [index for index, state in enumerate(rows) if state.writing is not None]
         for index in writing:
