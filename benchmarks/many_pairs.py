@@ -6,8 +6,8 @@ The clips are those of the synthetic world (easy: 32 frames at 8 frames a second
 high, and are written before the run. They are judged as `vrthinker judge --pairs` does it: a results file,
 episodes, clips of later pairs opened ahead. The share of time in which every episode waited for pixels is the
 run's own metric. Resident memory is read after each pair; the medians of the first and of the last hundred
-pairs are compared. The cache of decoded frames is smaller than that of the command (it has room for some 50
-pairs, a quarter of it for frames ahead), so that later growth is none of the cache.
+pairs are compared. The caches of decoded and of encoded frames are smaller than those of the command (they
+have room for some 50 pairs), so that they are full early and later growth is none of theirs.
 """
 
 from __future__ import annotations
@@ -29,6 +29,8 @@ from vrthinker.world.world import PRESETS
 
 ENDS = 100
 """The pairs at each end of the run whose memory is compared."""
+FRAME_FEATURE_BYTES = 4 * 128 * 4
+"""What nano's features of a frame take: 4 tokens of 128 floats."""
 
 
 def resident_bytes() -> int:
@@ -56,13 +58,18 @@ def main() -> None:
         resident: list[int] = []
         failed = 0
         cache_bytes = 50 * 16 * 3 * given.size**2
+        feature_bytes = 50 * 16 * FRAME_FEATURE_BYTES
 
         def note(record: VerdictRecord) -> None:
             nonlocal failed
             failed += record.judgment is None
             resident.append(resident_bytes())
 
-        loaded = Judge.from_pretrained(given.model, batch_size=given.batch_size)
+        loaded = Judge.from_pretrained(
+            given.model,
+            batch_size=given.batch_size,
+            engine_options={"feature_cache_bytes": feature_bytes},
+        )
         with Judge(
             loaded.engine, loaded.settings, templates=loaded.templates, frame_cache_bytes=cache_bytes
         ) as judge:
@@ -80,6 +87,7 @@ def main() -> None:
             "pairs": given.pairs,
             "batch_size": given.batch_size,
             "frame_cache_bytes": cache_bytes,
+            "feature_cache_bytes": feature_bytes,
             "without_a_verdict": failed,
             "seconds": round(seconds, 1),
             "cpu_seconds": round(cpu_seconds, 1),
