@@ -6,7 +6,7 @@ The clips are those of the synthetic world (easy: 32 frames at 8 frames a second
 high, and are written before the run. They are judged as `vrthinker judge --pairs` does it: a results file,
 episodes, clips of later pairs opened ahead. The share of time in which every episode waited for pixels is the
 run's own metric. Resident memory is read after each pair; the medians of the first and of the last hundred
-pairs are compared. The caches of decoded and of encoded frames are smaller than those of the command (they
+pairs are compared, and those of every hundred are listed: a leak grows to the end, a cache until it is full. The caches of decoded and of encoded frames are smaller than those of the command (they
 have room for some 50 pairs), so that they are full early and later growth is none of theirs.
 """
 
@@ -79,7 +79,10 @@ def main() -> None:
                 judge_file(judge, pairs, log, trajectories=folder / "trajectories.jsonl", on_record=note)
                 seconds, cpu_seconds = time.monotonic() - started, time.process_time() - cpu
             metrics = judge.decode_metrics
-        first, last = (statistics.median(part) for part in (resident[:ENDS], resident[-ENDS:]))
+        hundreds = [
+            statistics.median(resident[at : at + ENDS]) for at in range(0, len(resident) - ENDS + 1, ENDS)
+        ]
+        first, last = hundreds[0], statistics.median(resident[-ENDS:])
         row = {
             "benchmark": "many pairs judged in one run",
             "model": given.model,
@@ -94,6 +97,7 @@ def main() -> None:
             "pairs_per_second": round(given.pairs / seconds, 3),
             **{name: round(value, 4) for name, value in metrics.items()},
             "resident_bytes": {"first hundred": int(first), "last hundred": int(last), "most": max(resident)},
+            "resident_bytes_by_hundred": [int(hundred) for hundred in hundreds],
             "last_to_first": round(last / first, 4),
             "seed": given.seed,
         }
