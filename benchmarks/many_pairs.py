@@ -6,8 +6,9 @@ The clips are those of the synthetic world (easy: 32 frames at 8 frames a second
 high, and are written before the run. They are judged as `vrthinker judge --pairs` does it: a results file,
 episodes, clips of later pairs opened ahead. The share of time in which every episode waited for pixels is the
 run's own metric. Resident memory is read after each pair; the medians of the first and of the last hundred
-pairs are compared, and those of every hundred are listed: a leak grows to the end, a cache until it is full. The caches of decoded and of encoded frames are smaller than those of the command (they
-have room for some 50 pairs), so that they are full early and later growth is none of theirs.
+pairs are compared, and those of every hundred are listed: a leak grows to the end, a cache until it is full.
+The caches of decoded and of encoded frames are smaller than those of the command (they have room for some 50
+pairs), so that they are full early and later growth is none of theirs.
 """
 
 from __future__ import annotations
@@ -29,6 +30,8 @@ from vrthinker.world.world import PRESETS
 
 ENDS = 100
 """The pairs at each end of the run whose memory is compared."""
+FRAME_BYTES = 3 * 56 * 56
+"""What a frame takes as nano sees it."""
 FRAME_FEATURE_BYTES = 4 * 128 * 4
 """What nano's features of a frame take: 4 tokens of 128 floats."""
 
@@ -57,7 +60,7 @@ def main() -> None:
         pairs = load_pairs(folder / "world" / PAIRS_FILE)
         resident: list[int] = []
         failed = 0
-        cache_bytes = 50 * 16 * 3 * given.size**2
+        cache_bytes = 50 * 16 * FRAME_BYTES
         feature_bytes = 50 * 16 * FRAME_FEATURE_BYTES
 
         def note(record: VerdictRecord) -> None:
