@@ -9,8 +9,8 @@ same log-probabilities, or the run stops. Then the arms are timed in turn, sever
 - `vllm, no prefix cache`: every context is computed whole, in every round;
 - `hf`: groups prefilled once and copied, its own prefix reuse.
 
-Hits are counted beside those that are possible: of context tokens, all whole blocks that an earlier context
-of the same pair or session began with; of pictures, all but the first showing of each.
+Hits are counted beside those that are possible: of context tokens, all whole blocks that an earlier context,
+with what was written after it, began with; of pictures, all but the first showing of each.
 
     .venvs/vllm/bin/python benchmarks/vllm_throughput.py --out benchmarks/results/vllm_throughput_cpu.jsonl
 """
@@ -23,7 +23,7 @@ import statistics
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -47,7 +47,7 @@ from vrthinker.engine.base import (
 from vrthinker.engine.hf.engine import HFEngine
 from vrthinker.engine.hf.tiny import make_tiny
 from vrthinker.engine.vllm.engine import VLLMEngine
-from vrthinker.engine.vllm.generation import Generation
+from vrthinker.engine.vllm.generation import Generated, Generation
 from vrthinker.engine.vllm.library import LocalOptions, installed_version
 from vrthinker.records.provenance import append_row
 from vrthinker.visibility import ShownFrame, VisibilityRecord, WindowMemory
@@ -135,35 +135,54 @@ class Counting:
 
     def __init__(self, engine: VLLMEngine) -> None:
         self.possible_tokens = self.shown = self.encoded = 0
-        self._seen: set[tuple[Any, ...]] = set()
+        self._seen: set[int] = set()
+        self._under_way: dict[str, Generation] = {}
         self._pictures: set[str] = set()
         transport: Any = engine.transport
         self._submit: Callable[[Generation], None] = transport.submit
-        transport.submit = self.submit
+        self._poll: Callable[[float | None], list[Generated]] = transport.poll
+        transport.submit, transport.poll = self.submit, self.poll
         core = transport.engine.engine_core.engine_core
         model = core.model_executor.driver_worker.worker.model_runner.model
         self._embed = model.embed_multimodal
         model.embed_multimodal = self.embed
 
     def submit(self, generation: Generation) -> None:
-        """Counts the whole blocks that a context has in common with an earlier one."""
+        """Counts the whole blocks that a context has in common with an earlier one and what followed it."""
         self.shown += len(generation.pictures)
         self._pictures.update(picture.uuid for picture in generation.pictures)
-        common, hit = 0, True
-        digest: tuple[Any, ...] = ()
-        for start in range(0, len(generation.token_ids) - BLOCK + 1, BLOCK):
+        self._under_way[generation.id] = generation
+        common = 0
+        for end, digest in self._blocks(generation, generation.token_ids):
+            if digest not in self._seen:
+                break
+            common = end
+        self.possible_tokens += min(common, len(generation.token_ids) - 1)
+        self._seen.update(digest for _, digest in self._blocks(generation, generation.token_ids))
+        self._submit(generation)
+
+    def poll(self, timeout_seconds: float | None) -> list[Generated]:
+        """Remembers the blocks of what was written too. The last token's key and value are not computed."""
+        found = self._poll(timeout_seconds)
+        for generated in found:
+            generation = self._under_way.pop(generated.id)
+            whole = [*generation.token_ids, *generated.token_ids[:-1]]
+            self._seen.update(digest for _, digest in self._blocks(generation, whole))
+        return found
+
+    @staticmethod
+    def _blocks(generation: Generation, token_ids: Sequence[int]) -> Iterator[tuple[int, int]]:
+        """The end and a digest of every whole block, with all that stands before it."""
+        digest = 0
+        for start in range(0, len(token_ids) - BLOCK + 1, BLOCK):
             end = start + BLOCK
             inside = tuple(
                 (picture.uuid, picture.offset - start)
                 for picture in generation.pictures
                 if picture.offset < end and picture.offset + picture.length > start
             )
-            digest = (hash((digest, tuple(generation.token_ids[start:end]), inside)), end)
-            hit = hit and digest in self._seen
-            common += BLOCK * hit
-            self._seen.add(digest)
-        self.possible_tokens += min(common, len(generation.token_ids) - 1)
-        self._submit(generation)
+            digest = hash((digest, tuple(token_ids[start:end]), inside))
+            yield end, digest
 
     def embed(self, **inputs: Any) -> Any:
         """Counts the pictures that are encoded."""
