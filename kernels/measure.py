@@ -117,7 +117,9 @@ def measure_op(op: str, device: str, *, rounds: int, seed: int) -> Iterator[dict
         VRThinkerError: A result differs from the reference's.
     """
     bench = importlib.import_module(f"vrthinker.kernels.{op}.bench")
+    measured = False
     for make in bench.comparisons(device, seed):
+        measured = True
         comparison = make()
         sys.stderr.write(f"{op}: {comparison.case}\n")
         try:
@@ -125,6 +127,8 @@ def measure_op(op: str, device: str, *, rounds: int, seed: int) -> Iterator[dict
         except RuntimeError as error:
             raise VRThinkerError(f"bench {op}: {comparison.case}, seed {seed}: {error}") from error
         del comparison
+    if not measured:
+        sys.stderr.write(f"{op}: nothing to measure on {device}; it has no version of its own there\n")
 
 
 def why_not_compiled(device: str) -> str | None:
