@@ -33,6 +33,8 @@ _EXAMINED_SAMPLES = 1024
 _HEAD_BYTES, _TAIL_BYTES = 16, 8
 _FIRST_UNIT_BYTES = 4096
 
+_ENTRY = np.dtype([(name, np.int64) for name in ("timestamp", "pos", "size", "flags")])
+
 _Ints = np.ndarray[Any, np.dtype[np.int64]]
 
 
@@ -88,10 +90,12 @@ def sample_table(path: str, stream: Any) -> SampleTable | None:
     """
     if len(stream.index_entries) > most_frames(stream.width, stream.height):
         return None
-    entries = [(entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries]
-    if not entries:
+    entries = np.fromiter(
+        ((entry.timestamp, entry.pos, entry.size, entry.flags) for entry in stream.index_entries), _ENTRY
+    )
+    if not len(entries):
         return None
-    decoded, offset, size, flags = (np.array(column, dtype=np.int64) for column in zip(*entries, strict=True))
+    decoded, offset, size, flags = (np.ascontiguousarray(entries[name]) for name in _ENTRY.names or ())
     with open(path, "rb") as file:
         ends = os.fstat(file.fileno()).st_size
         offsets = _composition_offsets(_movie(file), stream.id, len(entries))
