@@ -58,6 +58,10 @@ reproduce: install-dev
 		test -d build/nano-$$seed/model || $(MAKE) nano NANO_SEED=$$seed NANO_RUN=build/nano-$$seed || exit 1; \
 	done
 	@$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION)
+	@for difficulty in medium hard; do \
+		$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION) --difficulty $$difficulty --seeds 2 \
+			--arms 'cold start' rejection rejection+grpo --views --set-grpo learn.steps=50 || exit 1; \
+	done
 	@$(VENV)/bin/python benchmarks/reproduction_page.py
 
 test: install-dev

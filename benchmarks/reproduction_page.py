@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from statistics import fmean
@@ -20,6 +21,7 @@ from stages import MEASURES, WAYS
 from tables import interval, number, table
 
 from vrthinker.records.files import replace_file
+from vrthinker.world.world import PRESETS
 
 START, END = "<!-- tables -->", "<!-- end of tables -->"
 NAMES = {
@@ -112,7 +114,7 @@ def views(rows: Rows) -> str:
     return table([f"{FINAL}, greedy", "seed", "OA tau", "minus the usual way (paired)"], lines)
 
 
-def figures(rows: Rows, folder: Path, difficulty: str) -> list[str]:
+def figures(rows: Rows, folder: Path, name: str) -> list[str]:
     """Draws the stages as bars and GRPO's course as curves. Returns the lines that show them."""
     import matplotlib
 
@@ -135,9 +137,7 @@ def figures(rows: Rows, folder: Path, difficulty: str) -> list[str]:
         axis.set_title(NAMES[measure])
         axis.set_ylim(0, 1)
     axes[0].legend(loc="lower right")
-    shown.append(
-        _saved(figure, folder, f"reproduction-{difficulty}-stages", "Every model's OA tau and looks")
-    )
+    shown.append(_saved(figure, folder, f"reproduction-{name}-stages", "Every model's OA tau and looks"))
     grpo = [arm for arm in arms if any("curves" in row for row in of_arm(rows, arm))]
     if grpo:
         figure, axes = pyplot.subplots(1, len(CURVES), figsize=(12, 2.8))
@@ -152,7 +152,7 @@ def figures(rows: Rows, folder: Path, difficulty: str) -> list[str]:
             axis.set_title(CURVE_NAMES[curve])
             axis.set_xlabel("step")
         axes[0].legend(fontsize=7)
-        shown.append(_saved(figure, folder, f"reproduction-{difficulty}-course", "The course of GRPO"))
+        shown.append(_saved(figure, folder, f"reproduction-{name}-course", "The course of GRPO"))
     return shown
 
 
@@ -169,21 +169,21 @@ def main() -> None:
     parser.add_argument("--page", type=Path, default=Path("docs/reproduction.md"))
     parser.add_argument("--pairs", type=int, default=512, help="only rows of so many held-out pairs")
     parser.add_argument("--cold-start", default=COLD_START, help="only rows of this first model")
-    parser.add_argument("--settings", nargs="*", default=[], help="only rows with these --set options")
     given = parser.parse_args()
     every = [json.loads(line) for line in given.rows.read_text("utf-8").splitlines() if line.strip()]
-    wanted = {"settings": given.settings, "pairs": given.pairs, "cold_start": given.cold_start}
+    wanted = {"pairs": given.pairs, "cold_start": given.cold_start}
     every = newest([row for row in every if all(row[name] == value for name, value in wanted.items())])
     if not every:
         raise SystemExit(
             f"{given.rows}: no rows of the first model {given.cold_start}; --cold-start names another"
         )
     parts = []
-    for difficulty in ("easy", "medium", "hard"):
-        rows = [row for row in every if row["difficulty"] == difficulty]
-        if not rows:
-            continue
-        parts += [f"## {difficulty}", *figures(rows, given.page.parent / "images", difficulty)]
+    ways = dict.fromkeys((row["difficulty"], tuple(row["settings"])) for row in every)
+    for difficulty, settings in sorted(ways, key=lambda way: (list(PRESETS).index(way[0]), way[1])):
+        rows = [row for row in every if (row["difficulty"], tuple(row["settings"])) == (difficulty, settings)]
+        title = " ".join((f"## {difficulty}", *(f"with `{setting}`" for setting in settings)))
+        name = "-".join((difficulty, *(re.sub(r"\W+", "-", setting) for setting in settings)))
+        parts += [title, *figures(rows, given.page.parent / "images", name)]
         parts += [levels(rows), differences(rows), useless_calls(rows)]
         if any("view" in row for row in rows):
             parts.append(views(rows))
