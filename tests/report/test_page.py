@@ -765,8 +765,12 @@ ONE_CLOCK = """
   const started = Promise.all(
     players.map((player) => new Promise((done) => player.addEventListener("playing", done, { once: true })))
   );
+  // Where the machine is busy, one may be at its end before the other has begun.
+  const over = Promise.race(
+    players.map((player) => new Promise((done) => player.addEventListener("ended", done, { once: true })))
+  );
   bar.querySelector(".play").click();
-  await started;
+  await Promise.race([started, over]);
   const range = bar.querySelector("input");
   range.value = 1000;
   range.dispatchEvent(new Event("input"));
