@@ -4,6 +4,7 @@
 #include <pybind11/pybind11.h>
 
 #include <string>
+#include <vector>
 
 #include "bindings.h"
 #include "dlpack.h"
@@ -63,10 +64,12 @@ void run_cpu(const py::object& query_object, const py::object& keys_object, cons
     lengths.require_dtype(dlpack::kInt, 64);
     lengths.require_shape({sizes[0]});
     lengths.require_contiguous();
-    const auto* counts = static_cast<const std::int64_t*>(lengths.data());
-    for (std::int64_t row = 0; row < sizes[0]; ++row) {
-        if (counts[row] < 0 || counts[row] > capacity) {
-            lengths.fail(std::to_string(counts[row]), "0 to the capacity, " + std::to_string(capacity));
+    // A copy, because another thread could write to the tensor once the GIL is released.
+    const auto* given = static_cast<const std::int64_t*>(lengths.data());
+    const std::vector<std::int64_t> counts(given, given + sizes[0]);
+    for (const std::int64_t count : counts) {
+        if (count < 0 || count > capacity) {
+            lengths.fail(std::to_string(count), "0 to the capacity, " + std::to_string(capacity));
         }
     }
     if (num_threads < 1) {
@@ -79,8 +82,8 @@ void run_cpu(const py::object& query_object, const py::object& keys_object, cons
                             .head_size = sizes[2],
                             .scale = static_cast<float>(scale)};
     const py::gil_scoped_release release;
-    decode_attention_cpu(shape, static_cast<const float*>(query.data()), key_cache, value_cache, counts,
-                         static_cast<float*>(out.data()), num_threads);
+    decode_attention_cpu(shape, static_cast<const float*>(query.data()), key_cache, value_cache,
+                         counts.data(), static_cast<float*>(out.data()), num_threads);
 }
 
 }  // namespace

@@ -1,6 +1,6 @@
 """The comparisons of `vrthinker bench decode_attention`, on fresh random queries and caches.
 
-Competitors are what transformers' attention does with the same cache and a mask (`sdpa`), and the reference.
+Competitors are transformers' attention over PyTorch's, with the same cache and a mask, and the reference.
 Rows of a batch differ in length, as sessions that decode together do: between half of the longest row and
 all of it.
 """
@@ -57,20 +57,22 @@ def compare(case: Case, seed: int) -> Comparison:
     lengths[0] = case.longest
     mask = (torch.arange(case.longest) < lengths[:, None])[:, None, None]
 
-    def sdpa() -> torch.Tensor:
-        attended: torch.Tensor = torch.nn.functional.scaled_dot_product_attention(
-            query[:, :, None],
-            keys[:, :, : case.longest],
-            values[:, :, : case.longest],
-            attn_mask=mask,
-            enable_gqa=case.heads != case.kv_heads,
-        )
-        return attended[:, :, 0]
+    layer = torch.nn.Module()
+    layer.num_key_value_groups, layer.is_causal = case.heads // case.kv_heads, True
+
+    def transformers() -> torch.Tensor:
+        from transformers.integrations.sdpa_attention import sdpa_attention_forward
+
+        caches = (cache[:, :, : case.longest] for cache in (keys, values))
+        attended: torch.Tensor = sdpa_attention_forward(
+            layer, query[:, :, None], *caches, mask, scaling=case.head_size**-0.5
+        )[0]
+        return attended[:, 0]
 
     versions: dict[str, Callable[[], torch.Tensor]] = {
         "reference": lambda: decode_attention_reference(query, keys, values, lengths, case.head_size**-0.5),
         "cpp": lambda: decode_attention(query, keys, values, lengths),
-        "sdpa": sdpa,
+        "transformers": transformers,
     }
 
     def check() -> None:

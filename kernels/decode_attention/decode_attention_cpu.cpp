@@ -139,9 +139,6 @@ VRTHINKER_INLINE void attend(const DecodeShape& shape, const float* query, const
         space.scaled[i] = query[i] * shape.scale;
         out[i] = 0.0F;
     }
-    if (length == 0) {
-        return;
-    }
     float* weights = space.weights.data();
     for (std::int64_t begin = 0; begin < length; begin += kTile) {
         const std::int64_t end = std::min(begin + kTile, length);
@@ -179,6 +176,10 @@ VRTHINKER_INLINE void attend_all(const DecodeShape& shape, const float* query, c
         const std::int64_t row = i / shape.kv_heads;
         const std::int64_t head = i % shape.kv_heads;
         const std::int64_t offset = i * shape.queries * shape.head_size;
+        if (lengths[row] == 0) {
+            std::fill_n(out + offset, shape.queries * shape.head_size, 0.0F);
+            continue;  // a cache of no capacity has no address
+        }
         attend<kSize>(shape, query + offset, keys.data + row * keys.row_stride + head * keys.head_stride,
                       keys.token_stride, values.data + row * values.row_stride + head * values.head_stride,
                       values.token_stride, lengths[row], out + offset, space);

@@ -7,14 +7,16 @@ has no gradient.
 
 from __future__ import annotations
 
-import math
-
 import torch
 
 from vrthinker.errors import InputError
 from vrthinker.kernels import choose_version, native_obstacles
 from vrthinker.kernels.arguments import require_number, require_tensors, require_whole
 from vrthinker.kernels.decode_attention.reference import decode_attention_reference
+
+FAST_HEAD_SIZES = (32, 64, 128)
+"""The head sizes that the C++ version is compiled for. Others work, but PyTorch's attention may be faster."""
+_LARGEST = torch.finfo(torch.float32).max
 
 
 def decode_attention(
@@ -67,9 +69,9 @@ def _check(
     op = "decode_attention"
     require_tensors(op, query=query, keys=keys, values=values, lengths=lengths)
     if scale is not None:
-        require_number(op, "scale", scale, "a finite number")
-        if not math.isfinite(scale):
-            raise InputError(f"{op}: scale: got {scale}, wanted a finite number")
+        require_number(op, "scale", scale, "a number that is finite in float32")
+        if not abs(scale) <= _LARGEST:
+            raise InputError(f"{op}: scale: got {scale}, wanted a number that is finite in float32")
     if num_threads is not None:
         require_whole(op, "num_threads", num_threads, "1 to 1024")
         if not 1 <= num_threads <= 1024:
@@ -87,7 +89,7 @@ def _check(
         if value.device != query.device:
             raise InputError(f"{op}: {name}: got a tensor on {value.device}, wanted one on {query.device}")
     rows, heads, size = query.shape
-    kv_heads, capacity = keys.shape[1], keys.shape[2]
+    kv_heads = keys.shape[1]
     if keys.shape[0] != rows or keys.shape[3] != size or size == 0:
         raise InputError(
             f"{op}: keys: got shape {list(keys.shape)}, wanted the query's rows ({rows}) and a head_dim of "
@@ -101,11 +103,6 @@ def _check(
         raise InputError(f"{op}: values: got shape {list(values.shape)}, wanted {list(keys.shape)}, as keys")
     if lengths.shape[0] != rows:
         raise InputError(f"{op}: lengths: got shape {list(lengths.shape)}, wanted [{rows}]")
-    if rows and query.device.type == "cpu" and not 0 <= int(lengths.min()) <= int(lengths.max()) <= capacity:
-        raise InputError(
-            f"{op}: lengths: got {int(lengths.min())} to {int(lengths.max())}, wanted 0 to the capacity, "
-            f"{capacity}"
-        )
 
 
 @torch.library.custom_op("vrthinker::decode_attention", mutates_args=())
@@ -117,6 +114,8 @@ def _decode_attention_op(
     scale: float,
     num_threads: int,
 ) -> torch.Tensor:
+    if len(lengths) and query.device.type == "cpu":
+        _check_lengths(lengths, keys.shape[2])
     obstacles = native_obstacles(query.device)
     del obstacles["cuda"]
     if choose_version("decode_attention", obstacles) == "reference":
@@ -129,6 +128,15 @@ def _decode_attention_op(
     threads = num_threads or torch.get_num_threads()
     _core.decode_attention_cpu(query, keys, values, lengths.contiguous(), out, scale, threads)
     return out
+
+
+def _check_lengths(lengths: torch.Tensor, capacity: int) -> None:
+    """Checks lengths on a CPU only, because on a GPU it would wait for the device."""
+    least, most = int(lengths.min()), int(lengths.max())
+    if least < 0 or most > capacity:
+        raise InputError(
+            f"decode_attention: lengths: got {least} to {most}, wanted 0 to the capacity, {capacity}"
+        )
 
 
 def _rows(cache: torch.Tensor) -> torch.Tensor:

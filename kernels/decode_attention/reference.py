@@ -19,7 +19,7 @@ def decode_attention_reference(
     seen = torch.arange(longest, device=query.device) < lengths[:, None]
     unseen = ~seen[:, None, :, None]
     key, value = (cache[:, :, :longest].masked_fill(unseen, 0.0) for cache in (keys, values))
-    grouped = query.reshape(batch, keys.shape[1], -1, size) * scale
+    grouped = query.reshape(batch, keys.shape[1], heads // keys.shape[1], size) * scale
     scores = (grouped @ key.transpose(2, 3)).masked_fill(~seen[:, None, None], float("-inf"))
     weights = scores.softmax(-1).masked_fill((lengths == 0)[:, None, None, None], 0.0)
     return (weights @ value).reshape(batch, heads, size)

@@ -470,3 +470,12 @@ def test_evaluating_killed_at_any_moment_goes_on_to_the_same_table(
     for way in ("own", "random", "uniform"):
         ids = [trajectory.id for trajectory in load_trajectories(tmp_path / "broken" / f"{way}.jsonl")]
         assert len(ids) == len(set(ids)) == 8
+
+
+@pytest.mark.parametrize("stage", ["grpo", "rejection"])
+def test_an_engine_is_taken_as_it_is_named(stage: str, tmp_path: Path) -> None:
+    """Settings are checked in their order: the first that is refused stands behind the engine."""
+    given = ["--recipe", f"nano-{stage}", "--engine", "vllm", "--out", tmp_path / "run"]
+    done = vrthinker("train", stage, *given, "--set", "learn.nothing=1")
+    assert done.code == 2
+    assert "learn.nothing" in done.last_line

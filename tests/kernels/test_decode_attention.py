@@ -107,6 +107,8 @@ def test_what_is_not_finite_shows_only_where_it_is_seen() -> None:
 
 def test_the_op_is_registered_well_and_compiles() -> None:
     call = random_call([9, 30])
+    compiled = torch.compile(decode_attention, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(**call), decode_attention(**call))
     arguments = (*call.values(), 0.2, 1)
     torch.library.opcheck(torch.ops.vrthinker.decode_attention, arguments)
 
@@ -134,6 +136,7 @@ def test_the_reference_can_be_asked_for(monkeypatch: pytest.MonkeyPatch) -> None
         ({"lengths": torch.tensor([-1, 8])}, "lengths: got -1 to 8"),
         ({"lengths": [1, 2]}, "lengths: got list, wanted a torch tensor"),
         ({"scale": NAN}, "scale: got nan"),
+        ({"scale": 1e300}, "scale: got 1e\\+300, wanted a number that is finite in float32"),
         ({"num_threads": 0}, "num_threads: got 0"),
     ],
 )
@@ -163,10 +166,13 @@ def test_the_native_module_checks_by_itself(changes: dict[str, Any], words: str)
 def test_the_benchmark_checks_before_it_measures() -> None:
     small = compare(CASES[0], seed=1)
     small.check()
-    assert set(small.competitors) == {"reference", "cpp", "sdpa"}
+    assert set(small.competitors) == {"reference", "cpp", "transformers"}
 
 
-def test_a_batch_of_no_rows() -> None:
+@pytest.mark.parametrize("version", ["cpu", "reference"])
+def test_no_rows_and_no_keys(version: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VRTHINKER_KERNELS", version)
     call = random_call([])
     call["lengths"] = torch.zeros(0, dtype=torch.int64)
     assert decode_attention(**call).shape == (0, 4, 32)
+    assert torch.equal(decode_attention(**random_call([0, 0, 0], capacity=0)), torch.zeros(3, 4, 32))

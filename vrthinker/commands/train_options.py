@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import json
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -123,7 +124,7 @@ class StageCommand(abc.ABC):
         """Settings with the stage's options, `--set`, and how the run is watched. None is no option."""
         from vrthinker.train.settings import with_overrides
 
-        assignments = [f"{key}={value!r}" for key, value in changes.items() if value is not None]
+        assignments = [f"{key}={json.dumps(value)}" for key, value in changes.items() if value is not None]
         values = with_overrides(values, [*assignments, *self.set])
         watched = {"pairs": self.eval_pairs, "every": self.eval_every, "limit": self.eval_limit}
         evaluation = {name: value for name, value in watched.items() if value is not None}

@@ -177,7 +177,8 @@ class SessionRows:
         device, read = self._model.device, max(starts) + 1
         self.cache.reserve(used, read, most_rows=self._most_rows)
         self.cache.plan(list(range(used)), starts, read)
-        lengths = torch.tensor(starts, device=device) + 1
+        # A session that waits sees one key: whatever it attends to is thrown away.
+        lengths = torch.tensor([s.filled + 1 if s.writing is not None else 1 for s in rows], device=device)
         mask = torch.arange(read, device=device) < lengths[:, None]
         hidden = self._model.run(
             torch.tensor(ids, device=device)[:, None],

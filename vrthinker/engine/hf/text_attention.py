@@ -3,7 +3,8 @@
 An engine decodes one token per session and step, over all that the session's cache holds. The attention that
 transformers chooses reads every row as far as the longest one goes, and hides the rest by a mask. The op
 `decode_attention` reads each row as far as it is filled. It runs where the forward says how long the rows are
-(`row_lengths`), on a CPU in float32. Everything else is left to transformers.
+(`row_lengths`), on a CPU in float32, for the head sizes that it is compiled for. Everything else is left to
+transformers.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ from typing import Any
 
 import torch
 
-from vrthinker.kernels.decode_attention.op import decode_attention
+from vrthinker.kernels.decode_attention.op import FAST_HEAD_SIZES, decode_attention
 
 _NAME = "vrthinker_text"
 
@@ -58,7 +59,7 @@ def text_attention(
     Returns:
         The attended values, `[batch, queries, heads, head_dim]`, and None for the weights.
     """
-    if row_lengths is not None and query.device.type == "cpu" and query.dtype == torch.float32:
+    if row_lengths is not None and _is_for_the_op(query, key):
         return decode_attention(query[:, :, 0], key, value, row_lengths, scale=scaling)[:, None], None
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
@@ -66,3 +67,9 @@ def text_attention(
         module, query, key, value, attention_mask, scaling=scaling, **rest
     )
     return result
+
+
+def _is_for_the_op(query: torch.Tensor, key: torch.Tensor) -> bool:
+    exact = query.dtype == key.dtype == torch.float32
+    fits = query.shape[2] == 1 and query.shape[3] in FAST_HEAD_SIZES
+    return query.device.type == "cpu" and exact and fits
