@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
+from typing import Any
 
 import torch
 
@@ -57,15 +58,15 @@ def compare(case: Case, seed: int) -> Comparison:
     lengths[0] = case.longest
     mask = (torch.arange(case.longest) < lengths[:, None])[:, None, None]
 
-    layer = torch.nn.Module()
+    layer: Any = torch.nn.Module()
     layer.num_key_value_groups, layer.is_causal = case.heads // case.kv_heads, True
 
     def transformers() -> torch.Tensor:
         from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-        caches = (cache[:, :, : case.longest] for cache in (keys, values))
+        key, value = keys[:, :, : case.longest], values[:, :, : case.longest]
         attended: torch.Tensor = sdpa_attention_forward(
-            layer, query[:, :, None], *caches, mask, scaling=case.head_size**-0.5
+            layer, query[:, :, None], key, value, mask, scaling=case.head_size**-0.5
         )[0]
         return attended[:, 0]
 
