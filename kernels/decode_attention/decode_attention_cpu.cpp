@@ -4,11 +4,12 @@
 #include "decode_attention/decode_attention.h"
 
 #include <algorithm>
-#include <bit>
 #include <cstring>
 #include <limits>
 #include <vector>
 
+#include "device.h"
+#include "exponential.h"
 #include "host.h"
 
 // One compiled body per instruction set, chosen when the module is loaded; no -march, so the wheel runs
@@ -74,16 +75,10 @@ VRTHINKER_INLINE float exp_negative(float x) {
     const float rounded = bounded * 1.44269504088896341F + kRounder;
     const float n = rounded - kRounder;
     const float r = (bounded - n * 0.693359375F) + n * 2.12194440e-4F;
-    float p = 1.9875691500e-4F;
-    p = p * r + 1.3981999507e-3F;
-    p = p * r + 8.3334519073e-3F;
-    p = p * r + 4.1665795894e-2F;
-    p = p * r + 1.6666665459e-1F;
-    p = p * r + 5.0000001201e-1F;
-    const float value = (p * (r * r) + r) + 1.0F;
-    const std::int32_t power = static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(rounded)) -
-                               static_cast<std::int32_t>(std::bit_cast<std::uint32_t>(kRounder));
-    const float result = value * std::bit_cast<float>(static_cast<std::uint32_t>(power + 127) << 23);
+    const float value = (exp_tail(r) * (r * r) + r) + 1.0F;
+    const std::int32_t power =
+        static_cast<std::int32_t>(float_bits(rounded)) - static_cast<std::int32_t>(float_bits(kRounder));
+    const float result = value * float_of_bits(static_cast<std::uint32_t>(power + 127) << 23);
     return x < -87.0F ? 0.0F : result;
 }
 

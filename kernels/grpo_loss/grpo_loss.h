@@ -5,6 +5,7 @@
 #include <cstdint>
 
 #include "device.h"
+#include "exponential.h"
 
 namespace vrthinker {
 
@@ -93,17 +94,6 @@ VRTHINKER_HOST_DEVICE inline bool grpo_is_finite(float policy, float old_policy,
                                                  float advantage, const GrpoClip& clip) {
     const float counted = kKl ? choose(clip.kl_weight != 0.0F, reference, 0.0F) : 0.0F;
     return is_finite(policy) & is_finite(old_policy) & is_finite(advantage) & is_finite(counted);
-}
-
-// (e^x - 1 - x) / x^2 where |x| <= ln 2 / 2. The coefficients are those of Cephes' expf.
-VRTHINKER_HOST_DEVICE inline float exp_tail(float x) {
-    float p = 1.9875691500e-4F;
-    p = p * x + 1.3981999507e-3F;
-    p = p * x + 8.3334519073e-3F;
-    p = p * x + 4.1665795894e-2F;
-    p = p * x + 1.6666665459e-1F;
-    p = p * x + 5.0000001201e-1F;
-    return p;
 }
 
 // What the KL term needs of d = ref - policy: e^d - 1, and k3 = e^d - 1 - d. Neither may be computed as a
