@@ -12,5 +12,6 @@ void bind_evict(pybind11::module_& module);
 void bind_group_advantage(pybind11::module_& module);
 void bind_grpo_loss(pybind11::module_& module);
 void bind_patchify(pybind11::module_& module);
+void bind_yuv_to_rgb(pybind11::module_& module);
 
 }  // namespace vrthinker

@@ -16,4 +16,5 @@ PYBIND11_MODULE(_core, module) {
     vrthinker::bind_group_advantage(module);
     vrthinker::bind_grpo_loss(module);
     vrthinker::bind_patchify(module);
+    vrthinker::bind_yuv_to_rgb(module);
 }

@@ -1,9 +1,9 @@
 """Native and reference kernels: one folder per op, and the rule that picks the version that runs.
 
-Each op's folder has `reference.py` (plain torch, the specification), the fast versions, `op.py` (checks,
-dispatch, registration with `torch.library`) and `bench.py`. The environment variable `VRTHINKER_KERNELS` is
-read at every call and decides which version runs: `auto` (the fastest that can run on the tensor's device),
-`reference`, `cpu`, `cuda` or `triton`.
+Each op's folder has `reference.py` (the specification, in plain torch or numpy), the fast versions, `op.py`
+(checks, dispatch, registration with `torch.library`) and `bench.py`. The environment variable
+`VRTHINKER_KERNELS` is read at every call and decides which version runs: `auto` (the fastest that can run on
+the tensor's device), `reference`, `cpu`, `cuda` or `triton`.
 
 Invariant: if a named version cannot run, that is an error, and no other version is used silently. Importing
 this module loads no tensor library.

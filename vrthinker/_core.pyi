@@ -148,6 +148,9 @@ def evict_pack(
     out_tokens: int,
     processors: int,
 ) -> bytearray: ...
+def yuv_to_rgb_cpu(
+    y: Any, u: Any, v: Any, out: Any, black: int, factors: list[int], right: int, down: int
+) -> None: ...
 def evict_cuda(packed: bytearray, on_device: Any, stream: int) -> None: ...
 def grpo_loss_cuda(
     policy_logprobs: Any,

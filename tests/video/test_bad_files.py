@@ -533,10 +533,10 @@ def test_too_little_memory_is_said_of_the_machine(
         """What cannot be changed in PyAV's own types, put in its place."""
 
         is_open = False
-        decode = demux = seek = reformat = fail
+        decode = demux = seek = check = convert = fail
 
     original = clip_module.OpenClip.__init__
-    for part in ("_decoder", "container", "_reformatter"):
+    for part in ("_decoder", "container", "_converter"):
 
         def replaced(self: Any, *arguments: Any, part: str = part) -> None:
             original(self, *arguments)

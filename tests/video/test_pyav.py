@@ -680,7 +680,8 @@ def test_a_forked_process_can_free_what_its_parent_decoded(tmp_path: Path, codec
     with contextlib.ExitStack() as stack:
         opened = stack.enter_context(open_clip(str(clip)))
         frames = itertools.chain.from_iterable(map(opened.decode, opened.packets()))
-        picture = opened.to_rgb(next(frames), Orientation())
+        picture = np.empty((1080, 1920, 3), dtype=np.uint8)
+        opened.to_rgb(next(frames), Orientation(), picture)
         pid = os.fork()
         if pid == 0:
             signal.signal(signal.SIGALRM, signal.SIG_DFL)

@@ -19,14 +19,13 @@ import av
 import numpy as np
 from av.codec.context import CodecContext
 from av.sidedata.sidedata import Type as SideDataType
-from av.video.reformatter import Interpolation, VideoReformatter
 
 from vrthinker import limits
 from vrthinker.errors import MachineError, VideoError
+from vrthinker.video.pyav.colours import RgbConverter, has_alpha, opacity
 from vrthinker.video.pyav.containers import missing_part
 from vrthinker.video.pyav.packets import damage, is_disposable, starts_afresh
 from vrthinker.video.reader import ReadCounts, check_side
-from vrthinker.video.transparency import on_ground
 
 _MAX_COMMENT_CHARS = 200
 _PLENTY_BYTES = 1 << 30
@@ -47,8 +46,6 @@ _FORMATS = (
 _DECODERS_WITH_ALPHA = {"vp8": "libvpx", "vp9": "libvpx-vp9"}
 _HDR_CURVES = {16: "PQ", 18: "HLG"}
 """Transfer characteristics of ISO/IEC 23091-2 that are meant for HDR screens."""
-_EXACT_RGB = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
-_SMALL_SIDE = 16
 _IMAGE_HEADS = (b"\x89PNG", b"\xff\xd8\xff", b"BM")
 _VIDEO_HEADS = (b"\x1aE\xdf\xa3", b"RIFF", b"GIF8", b"FLV", b"OggS")
 
@@ -119,7 +116,7 @@ class OpenClip:
         has_opacity_stream = stream.metadata.get("alpha_mode") == "1"
         name = _DECODERS_WITH_ALPHA.get(self.codec) if has_opacity_stream else None
         self._decoder = stream.codec_context if name is None else _decoder_like(stream.codec_context, name)
-        self._reformatter = VideoReformatter()  # reuses its tables for all frames
+        self._converter = RgbConverter()
 
     def starts_afresh(self, packet: Any) -> bool:
         """Whether no picture after this keyframe refers to one before it."""
@@ -232,35 +229,40 @@ class OpenClip:
         return frames
 
     def check_colours(self, frame: Any) -> None:
-        """Makes sure that a frame's colours can be converted, on a very small copy of it.
+        """Makes sure that a frame's colours can be converted, without converting the whole frame.
 
         Raises:
             BreakError: They cannot.
             MachineError: There is too little memory.
         """
-        try:
-            self._reformatter.reformat(
-                frame, _SMALL_SIDE, _SMALL_SIDE, format="rgb24", interpolation=_EXACT_RGB, threads=1
-            )
-        except (MemoryError, *DECODE_ERRORS) as error:
-            raise_if_out_of_memory(self.path, error)
-            raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error
+        with self._colour_errors():
+            self._converter.check(frame)
 
-    def to_rgb(self, frame: Any, orientation: Orientation) -> np.ndarray[Any, Any]:
-        """Converts a decoded frame to displayed pixels, uint8 `[height, width, 3]`, RGB.
+    def to_rgb(self, frame: Any, orientation: Orientation, out: np.ndarray[Any, Any]) -> None:
+        """Converts a decoded frame to displayed pixels.
 
-        The flags make the colours equal to those of GPU decoders (bit-exact with DALI). The stream's own
-        matrix and range are used. Transparent pixels are laid over the common ground.
+        The colours are those of an exact conversion (bit-equal to DALI's on a CPU), by the stream's own
+        matrix and range. Transparent pixels are laid over the common ground.
+
+        Args:
+            frame: The decoded frame.
+            orientation: How it is displayed.
+            out: The array to fill, contiguous uint8 `[height, width, 3]`, RGB.
 
         Raises:
             BreakError: The frame's colours cannot be converted.
             MachineError: There is too little memory.
         """
+        with self._colour_errors():
+            upright = orientation == Orientation()
+            pixels = self._converter.convert(frame, out if upright else None)
+        if pixels is not out:
+            out[...] = orientation.apply(pixels)
+
+    @contextlib.contextmanager
+    def _colour_errors(self) -> Iterator[None]:
         try:
-            rgb = self._reformatter.reformat(
-                frame, format="rgb24", interpolation=_EXACT_RGB, threads=1
-            ).to_ndarray()
-            return orientation.apply(on_ground(rgb, _opacity(frame)) if has_alpha(frame) else rgb)
+            yield
         except (MemoryError, *DECODE_ERRORS) as error:
             raise_if_out_of_memory(self.path, error)
             raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error
@@ -298,14 +300,9 @@ def open_clip(path: str, *, threads: int = 1, end_byte: int | None = None) -> It
         yield OpenClip(path, container, _prepare_stream(path, container, threads), end_byte)
 
 
-def has_alpha(frame: Any) -> bool:
-    """Whether a decoded frame's format holds an opacity for each pixel."""
-    return any(component.is_alpha for component in frame.format.components)
-
-
 def is_transparent(frame: Any) -> bool:
     """Whether any pixel of a decoded frame is not opaque."""
-    return has_alpha(frame) and bool(_opacity(frame).min() < 255)
+    return has_alpha(frame) and bool(opacity(frame).min() < 255)
 
 
 def how_shown(stream: Any, frame: Any) -> tuple[str, ...]:
@@ -324,12 +321,6 @@ def how_shown(stream: Any, frame: Any) -> tuple[str, ...]:
             "stretching them"
         )
     return tuple(notes)
-
-
-def _opacity(frame: Any) -> np.ndarray[Any, Any]:
-    """The opacity of each pixel of a frame that has one, uint8 `[height, width]`."""
-    rgba: np.ndarray[Any, Any] = frame.reformat(format="rgba", threads=1).to_ndarray()
-    return rgba[..., 3]
 
 
 def _decoder_like(context: Any, name: str) -> Any:

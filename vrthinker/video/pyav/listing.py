@@ -24,11 +24,11 @@ from vrthinker.video.pyav.clip import (
     OpenClip,
     Orientation,
     check_size,
-    has_alpha,
     how_shown,
     open_clip,
     orientation_of,
 )
+from vrthinker.video.pyav.colours import has_alpha
 from vrthinker.video.pyav.packets import damage, shows_frame
 from vrthinker.video.pyav.sample_table import SampleTable, has_edits, sample_table
 from vrthinker.video.pyav.sequence import refers_to_what_is_gone
@@ -175,6 +175,8 @@ def _fill_from_table(listing: Listing, clip: OpenClip, table: SampleTable) -> bo
             if shift is None or packet.is_discard:
                 return False
             opening.take(packet, shown=True)
+            if place == 0 and int(table.shown.argmin()) == 0 and not opening.ends_alone(packet):
+                return False
             if opening.is_over:
                 break
         opening.finish()
@@ -257,6 +259,21 @@ class _Opening:
             return
         if not refers_to_what_is_gone(clip.codec, self._start, packet):
             self._decode(packet)
+
+    def ends_alone(self, packet: Any) -> bool:
+        """Makes the decoder put out a clip's first frame, without the packets that it wants to see before.
+
+        Args:
+            packet: The clip's first packet, which was taken, and whose picture is shown first.
+
+        Returns:
+            False if the frame did not come out, so that the clip has to be opened anew.
+        """
+        if self.is_over or not packet.is_keyframe or not self._clip.starts_afresh(packet):
+            return True
+        self._decode(None)
+        self._clip.rest()
+        return self._listing.damage is not None or [frame.pts for frame in self._frames] == [packet.pts]
 
     def finish(self) -> None:
         """Notes how the first frame looks, after the last packet that was taken."""

@@ -197,7 +197,7 @@ def _read_from_start(
             clip.counts = counts
             for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
                 if frame_index in slots:
-                    data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
+                    _show(clip, frame, index, slots[frame_index], data)
                 if frame_index == last:
                     return
                 n_decoded = frame_index + 1
@@ -223,7 +223,17 @@ def _read_by_seeking(
         for keyframe, last in runs:
             for frame_index, frame in _decode_run(clip, index, keyframe, last, slots if skip else None):
                 if frame_index in slots:
-                    data[slots[frame_index]] = clip.to_rgb(frame, index.orientation)
+                    _show(clip, frame, index, slots[frame_index], data)
+
+
+def _show(
+    clip: OpenClip, frame: Any, index: ClipIndex, places: Sequence[int], data: np.ndarray[Any, Any]
+) -> None:
+    """Writes a frame's pixels to its places in `data`."""
+    first, *others = places
+    clip.to_rgb(frame, index.orientation, data[first])
+    if others:
+        data[others] = data[first]
 
 
 def _runs(index: ClipIndex, wanted: Sequence[int]) -> Iterator[tuple[Keyframe, int]]:

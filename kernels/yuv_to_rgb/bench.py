@@ -1,0 +1,92 @@
+"""The comparisons of `vrthinker bench yuv_to_rgb`, on fresh random pictures.
+
+Competitors are FFmpeg's exact conversion, which has to give the same bits, and FFmpeg's default one, which is
+what other readers show and has other pixels; it is timed only.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import av
+import numpy as np
+from av.video.reformatter import Interpolation, VideoReformatter
+
+from vrthinker.kernels.measure import Comparison
+from vrthinker.kernels.yuv_to_rgb.colours import yuv_colours
+from vrthinker.kernels.yuv_to_rgb.op import yuv_to_rgb
+from vrthinker.kernels.yuv_to_rgb.reference import yuv_to_rgb_reference
+
+_EXACT = Interpolation.BILINEAR | Interpolation.ACCURATE_RND | Interpolation.FULL_CHR_H_INT
+_BT_709, _LIMITED = 1, 1
+
+
+@dataclass(frozen=True)
+class Case:
+    """One case to measure: the size of the picture."""
+
+    name: str
+    height: int
+    width: int
+
+
+CASES = (
+    Case("1080p", 1080, 1920),
+    Case("720p", 720, 1280),
+    Case("one frame of a small clip", 336, 448),
+)
+
+
+def comparisons(device: str, seed: int) -> Iterator[Callable[[], Comparison]]:
+    """Yields a function per case, which makes its picture from `seed` when it is called. Only a CPU."""
+    if device == "cpu":
+        for case in CASES:
+            yield partial(compare, case, seed)
+
+
+def compare(case: Case, seed: int) -> Comparison:
+    """A case with its competitors."""
+    random = np.random.default_rng(seed)
+    frame: Any = av.VideoFrame(case.width, case.height, "yuv420p")
+    frame.colorspace, frame.color_range = _BT_709, _LIMITED
+    # Luma as bright as that of real pictures: far beyond white, FFmpeg's sums overflow.
+    for plane, brightest in zip(frame.planes, (200, 255, 255), strict=True):
+        plane.update(random.integers(0, brightest, plane.buffer_size, dtype=np.uint8).tobytes())
+    y, u, v = (
+        np.frombuffer(plane, np.uint8).reshape(-1, plane.line_size)[: plane.height, : plane.width]
+        for plane in frame.planes
+    )
+    planes = (y, u, v)
+    colours = yuv_colours(_BT_709, full_range=False, right=1, down=1)
+    reformatter = VideoReformatter()
+
+    def by_ffmpeg(flags: Interpolation) -> np.ndarray[Any, Any]:
+        shown: Any = reformatter.reformat(frame, format="rgb24", interpolation=flags, threads=1)
+        pixels: np.ndarray[Any, Any] = shown.to_ndarray()
+        return pixels
+
+    versions: dict[str, Callable[[], np.ndarray[Any, Any]]] = {
+        "reference": lambda: yuv_to_rgb_reference(planes, colours),
+        "cpp": lambda: yuv_to_rgb(planes, colours),
+        "ffmpeg, exact": lambda: by_ffmpeg(_EXACT),
+        "ffmpeg, default": lambda: by_ffmpeg(Interpolation.BILINEAR),
+    }
+
+    def check() -> None:
+        expected = versions["reference"]()
+        for name, run in versions.items():
+            if name != "ffmpeg, default" and not np.array_equal(run(), expected):
+                raise RuntimeError(f"{name} differs from the reference")
+
+    pixels = case.height * case.width
+    return Comparison(
+        op="yuv_to_rgb",
+        case=case.name,
+        bytes_moved=pixels * 3 // 2 + pixels * 3,
+        competitors=versions,
+        check=check,
+        facts={"picture": [case.height, case.width]},
+    )
