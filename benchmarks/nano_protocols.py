@@ -37,7 +37,12 @@ ARMS: dict[str, tuple[object, ...]] = {
     "memory evict": ("--memory", "evict"),
     "4 first frames": ("--frames", 4),
     "16 first frames": ("--frames", 16),
+    "half the frame rate": ("--max-fps", 4),
+    "a quarter of the frame rate": ("--max-fps", 2),
+    "2.25 times the pixels": ("--max-pixels", 84 * 84),
+    "4 times the pixels": ("--max-pixels", 112 * 112),
 }
+"""Options of `vrthinker eval pairs`. Worlds have 8 frames a second of 112 x 112 pixels; nano sees 56 x 56."""
 CONTROLS = "controls"
 _KEPT = ("measures", "statuses", "baselines", "calibration", "orders", "cost", "contradictions")
 
@@ -48,17 +53,22 @@ def done(rows: Path, key: dict[str, Any]) -> bool:
     return any(all(json.loads(line).get(name) == value for name, value in key.items()) for line in lines)
 
 
-def arm(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
-    """Judges under a protocol, and compares with the plain run."""
+def judged(name: str, given: argparse.Namespace, folder: Path) -> tuple[Any, dict[str, Any]]:
+    """Judges under a protocol, or reads what is judged already."""
     run = folder / name.replace(" ", "-")
     vrthinker(
         *("eval", "pairs", "--pairs", folder / "world" / "pairs.jsonl", "--model", given.model),
         *("--seed", given.seed, "--batch-size", 64, "--out", run, *ARMS[name]),
     )
-    items, about = read_run(run)
+    return read_run(run)
+
+
+def arm(name: str, given: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """Judges under a protocol, and compares with the plain run."""
+    items, about = judged(name, given, folder)
     row = {part: about["summary"][part] for part in _KEPT if about["summary"].get(part) is not None}
     if name != "plain":
-        plain, _ = read_run(folder / "plain")
+        plain, _ = judged("plain", given, folder)
         (found,) = compare({"plain": plain, name: items})
         row["compared with plain"] = found.as_json()
     return row

@@ -17,12 +17,9 @@ import enum
 from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
-from typing import TYPE_CHECKING, Any, Literal, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Literal, NamedTuple, Protocol, runtime_checkable
 
 from vrthinker.visibility import MemoryMode, Region, ShownFrame
-
-if TYPE_CHECKING:
-    import numpy as np
 
 Role = Literal["system", "user"]
 
@@ -67,13 +64,14 @@ class FrameSegment:
         shown: The identity of the showing, by which `RoundRequest.expired` names it.
         key: What makes the pixels distinct: a `FrameKey`, if the frame comes from a clip.
         size: The (height, width) in pixels, already on the model's patch grid.
-        load: A function that returns the pixels, uint8 `[height, width, 3]`, RGB.
+        load: A function that returns the pixels, uint8 `[height, width, 3]`, RGB: a numpy array, or a torch
+            tensor on the GPU that decoded them.
     """
 
     shown: ShownFrame
     key: tuple[Hashable, ...]
     size: tuple[int, int]
-    load: Callable[[], np.ndarray[Any, Any]] = field(compare=False, repr=False)
+    load: Callable[[], Any] = field(compare=False, repr=False)
 
 
 Segment = TextSegment | FrameSegment

@@ -27,6 +27,7 @@ from vrthinker.engine.base import FrameKey
 from vrthinker.errors import VideoError
 from vrthinker.policy.sequences import TrainingSequence
 from vrthinker.video.frame_cache import FrameCache, file_state
+from vrthinker.video.frames import Picture
 from vrthinker.video.reader import VideoReader
 
 Unit = TypeVar("Unit")
@@ -55,7 +56,7 @@ class Batch:
     token_ids: torch.Tensor
     positions: torch.Tensor
     loss_mask: torch.Tensor
-    frames: tuple[np.ndarray, ...]
+    frames: tuple[Picture, ...]
     frame_order: tuple[int, ...]
     n_tokens: int
     n_learned: int
@@ -73,7 +74,7 @@ class FrameLoader:
         self._reader, self._cache = reader, cache
         self._pool = ThreadPoolExecutor(_DECODE_THREADS, thread_name_prefix="vrthinker-frames")
 
-    def load(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
+    def load(self, keys: Sequence[FrameKey]) -> list[Picture]:
         """Loads the pixels of each key, uint8 `[height, width, 3]`.
 
         Raises:
@@ -83,20 +84,20 @@ class FrameLoader:
         by_pass: dict[FrameKey, list[FrameKey]] = {}
         for key in dict.fromkeys(keys):
             by_pass.setdefault(key._replace(frame_index=0), []).append(key)
-        pixels: dict[FrameKey, np.ndarray] = {}
+        pixels: dict[FrameKey, Picture] = {}
         decoded = self._pool.map(self._pixels, by_pass.values())
         for wanted, arrays in zip(by_pass.values(), decoded, strict=True):
             pixels.update(zip(wanted, arrays, strict=True))
         return [pixels[key] for key in keys]
 
-    def _pixels(self, keys: Sequence[FrameKey]) -> list[np.ndarray]:
+    def _pixels(self, keys: Sequence[FrameKey]) -> list[Picture]:
         first = keys[0]
         if first.file_state is not None and file_state(first.path) != first.file_state:
             problem = "changed since its traces were read; resume the run to have it checked again"
             raise VideoError(first.path, problem)
         indices, size = [key.frame_index for key in keys], (first.height, first.width)
 
-        def read(tolerate_truncation: bool) -> list[np.ndarray]:
+        def read(tolerate_truncation: bool) -> list[Picture]:
             return self._cache.get(first.path, indices, size, self._reader, tolerate_truncation, first.view)
 
         try:
@@ -290,7 +291,7 @@ class BatchSource(StepSource[TrainingSequence, "Batch"]):
 
 def collate(
     sequences: Sequence[TrainingSequence],
-    load: Callable[[Sequence[FrameKey]], list[np.ndarray]],
+    load: Callable[[Sequence[FrameKey]], list[Picture]],
     blank: np.ndarray | None = None,
 ) -> Batch:
     """Pads sequences to the length of the longest and loads their distinct frames.

@@ -11,16 +11,13 @@ import os
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from collections.abc import Iterator, Sequence
 
 from vrthinker.errors import VideoError
+from vrthinker.video.frames import Frames, Picture
 from vrthinker.video.reader import VideoPath, VideoReader
 from vrthinker.video.resize import resize_frame
 from vrthinker.visibility import Region
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _FileState = tuple[int, int]
 _Key = tuple[str, _FileState, int, int, int, Region | None]
@@ -44,7 +41,7 @@ class FrameCache:
         self.hits = 0
         self.misses = 0
         self._size_bytes = 0
-        self._frames: OrderedDict[_Key, np.ndarray[Any, Any]] = OrderedDict()
+        self._frames: OrderedDict[_Key, Picture] = OrderedDict()
         self._lock = threading.Lock()
         self._file_locks: dict[str, tuple[threading.Lock, int]] = {}
 
@@ -70,7 +67,7 @@ class FrameCache:
         reader: VideoReader,
         tolerate_truncation: bool = False,
         view: Region | None = None,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Picture]:
         """Returns resized frames of one file. Missing frames are decoded in one pass.
 
         Args:
@@ -82,7 +79,8 @@ class FrameCache:
             view: The region that is cut out before resizing; None for the whole frame.
 
         Returns:
-            The frames, uint8 `[height, width, 3]` each, in the order of the indices.
+            The frames, uint8 `[height, width, 3]` each, in the order of the indices: arrays, or tensors on
+            the GPU that the reader decodes on.
 
         Raises:
             VideoError: The reader could not give a frame, or the region does not lie within it.
@@ -104,9 +102,9 @@ class FrameCache:
         reader: VideoReader,
         tolerate_truncation: bool,
         view: Region | None,
-    ) -> list[np.ndarray[Any, Any]]:
+    ) -> list[Picture]:
         state = file_state(name)
-        frames_by_index: dict[int, np.ndarray[Any, Any]] = {}
+        frames_by_index: dict[int, Picture] = {}
         with self._lock:
             for index in dict.fromkeys(frame_indices):
                 key = (name, state, index, *size, view)
@@ -116,19 +114,16 @@ class FrameCache:
             missing = [index for index in dict.fromkeys(frame_indices) if index not in frames_by_index]
             self.hits += len(frame_indices) - len(missing)
         if missing:
-            decoded = reader.frames_at(name, missing, tolerate_truncation=tolerate_truncation).numpy()
-            for index, frame in zip(missing, decoded, strict=True):
-                seen = frame if view is None else _cut_out(name, frame, view)
-                resized = resize_frame(seen, size)
-                # A view of the decoder's batch would keep the whole batch in memory.
-                frames_by_index[index] = resized.copy() if resized is seen else resized
+            decoded = reader.frames_at(name, missing, tolerate_truncation=tolerate_truncation)
+            for index, frame in zip(missing, _resized(name, decoded, size, view), strict=True):
+                frames_by_index[index] = frame
             with self._lock:
                 self.misses += len(missing)
                 for index in missing:
                     self._keep((name, state, index, *size, view), frames_by_index[index])
         return [frames_by_index[index] for index in frame_indices]
 
-    def _keep(self, key: _Key, frame: np.ndarray[Any, Any]) -> None:
+    def _keep(self, key: _Key, frame: Picture) -> None:
         size_bytes = int(frame.nbytes)
         if size_bytes > self.max_bytes or key in self._frames:
             return
@@ -153,7 +148,29 @@ class FrameCache:
                 del self._file_locks[name]
 
 
-def _cut_out(name: str, frame: np.ndarray[Any, Any], view: Region) -> np.ndarray[Any, Any]:
+def _resized(name: str, frames: Frames, size: tuple[int, int], view: Region | None) -> Iterator[Picture]:
+    """The frames after resizing, where they are: in the host's memory or on a GPU.
+
+    None is a view of the decoder's batch, which would keep the whole batch in memory.
+    """
+    import numpy as np
+
+    data = frames.data
+    if isinstance(data, np.ndarray):
+        for frame in data:
+            seen = frame if view is None else _cut_out(name, frame, view)
+            resized = resize_frame(seen, size)
+            yield resized.copy() if resized is seen else resized
+        return
+    from vrthinker.video.tensor_resize import resize_tensor
+
+    for picture in data:
+        part = (picture if view is None else _cut_out(name, picture, view))[None]
+        made = resize_tensor(part, size)
+        yield (made.clone() if made is part else made)[0]
+
+
+def _cut_out(name: str, frame: Picture, view: Region) -> Picture:
     height, width = frame.shape[:2]
     if not (0 <= view.top < view.bottom <= height and 0 <= view.left < view.right <= width):
         raise VideoError(name, f"view: got {tuple(view)}, allowed: a region within {height} x {width} pixels")

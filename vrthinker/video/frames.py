@@ -13,6 +13,9 @@ if TYPE_CHECKING:
     import numpy as np
 
 _CHANNELS = 3
+Picture = Any
+"""The pixels of one frame, uint8 `[height, width, 3]`: a numpy array, or a torch tensor on the GPU that
+decoded it. `on_host` makes an array of either."""
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -75,9 +78,13 @@ class Frames:
 
     def numpy(self) -> np.ndarray[Any, Any]:
         """The pixels on the host, uint8 `[n, height, width, 3]`. They are copied only from a device."""
-        import numpy as np
+        return on_host(self.data)
 
-        if isinstance(self.data, np.ndarray):
-            return self.data
-        on_host = self.data.cpu() if hasattr(self.data, "cpu") else self.data
-        return np.asarray(np.from_dlpack(on_host))
+
+def on_host(pixels: Any) -> np.ndarray[Any, Any]:
+    """Pixels in the host's memory. They are copied only from a device."""
+    import numpy as np
+
+    if isinstance(pixels, np.ndarray):
+        return pixels
+    return np.asarray(np.from_dlpack(pixels.cpu() if hasattr(pixels, "cpu") else pixels))

@@ -8,18 +8,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Self
+from typing import Self
 
 from vrthinker.errors import InputError, VideoError
 from vrthinker.video.clips import Clip, as_clip
 from vrthinker.video.content import ClipContent
 from vrthinker.video.frame_cache import FrameCache, file_state
+from vrthinker.video.frames import Picture
 from vrthinker.video.reader import VideoInfo, VideoPath, VideoReader, reader_name
 from vrthinker.video.resize import ResizeSettings
 from vrthinker.visibility import Region
-
-if TYPE_CHECKING:
-    import numpy as np
 
 _CLOCK_ROUNDING_SECONDS = 1e-3
 """The unit to which Matroska rounds timestamps. Two frames may seem closer by this much than they are."""
@@ -243,7 +241,7 @@ class Workspace:
             numbers.extend(offset + i * length // share for i in range(share))
         return tuple(numbers)
 
-    def pixels(self, frame_numbers: Sequence[int], view: Region | None = None) -> list[np.ndarray[Any, Any]]:
+    def pixels(self, frame_numbers: Sequence[int], view: Region | None = None) -> list[Picture]:
         """Returns resized frames, through the cache, with one decoding pass per file.
 
         Args:
@@ -251,15 +249,15 @@ class Workspace:
             view: The region of each frame that is wanted; None for whole frames.
 
         Returns:
-            The frames, uint8 `[height, width, 3]` each. They are shared with the cache: do not write into
-            them.
+            The frames, uint8 `[height, width, 3]` each: arrays, or tensors on the GPU that the reader decodes
+            on. They are shared with the cache: do not write into them.
 
         Raises:
             InputError: There is no such frame, or the region does not lie within it.
             VideoError: A frame does not decode.
         """
         frames = [self.frame(number, view) for number in frame_numbers]
-        pixels: dict[int, np.ndarray[Any, Any]] = {}
+        pixels: dict[int, Picture] = {}
         for video, clip in enumerate(self._clips, start=1):
             wanted = [frame for frame in frames if frame.video == video]
             if not wanted:

@@ -90,7 +90,7 @@ def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg
     """Encodes a frame as a data URI.
 
     Args:
-        pixels: The pixels, uint8 `[height, width, 3]`, RGB.
+        pixels: The pixels, uint8 `[height, width, 3]`, RGB: an array, or a tensor on any device.
         size: The (height, width) that the segment promised.
         image_format: The format: `png` is exact; `jpeg` is about a tenth of the size.
         jpeg_quality: The JPEG quality, 1 to 95 (100 switches parts of JPEG off and gains nothing).
@@ -101,7 +101,7 @@ def data_uri(pixels: Any, size: tuple[int, int], image_format: ImageFormat, jpeg
     import numpy as np
     from PIL import Image
 
-    array = np.ascontiguousarray(pixels)
+    array = np.ascontiguousarray(pixels.cpu() if hasattr(pixels, "cpu") else pixels)
     if array.dtype != np.uint8 or array.shape != (*size, 3):
         raise ValueError(f"got {array.dtype} {list(array.shape)}, expected uint8 {[*size, 3]}")
     buffer = io.BytesIO()

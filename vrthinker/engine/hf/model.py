@@ -143,7 +143,7 @@ class VisionLanguageModel:
             device=self.device,
         )
 
-    def encode(self, frames: Sequence[np.ndarray]) -> list[FrameFeatures]:
+    def encode(self, frames: Sequence[np.ndarray | torch.Tensor]) -> list[FrameFeatures]:
         """Runs the vision tower over frames, with all frames of one size in one batch.
 
         Gradients flow if the caller allows them and the tower is trained. The features are views of one
@@ -151,6 +151,7 @@ class VisionLanguageModel:
 
         Args:
             frames: The pixels of each frame, uint8 `[height, width, 3]`, on the patch grid; sizes may differ.
+                Tensors on a GPU that decoded them are not copied to the host.
 
         Returns:
             The features of each frame, in the order of `frames`.
@@ -161,7 +162,7 @@ class VisionLanguageModel:
         order = [place for places in by_size.values() for place in places]
         patches, grids = [], []
         for (height, width), places in by_size.items():
-            stacked = torch.from_numpy(np.stack([frames[place] for place in places])).to(self.device)
+            stacked = _stacked([frames[place] for place in places], self.device)
             patches.append(self.frontend.patches(stacked))
             grids += [list(self.frontend.grid((height, width)))] * len(places)
         grid = torch.tensor(grids, device=self.device)
@@ -272,3 +273,10 @@ class VisionLanguageModel:
         with torch.no_grad():
             for name, tensor in pairs:
                 weights[name].copy_(tensor)
+
+
+def _stacked(frames: Sequence[np.ndarray | torch.Tensor], device: torch.device) -> torch.Tensor:
+    """Frames of one size in one tensor on a device."""
+    if all(isinstance(frame, np.ndarray) for frame in frames):
+        return torch.from_numpy(np.stack(frames)).to(device)
+    return torch.stack([torch.as_tensor(frame).to(device) for frame in frames])

@@ -70,8 +70,8 @@ class Pictures:
         if found is not None:
             self._kept.move_to_end(segment.key)
             return found
-        pixels = torch.from_numpy(segment.load())[None]
-        patches = self._frontend.patches(pixels, self._dtype)
+        pixels = torch.as_tensor(segment.load())[None]
+        patches = self._frontend.patches(pixels, self._dtype).cpu()
         self.made += 1
         self._kept[segment.key] = patches
         self._size_bytes += patches.nbytes

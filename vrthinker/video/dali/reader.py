@@ -34,15 +34,23 @@ _logger = logging.getLogger(__name__)
 
 _OUTSIDE = [255, 0, 255]
 """The colour of frames outside a file: a loud one, which a whole real frame hardly has."""
+_ENGINES = 7
+_MOST_DECODERS = 64
 _INSTALL = "pip install 'vrthinker[dali]'"
 
 
 class DaliReader:
-    """Decodes with DALI. One clip is decoded at a time. Folders of images and animations are read too.
+    """Decodes with DALI, several clips side by side. Folders of images and animations are read too.
+
+    One of DALI's decoders uses one of a GPU's decoding engines, so several have to run to use all. Each
+    thread that reads has its own, which it keeps warm; no more than `decoders` of them run at a time, and
+    others wait.
 
     Args:
         device: Where DALI decodes: "gpu", or "cpu" (VP8, VP9 and MJPEG only).
         fallback: The reader that indexes all clips, and decodes those that DALI cannot.
+        decoders: How many clips are decoded at a time, 1 to 64; by default 7 on a GPU (the engines of an H100;
+            with fewer engines they take turns), and one per core on a CPU.
 
     Attributes:
         counts: What the CPU reader decoded, and what was asked of both.
@@ -50,17 +58,28 @@ class DaliReader:
         handed_over: For each clip that DALI did not get, why.
 
     Raises:
-        InputError: DALI is not installed.
+        InputError: DALI is not installed, or `decoders` is out of range.
     """
 
     name = "dali"
 
-    def __init__(self, device: Literal["cpu", "gpu"], fallback: PyAVReader | None = None) -> None:
+    def __init__(
+        self,
+        device: Literal["cpu", "gpu"],
+        fallback: PyAVReader | None = None,
+        *,
+        decoders: int | None = None,
+    ) -> None:
         if installed_version() is None:
             raise InputError(f"reader dali: NVIDIA DALI is not installed; {_INSTALL}, or --reader pyav")
         self.device = device
         self._fallback = PyAVReader() if fallback is None else fallback
-        self._lock = threading.Lock()  # a pipeline is not to be used by two threads
+        if decoders is None:
+            decoders = _ENGINES if device == "gpu" else min(os.cpu_count() or 1, _MOST_DECODERS)
+        if not 1 <= decoders <= _MOST_DECODERS:
+            raise InputError(f"decoders: got {decoders}, allowed: 1 to {_MOST_DECODERS}")
+        self._decoders = threading.BoundedSemaphore(decoders)
+        self._lock = threading.Lock()
         self.counts: ReadCounts = self._fallback.counts
         self.decoded_frames = 0
         self.handed_over: dict[str, str] = {}
@@ -119,7 +138,7 @@ class DaliReader:
         distinct = sorted(set(wanted))
         slots = [distinct.index(frame_index) for frame_index in wanted]
         try:
-            with self._lock:
+            with self._decoders:
                 data, device = _decode(np.fromfile(name, dtype=np.uint8), distinct, self.device)
         except Exception as error:  # DALI raises its C++ errors as RuntimeError, and wraps them
             _logger.warning("%s: DALI does not decode it, the CPU reader does (%s)", name, _root(error))
@@ -130,7 +149,8 @@ class DaliReader:
             _logger.warning("%s: DALI gives frames of another shape; the CPU reader decodes it", name)
             self.handed_over[name] = "frames of another shape"
             return None
-        self.decoded_frames += len(distinct)
+        with self._lock:
+            self.decoded_frames += len(distinct)
         self.counts.add(shown=len(distinct))
         times = tuple(index.info.pts_seconds[frame_index] for frame_index in wanted)
         return Frames(data if slots == list(range(len(slots))) else data[slots], wanted, times, device)
