@@ -31,10 +31,11 @@ class YuvColours:
 
     Attributes:
         black: The luma of black.
-        factors: Of luma, V for red, U for green, V for green and U for blue, with 13 fractional bits.
+        factors: The factors of luma, V for red, U for green, V for green and U for blue, with 13 fractional
+            bits.
         right: Where the chroma samples lie in their blocks of 2 x 2 pixels, in half pixels to the right of
             the first one: 0 or 1.
-        down: The same, in half pixels down: 0, 1 or 2.
+        down: Where they lie in half pixels down: 0, 1 or 2.
     """
 
     black: int
@@ -49,8 +50,8 @@ def yuv_colours(matrix: int, *, full_range: bool, right: int, down: int) -> YuvC
     Args:
         matrix: One of `LUMA_WEIGHTS`.
         full_range: Whether luma and chroma use all values, and not 16 to 235 and 16 to 240.
-        right: See `YuvColours`.
-        down: See `YuvColours`.
+        right: Where the chroma samples lie to the right (see `YuvColours`).
+        down: Where they lie down.
 
     Raises:
         InputError: The matrix is another one.

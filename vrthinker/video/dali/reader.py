@@ -49,8 +49,8 @@ class DaliReader:
     Args:
         device: Where DALI decodes: "gpu", or "cpu" (VP8, VP9 and MJPEG only).
         fallback: The reader that indexes all clips, and decodes those that DALI cannot.
-        decoders: How many clips are decoded at a time, 1 to 64; by default 7 on a GPU (the engines of an H100;
-            with fewer engines they take turns), and one per core on a CPU.
+        decoders: How many clips are decoded at a time, 1 to 64. The default on a GPU is 7, the engines of an
+            H100 (with fewer engines they take turns), and on a CPU one per core.
 
     Attributes:
         counts: What the CPU reader decoded, and what was asked of both.
