@@ -43,6 +43,7 @@ def made(height: int, width: int, pixel_format: str, matrix: int = 1) -> Any:
 
 def found(converter: RgbConverter, frame: Any) -> YuvColours | None:
     converter.check(frame)
+    converter.convert(frame)
     (colours,) = converter._colours.values()
     return colours
 

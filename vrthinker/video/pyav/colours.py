@@ -52,12 +52,12 @@ class RgbConverter:
         self._colours: dict[_Kind, YuvColours | None] = {}
 
     def check(self, frame: Any) -> None:
-        """Makes sure that a frame can be converted, without converting it.
+        """Makes sure that a frame can be converted, without converting it: the usual ones always can.
 
         Raises:
             Exception: It cannot be (what PyAV raises).
         """
-        if self._colours_of(frame) is None:
+        if frame.format.name not in _FORMATS or int(frame.colorspace) not in LUMA_WEIGHTS:
             self._reformatter.reformat(
                 frame, _LEAST_SIDE, _LEAST_SIDE, format="rgb24", interpolation=_EXACT, threads=1
             )
