@@ -1,10 +1,11 @@
 """Whether NVIDIA DALI gives the frames of the CPU reader, and how many frames a second each way decodes.
 
-For each codec a clip of 1280x720 is encoded, and both readers read the same frames. The largest difference of
-a colour is part of the row: on a CPU it has to be 0, or the run stops; on a GPU it is what is found out. Then
-frames a second of one and of several readers side by side (each with a DALI pipeline of its own, in a thread
-of its own) are measured in turn with the CPU reader's, and with torchcodec's on the CPU and the GPU where it
-is installed. The first read of each way warms it up and is not counted.
+For each codec a clip of 1280x720 is encoded, and both readers read the same frames. The largest difference
+of a colour is part of the row: on a CPU it has to be 0, or the run stops; on a GPU it is what is found out.
+There the frames are resized too, where they are, and have to be those that Pillow makes of them. Then
+frames a second of a reader with one decoder and of one with several, read by as many threads, are measured
+in turn with the CPU reader's, and with torchcodec's on the CPU and the GPU where it is installed. The first
+read of each way warms it up and is not counted.
 
     python benchmarks/dali_reader.py --device gpu --codecs h264 hevc av1 vp9 --out FILE
     python benchmarks/dali_reader.py --device cpu --codecs vp9 --out FILE
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from fractions import Fraction
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import av
 import numpy as np
@@ -30,8 +31,11 @@ from vrthinker.records.provenance import append_row
 from vrthinker.video.dali.reader import DaliReader
 from vrthinker.video.dali.support import installed_version
 from vrthinker.video.pyav.reader import PyAVReader
+from vrthinker.video.resize import resize_frame
+from vrthinker.video.tensor_resize import resize_tensor
 
 WIDTH, HEIGHT, FPS, N_FRAMES, KEYFRAMES = 1280, 720, 24, 240, 48
+RESIZED = (476, 840)
 ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
     "h264": ("libx264", "mp4", {"preset": "veryfast"}),
     "hevc": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "log-level=none"}),
@@ -60,40 +64,49 @@ def encode(folder: Path, codec: str) -> Path:
     return path
 
 
-def ways_of(path: Path, device: str, pipelines: int, wanted: list[int]) -> dict[str, tuple[Read, int]]:
+def ways_of(path: Path, device: str, decoders: int, wanted: list[int]) -> dict[str, tuple[Read, int]]:
     """Each way to read the frames, and how many times it reads them in one call."""
     cpu = PyAVReader()
-    readers = [DaliReader("gpu" if device == "gpu" else "cpu", cpu) for _ in range(pipelines)]
-    threads = ThreadPoolExecutor(pipelines)
+    where: Literal["cpu", "gpu"] = "gpu" if device == "gpu" else "cpu"
+    one, several = DaliReader(where, cpu, decoders=1), DaliReader(where, cpu, decoders=decoders)
+    threads = ThreadPoolExecutor(decoders)
 
     def side_by_side() -> None:
-        list(threads.map(lambda reader: reader.frames_at(path, wanted), readers))
+        list(threads.map(lambda _: several.frames_at(path, wanted), range(decoders)))
 
     ways: dict[str, tuple[Read, int]] = {
         "pyav": (lambda: cpu.frames_at(path, wanted), 1),
-        "dali, 1 pipeline": (lambda: readers[0].frames_at(path, wanted), 1),
-        f"dali, {pipelines} pipelines": (side_by_side, pipelines),
+        "dali, 1 decoder": (lambda: one.frames_at(path, wanted), 1),
+        f"dali, {decoders} decoders": (side_by_side, decoders),
     }
     try:
         from torchcodec.decoders import VideoDecoder
     except (ImportError, RuntimeError, OSError):
         return ways
-    for where in ("cpu", *(["cuda"] if device == "gpu" else [])):
+    for decodes_on in ("cpu", *(["cuda"] if device == "gpu" else [])):
 
-        def read(where: str = where) -> Any:
-            return VideoDecoder(str(path), device=where, dimension_order="NHWC").get_frames_at(wanted)
+        def read(decodes_on: str = decodes_on) -> Any:
+            return VideoDecoder(str(path), device=decodes_on, dimension_order="NHWC").get_frames_at(wanted)
 
-        ways[f"torchcodec, {where}"] = (read, 1)
+        ways[f"torchcodec, {decodes_on}"] = (read, 1)
     return ways
 
 
 def compare(path: Path, device: str, wanted: list[int]) -> int:
     """The largest difference of a colour between both readers. Stops if DALI did not decode the clip."""
     dali, cpu = DaliReader("gpu" if device == "gpu" else "cpu"), PyAVReader()
-    ours = dali.frames_at(path, wanted).numpy().astype(int)
+    shown = dali.frames_at(path, wanted)
+    ours = shown.numpy()
     if dali.handed_over:
         raise SystemExit(f"{path.name}: DALI did not decode it ({', '.join(dali.handed_over.values())})")
-    largest = int(np.abs(ours - cpu.frames_at(path, wanted).numpy()).max())
+    if device == "gpu":
+        resized = resize_tensor(shown.data, RESIZED)
+        if not resized.is_cuda:
+            raise SystemExit(f"{path.name}: the frames are on {resized.device}, and should be on a GPU")
+        for frame, other in zip(ours, resized.cpu().numpy(), strict=True):
+            if not np.array_equal(resize_frame(frame, RESIZED), other):
+                raise SystemExit(f"{path.name}: resizing on the GPU gives other bits than Pillow")
+    largest = int(np.abs(ours.astype(int) - cpu.frames_at(path, wanted).numpy()).max())
     if device == "cpu" and largest:
         raise SystemExit(f"{path.name}: the readers differ by {largest} levels on a CPU, where they may not")
     return largest
@@ -104,7 +117,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("--device", choices=("cpu", "gpu"), default="gpu")
     parser.add_argument("--codecs", nargs="+", choices=sorted(ENCODERS), default=["h264", "hevc", "av1"])
-    parser.add_argument("--pipelines", type=int, default=7)
+    parser.add_argument("--decoders", type=int, default=7)
     parser.add_argument("--repeats", type=int, default=5)
     parser.add_argument("--out", type=Path, help="JSONL file to append the rows to")
     options = parser.parse_args()
@@ -113,7 +126,7 @@ def main() -> None:
         for codec in options.codecs:
             path = encode(Path(folder), codec)
             largest = compare(path, options.device, wanted)
-            ways = ways_of(path, options.device, options.pipelines, wanted)
+            ways = ways_of(path, options.device, options.decoders, wanted)
             rates: dict[str, list[float]] = {}
             for repeat in range(options.repeats + 1):
                 for name, (read, times) in ways.items():

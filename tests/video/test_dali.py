@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import random
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -136,6 +138,53 @@ def test_what_dali_cannot_do_is_handed_over(
     )
     (why,) = dali.handed_over.values()
     assert re.search(f"{reason}$", why)
+
+
+@needs_dali
+@pytest.mark.dali
+def test_threads_read_side_by_side(tmp_path: Path) -> None:
+    paths = [make_clip(tmp_path / f"{n}.webm", 12, (64 + 2 * n, 96), "vp9", first_number=n) for n in range(6)]
+    dali, cpu = DaliReader("cpu", decoders=2), PyAVReader()
+    expected = [cpu.frames_at(path, [11, 3, 7]).numpy() for path in paths]
+    with ThreadPoolExecutor(6) as threads:
+        for _ in range(3):
+            shown = list(threads.map(lambda path: dali.frames_at(path, [11, 3, 7]).numpy(), paths))
+            assert all(map(np.array_equal, shown, expected))
+    assert dali.decoded_frames == 3 * 6 * 3
+    assert dali.handed_over == {}
+
+
+def test_no_more_clips_are_decoded_at_a_time_than_there_are_decoders(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """This needs no DALI: what it would do is done by another function."""
+    path = make_clip(tmp_path / "a.webm", 6, codec="vp9")
+    pixels = PyAVReader().frames_at(path, [4]).numpy()
+    at_work, most = 0, 0
+    lock, full = threading.Lock(), threading.Event()
+
+    def decode(*_: object) -> tuple[Any, str]:
+        nonlocal at_work, most
+        with lock:
+            at_work += 1
+            most = max(most, at_work)
+        if at_work == 3:
+            full.set()
+        full.wait(60)
+        with lock:
+            at_work -= 1
+        return pixels, "cpu"
+
+    monkeypatch.setattr(dali_module, "installed_version", lambda: "2.4")
+    monkeypatch.setattr(dali_module, "_decode", decode)
+    dali = DaliReader("cpu", decoders=3)
+    with ThreadPoolExecutor(8) as threads:
+        shown = list(threads.map(lambda _: dali.frames_at(path, [4]).numpy(), range(24)))
+    assert all(np.array_equal(frames, pixels) for frames in shown)
+    assert most == 3
+    for number in (0, 65):
+        with pytest.raises(InputError, match=f"decoders: got {number}, allowed: 1 to 64"):
+            DaliReader("cpu", decoders=number)
 
 
 def test_a_gpu_gets_what_its_decoder_can_do(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from vrthinker.engine.endpoint.wire import data_uri
 from vrthinker.engine.hf.model import _stacked
 from vrthinker.errors import VideoError
 from vrthinker.judge import Judge
+from vrthinker.kernels.patchify.op import patchify
 from vrthinker.video import FrameCache, Frames, ResizeSettings, Workspace, resize_frame, tensor_resize
 from vrthinker.video.frames import on_host
 from vrthinker.video.pyav.reader import PyAVReader
@@ -128,6 +129,19 @@ def test_a_picture_for_an_endpoint(clip: Path) -> None:
     for image_format in ("png", "jpeg"):
         uris = [data_uri(pixels, (96, 140), image_format, 90) for pixels in (frame, torch.from_numpy(frame))]
         assert uris[0] == uris[1]
+
+
+@pytest.mark.gpu
+def test_a_gpu_resizes_to_the_bits_of_pillow_and_its_patches_are_those_of_a_cpu() -> None:
+    frames = torch.from_numpy(np.random.default_rng(2).integers(0, 256, (5, 270, 480, 3), dtype=np.uint8))
+    for size in ((112, 196), (280, 504), (28, 476)):
+        resized = resize_tensor(frames.cuda(), size)
+        assert resized.is_cuda
+        assert np.array_equal(resized.cpu().numpy(), [resize_frame(frame, size) for frame in frames.numpy()])
+        settings = {"patch_size": 14, "merge_size": 2, "temporal_patch_size": 2}
+        statistics = {"mean": (0.48, 0.46, 0.41), "std": (0.27, 0.26, 0.28)}
+        on_gpu = patchify(resized, **settings, **statistics)
+        assert torch.equal(on_gpu.cpu(), patchify(resized.cpu(), **settings, **statistics))
 
 
 @pytest.mark.slow
