@@ -51,6 +51,21 @@ ITEMS = [
 ]
 
 
+@pytest.mark.parametrize(
+    ("seconds", "expected"),
+    [
+        ([4.0] * 20, []),
+        ([4.0] * 19 + [8.0], [(4, 4, 19), (8, 8, 1)]),
+        ([1.0] * 3 + [2.0] * 4 + [3.0] * 13, [(1, 1, 3), (2, 2, 4), (3, 3, 13)]),
+        ([float(n) for n in range(20)], [(4 * n, 4 * n + 3, 4) for n in range(5)]),
+    ],
+)
+def test_items_of_one_length_are_in_one_bin(seconds: list[float], expected: list[Any]) -> None:
+    items = [item(n, n % 3, seconds=(length, 0.0)) for n, length in enumerate(seconds)]
+    bins = summarise(items)["by_length"].get("seconds of both clips", [])
+    assert [(each["from"], each["to"], each["n"]) for each in bins] == expected
+
+
 def about_of(items: list[EvalItem]) -> dict[str, Any]:
     summary = summarise(items, left_out={f"rows dropped: {HOSTILE}": 3})
     return {

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from bisect import bisect_left, bisect_right
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict
@@ -159,14 +160,24 @@ def _top(items: Sequence[EvalItem], length: Length) -> set[str]:
 def _by_length(
     items: Sequence[EvalItem], limits: Mapping[str, float], length: Length
 ) -> list[dict[str, Any]]:
-    """The overall accuracy of the items in fifths of their length."""
+    """The overall accuracy of the items in fifths of their length.
+
+    Items of one length are in one bin, so there may be fewer than five, and none if all have one length.
+    """
     known = sorted(
         ((value, item) for item in items if (value := length(item)) is not None and "OA" in item.labels),
         key=lambda entry: (entry[0], entry[1].id),
     )
     if len(known) < 2 * _LENGTH_BINS:
         return []
-    edges = [round(number * len(known) / _LENGTH_BINS) for number in range(_LENGTH_BINS + 1)]
+    values = [value for value, _ in known]
+    fifths = [round(number * len(known) / _LENGTH_BINS) for number in range(1, _LENGTH_BINS)]
+    # An edge within items of one length moves to the nearer end of them.
+    runs = [(bisect_left(values, values[edge]), bisect_right(values, values[edge])) for edge in fifths]
+    moved = [min(run, key=lambda end: abs(end - edge)) for edge, run in zip(fifths, runs, strict=True)]
+    edges = sorted({0, *moved, len(known)})
+    if len(edges) == 2:
+        return []
     bins = []
     for start, end in itertools.pairwise(edges):
         members = [item for _, item in known[start:end]]
