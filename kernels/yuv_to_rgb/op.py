@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from vrthinker.errors import InputError
-from vrthinker.kernels import Version, choose_version
+from vrthinker.kernels import Version, choose_version, requested_version
 from vrthinker.kernels.yuv_to_rgb.colours import YuvColours, YuvPlanes
 from vrthinker.kernels.yuv_to_rgb.reference import yuv_to_rgb_reference
 
@@ -37,6 +37,8 @@ def yuv_to_rgb(
     Raises:
         InputError: An argument is not as described, or `VRTHINKER_KERNELS` names a version that cannot run.
     """
+    if len(planes) != 3:
+        raise InputError(f"yuv_to_rgb: planes: got {len(planes)}, wanted 3")
     named = dict(zip(("y", "u", "v"), planes, strict=True))
     for name, plane in named.items():
         if not isinstance(plane, np.ndarray) or plane.dtype != np.uint8 or plane.ndim != 2:
@@ -56,7 +58,7 @@ def yuv_to_rgb(
         )
     if out is None:
         out = np.empty((height, width, 3), dtype=np.uint8)
-    elif out.shape != (height, width, 3) or out.dtype != np.uint8:
+    elif not isinstance(out, np.ndarray) or out.shape != (height, width, 3) or out.dtype != np.uint8:
         raise InputError(f"yuv_to_rgb: out: got {_form(out)}, wanted uint8 {[height, width, 3]}")
     if choose_version("yuv_to_rgb", _obstacles()) == "reference":
         out[...] = yuv_to_rgb_reference(planes, colours)
@@ -64,14 +66,21 @@ def yuv_to_rgb(
         import vrthinker._core as _core
 
         y, u, v = (plane if plane.strides[1] == 1 else np.ascontiguousarray(plane) for plane in planes)
-        _core.yuv_to_rgb_cpu(y, u, v, out, colours.black, list(colours.factors), colours.right, colours.down)
+        try:
+            _core.yuv_to_rgb_cpu(
+                y, u, v, out, colours.black, list(colours.factors), colours.right, colours.down
+            )
+        except ValueError as error:  # what the checks above leave to it; it names the op and the argument
+            raise InputError(str(error)) from error
     return out
 
 
 def runs_natively() -> bool:
-    """Whether a call would run the C++ version. No variable that names another version is an error here."""
-    from vrthinker.kernels import requested_version
+    """Whether a call would run the C++ version. If not, readers let FFmpeg convert, whatever is asked for.
 
+    Raises:
+        InputError: `VRTHINKER_KERNELS` names no version of any op.
+    """
     return requested_version() in (None, "cpu") and _obstacles()["cpu"] is None
 
 

@@ -146,6 +146,10 @@ def test_the_version_is_the_one_that_was_named(monkeypatch: pytest.MonkeyPatch) 
             "colours: got right 2 and down 0, wanted 0 or 1",
         ),
         ({"out": np.zeros((16, 16), np.uint8)}, r"out: got uint8 \[16, 16\], wanted uint8 \[16, 16, 3\]"),
+        ({"out": [0]}, "out: got list, wanted uint8"),
+        ({"out": np.zeros((16, 32, 3), np.uint8)[:, ::2]}, "out: got .*contiguous"),
+        ({"colours": YuvColours(300, (1, 1, 1, 1, 1), 1, 0)}, "black: got 300, wanted 0 to 255"),
+        ({"colours": YuvColours(16, (1 << 15, 1, 1, 1, 1), 1, 0)}, "factors: got 32768"),
     ],
 )
 def test_what_is_refused(changed: dict[str, Any], message: str) -> None:
@@ -167,7 +171,7 @@ def test_a_matrix_that_is_not_known() -> None:
         ({"y": np.zeros((16, 15), np.uint8)}, "y: got shape .*, wanted even sides of 2 to 65536"),
         ({"u": np.zeros((8, 16), np.uint8)[:, ::2]}, "u: got a stride of 2 between pixels, wanted 1"),
         ({"v": np.zeros((9, 8), np.uint8)}, "v: got shape"),
-        ({"out": np.zeros((16, 32, 3), np.uint8)[:, ::2]}, "out: got .*contiguous|out: .*contiguous"),
+        ({"out": np.zeros((16, 32, 3), np.uint8)[:, ::2]}, "out: got .*contiguous"),
         ({"out": np.zeros((16, 16, 4), np.uint8)}, "out: got shape"),
         ({"factors": [1 << 15, 0, 0, 0, 0]}, "factors: got 32768, wanted sizes below 32768"),
         ({"black": 256}, "black: got 256, wanted 0 to 255"),

@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+from fractions import Fraction
 from pathlib import Path
 from typing import Any
 
 import av
+import av.filter
 import numpy as np
 import pytest
 from av.video.reformatter import Interpolation, VideoReformatter
 from clips import make_clip
 
+from vrthinker.errors import InputError
 from vrthinker.kernels.yuv_to_rgb import op
 from vrthinker.kernels.yuv_to_rgb.colours import YuvColours
 from vrthinker.video.pyav.colours import RgbConverter
@@ -57,6 +60,24 @@ def test_the_place_of_the_chroma_samples_is_found_out(tmp_path: Path, location: 
     assert colours is not None
     assert (colours.right, colours.down) == LOCATIONS[location]
     assert np.array_equal(converter.convert(frame), by_ffmpeg(frame))
+
+
+def test_the_place_of_the_chroma_samples_may_change_on_the_way(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    parts = [
+        make_clip(tmp_path / f"{n}.h264", 6, gop=6, options={"x264-params": f"chromaloc={location}"})
+        for n, location in enumerate((0, 2, 0))
+    ]
+    clip = tmp_path / "all.h264"
+    clip.write_bytes(b"".join(part.read_bytes() for part in parts))
+    wanted = range(PyAVReader().probe(clip).n_frames)
+    by_op = [PyAVReader().frames_at(clip, indices).numpy() for indices in (wanted, [14, 8, 2])]
+    monkeypatch.setattr(op, "runs_natively", lambda: False)
+    by_ffmpeg = PyAVReader().frames_at(clip, wanted).numpy()
+    assert len(by_ffmpeg) == 18
+    assert np.array_equal(by_op[0], by_ffmpeg)
+    assert np.array_equal(by_op[1], by_ffmpeg[[14, 8, 2]])
 
 
 @pytest.mark.parametrize("codec", ["h264", "hevc", "vp8", "vp9", "av1", "mpeg4", "mpeg2video", "mjpeg"])
@@ -134,6 +155,30 @@ def test_a_converter_tells_kinds_of_frames_apart() -> None:
         assert np.array_equal(converter.convert(frame), by_ffmpeg(frame))
     assert len(converter._colours) == 3
     assert len(set(converter._colours.values())) == 3
+
+
+def test_planes_that_run_upwards_are_left_to_ffmpeg() -> None:
+    graph = av.filter.Graph()
+    frame = made(64, 96, "yuv420p")
+    graph.link_nodes(
+        graph.add_buffer(width=96, height=64, format=frame.format, time_base=Fraction(1, 24)),
+        graph.add("vflip"),
+        graph.add("buffersink"),
+    ).configure()
+    graph.push(frame)
+    flipped, converter = graph.pull(), RgbConverter()
+    assert flipped.planes[0].line_size < 0
+    assert np.array_equal(converter.convert(flipped), by_ffmpeg(flipped))
+    assert converter._colours == {}
+
+
+def test_a_name_that_is_no_version_is_not_blamed_on_the_clip(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clip = make_clip(tmp_path / "a.mp4", 3)
+    monkeypatch.setenv("VRTHINKER_KERNELS", "fast")
+    with pytest.raises(InputError, match=r"^VRTHINKER_KERNELS: got 'fast', allowed: auto, reference"):
+        PyAVReader().frames_at(clip, [0])
 
 
 @pytest.mark.parametrize("version", ["reference", "cuda"])

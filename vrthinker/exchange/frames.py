@@ -18,6 +18,7 @@ from vrthinker.errors import InputError, VideoError, one_line, unwritable
 from vrthinker.records.files import spare_name
 from vrthinker.video.content import clip_content
 from vrthinker.video.frame_cache import FrameCache
+from vrthinker.video.frames import on_host
 from vrthinker.video.open import open_reader
 from vrthinker.visibility import Region
 
@@ -115,7 +116,7 @@ class FrameFiles:
         import numpy as np
         from PIL import Image
 
-        array = np.ascontiguousarray(pixels)
+        array = np.ascontiguousarray(on_host(pixels))
         name = hashlib.sha256(f"{array.shape}".encode() + array.tobytes()).hexdigest()[:40] + ".png"
         path = self.folder / name
         try:

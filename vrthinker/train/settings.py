@@ -97,7 +97,7 @@ class RunSettings(PolicySettings, StageSettings):
     """Seed of generated traces, of the order of batches, and of random initial weights."""
     optimizer: OptimizerSettings = AdamWSettings()
     frame_cache_bytes: int = Field(4 << 30, ge=0)
-    """The most bytes of decoded frames that are kept in memory."""
+    """The most bytes of decoded frames that are kept: in memory, or on the GPU that decodes them."""
     checkpoint_every: int = Field(100, ge=1)
     note: str | None = None
     """A line that is added to every verdict of the trained judge."""

@@ -13,8 +13,8 @@ import threading
 from collections import OrderedDict
 from collections.abc import Iterator, Sequence
 
-from vrthinker.errors import VideoError
-from vrthinker.video.frames import Frames, Picture
+from vrthinker.errors import MachineError, VideoError
+from vrthinker.video.frames import Frames, Picture, on_host
 from vrthinker.video.reader import VideoPath, VideoReader
 from vrthinker.video.resize import resize_frame
 from vrthinker.visibility import Region
@@ -26,7 +26,8 @@ _Key = tuple[str, _FileState, int, int, int, Region | None]
 class FrameCache:
     """A cache that drops the least recently used frames first. It is thread-safe.
 
-    The returned arrays are shared with the cache: copy an array before writing into it.
+    The returned arrays are shared with the cache: copy an array before writing into it. Frames of a reader
+    that decodes on a GPU are kept there, so the bound is then one of the GPU's memory.
 
     Attributes:
         max_bytes: The most bytes of pixels that are kept.
@@ -151,7 +152,8 @@ class FrameCache:
 def _resized(name: str, frames: Frames, size: tuple[int, int], view: Region | None) -> Iterator[Picture]:
     """The frames after resizing, where they are: in the host's memory or on a GPU.
 
-    None is a view of the decoder's batch, which would keep the whole batch in memory.
+    No frame is a view of the decoder's batch, which would keep the whole batch in memory. Regions, whose
+    sizes are all different, are resized on the host.
     """
     import numpy as np
 
@@ -162,12 +164,20 @@ def _resized(name: str, frames: Frames, size: tuple[int, int], view: Region | No
             resized = resize_frame(seen, size)
             yield resized.copy() if resized is seen else resized
         return
+    import torch
+
     from vrthinker.video.tensor_resize import resize_tensor
 
+    if view is None:
+        try:
+            yield from (picture.clone() for picture in resize_tensor(data, size))
+        except torch.OutOfMemoryError as error:
+            reason = "the GPU has too little memory to resize its frames; --reader pyav decodes on the CPU"
+            raise MachineError(str(VideoError(name, reason))) from error
+        return
     for picture in data:
-        part = (picture if view is None else _cut_out(name, picture, view))[None]
-        made = resize_tensor(part, size)
-        yield (made.clone() if made is part else made)[0]
+        seen = on_host(_cut_out(name, picture, view))
+        yield torch.from_numpy(resize_frame(seen, size).copy()).to(data.device)
 
 
 def _cut_out(name: str, frame: Picture, view: Region) -> Picture:

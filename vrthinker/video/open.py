@@ -29,7 +29,8 @@ class ReaderChoice(NamedTuple):
 def auto_choice() -> ReaderChoice:
     """The reader that `auto` takes, and why. No video library is loaded.
 
-    It takes DALI nowhere yet: on a CPU, DALI decodes three codecs only, and on a GPU nobody has measured it.
+    It takes DALI nowhere yet: on a CPU, DALI decodes three codecs only, and is slower
+    (`benchmarks/results/dali_reader_cpu.jsonl`); on a GPU nobody has measured it.
     """
     from vrthinker.video.dali.support import has_gpu, installed_version
 

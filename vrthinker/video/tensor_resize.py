@@ -4,10 +4,10 @@ Pillow's bicubic filter for bytes is integer arithmetic: each output pixel is a 
 weights with 22 fractional bits, rounded and bounded to a byte, along rows and along columns one after the
 other. Here the same is done in int32, a weight at a time for all pixels. Which step comes first depends on
 the sizes, and on Pillow's version (since 13, a height that shrinks much goes first). So each pair of sizes is
-tried out once, on a random picture.
+tried out once, on random pictures.
 
-Invariant: a frame has the same pixels whether a CPU or a GPU resizes it. Sizes for which the picture that was
-tried out differs in both orders are resized by Pillow on the host.
+Invariant: a frame has the same pixels whether a CPU or a GPU resizes it. Sizes for which the pictures do not
+tell one order from the other, or agree with neither, are resized by Pillow on the host.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _FRACTION_BITS = 22
 _REACH = 2.0
 """How many pixels the filter reaches to each side, in the larger of both pitches."""
 _A = -0.5
+_TRIED = 4
+"""How many pictures are tried out: one of all levels, and some in black and white, with sums out of range."""
 _CHUNK_PIXELS = 1 << 24
 """The pixels that are resized at a time."""
 
@@ -67,15 +69,17 @@ def resize_tensor(frames: torch.Tensor, size: tuple[int, int]) -> torch.Tensor:
 
 @functools.lru_cache(maxsize=256)
 def _order(before: tuple[int, int], after: tuple[int, int], device: torch.device) -> tuple[int, int] | None:
-    """The order of the axes in which Pillow resizes between two sizes; None if neither gives its bits."""
+    """The order of the axes in which Pillow resizes between two sizes; None if that cannot be told."""
     import torch
 
-    picture = np.random.default_rng(0).integers(0, 256, (*before, 3), dtype=np.uint8)
-    expected = torch.from_numpy(resize_frame(picture, after))[None].to(device)
-    for axes in ((2, 1), (1, 2)):
-        if torch.equal(_in_order(torch.from_numpy(picture)[None].to(device), axes, after), expected):
-            return axes
-    return None
+    pictures = np.random.default_rng(0).integers(0, 256, (_TRIED, *before, 3), dtype=np.uint8)
+    pictures[1:] = (pictures[1:] > 127) * np.uint8(255)
+    expected = torch.from_numpy(np.stack([resize_frame(picture, after) for picture in pictures])).to(device)
+    tried = torch.from_numpy(pictures).to(device)
+    orders = ((2, 1), (1, 2))
+    equal = [axes for axes in orders if torch.equal(_in_order(tried, axes, after), expected)]
+    one_axis = before[0] == after[0] or before[1] == after[1]  # then both orders are the same
+    return equal[0] if len(equal) == 1 or (equal and one_axis) else None
 
 
 def _in_order(frames: torch.Tensor, axes: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
@@ -90,9 +94,7 @@ def _along(frames: torch.Tensor, axis: int, count: int) -> torch.Tensor:
 
     if frames.shape[axis] == count:
         return frames
-    places, weights = (
-        torch.from_numpy(table).to(frames.device) for table in _taps(frames.shape[axis], count)
-    )
+    places, weights = _taps_on(frames.shape[axis], count, frames.device)
     shape = [1, 1, 1, 1]
     shape[axis] = count
     sums: torch.Tensor | None = None
@@ -104,6 +106,14 @@ def _along(frames: torch.Tensor, axis: int, count: int) -> torch.Tensor:
 
 
 @functools.lru_cache(maxsize=64)
+def _taps_on(before: int, after: int, device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
+    """The tables of `_taps` on a device."""
+    import torch
+
+    places, weights = (torch.from_numpy(table).to(device) for table in _taps(before, after))
+    return places, weights
+
+
 def _taps(before: int, after: int) -> tuple[np.ndarray[Any, Any], np.ndarray[Any, Any]]:
     """Pillow's weights, int32 `[taps, after]`, and the places of the pixels, int64 `[taps, after]`.
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import logging
 import os
+import sys
 import threading
 from collections.abc import Sequence
 from typing import Any, Literal
@@ -44,7 +45,7 @@ class DaliReader:
 
     One of DALI's decoders uses one of a GPU's decoding engines, so several have to run to use all. Each
     thread that reads has its own, which it keeps warm; no more than `decoders` of them run at a time, and
-    others wait.
+    others wait. So the memory that decoders hold grows with the threads that read.
 
     Args:
         device: Where DALI decodes: "gpu", or "cpu" (VP8, VP9 and MJPEG only).
@@ -79,6 +80,8 @@ class DaliReader:
         if not 1 <= decoders <= _MOST_DECODERS:
             raise InputError(f"decoders: got {decoders}, allowed: 1 to {_MOST_DECODERS}")
         self._decoders = threading.BoundedSemaphore(decoders)
+        # Threads that read have a current GPU of their own, the first one; this reader's is its maker's.
+        self._place = device if device == "cpu" else f"gpu:{_current_gpu()}"
         self._lock = threading.Lock()
         self.counts: ReadCounts = self._fallback.counts
         self.decoded_frames = 0
@@ -139,7 +142,7 @@ class DaliReader:
         slots = [distinct.index(frame_index) for frame_index in wanted]
         try:
             with self._decoders:
-                data, device = _decode(np.fromfile(name, dtype=np.uint8), distinct, self.device)
+                data, device = _decode(np.fromfile(name, dtype=np.uint8), distinct, self._place)
         except Exception as error:  # DALI raises its C++ errors as RuntimeError, and wraps them
             _logger.warning("%s: DALI does not decode it, the CPU reader does (%s)", name, _root(error))
             self.handed_over[name] = "DALI failed"
@@ -177,6 +180,12 @@ def _decode(encoded: np.ndarray[Any, Any], frames: Sequence[int], device: str) -
     if bool(is_outside):
         raise ValueError("a frame is outside what DALI finds in the file")
     return pixels, where
+
+
+def _current_gpu() -> int:
+    """The number of the GPU that this thread works on: torch's if it is at work, else the first."""
+    torch = sys.modules.get("torch")
+    return int(torch.cuda.current_device()) if torch is not None and torch.cuda.is_initialized() else 0
 
 
 def _root(error: BaseException) -> str:

@@ -21,7 +21,7 @@ from av.codec.context import CodecContext
 from av.sidedata.sidedata import Type as SideDataType
 
 from vrthinker import limits
-from vrthinker.errors import MachineError, VideoError
+from vrthinker.errors import InputError, MachineError, VideoError
 from vrthinker.video.pyav.colours import RgbConverter, has_alpha, opacity
 from vrthinker.video.pyav.containers import missing_part
 from vrthinker.video.pyav.packets import damage, is_disposable, starts_afresh
@@ -256,13 +256,19 @@ class OpenClip:
         with self._colour_errors():
             upright = orientation == Orientation()
             pixels = self._converter.convert(frame, out if upright else None)
-        if pixels is not out:
-            out[...] = orientation.apply(pixels)
+            if pixels is not out:
+                out[...] = orientation.apply(pixels)
+
+    def begin_group(self) -> None:
+        """Says that the frames that follow belong to another group of pictures."""
+        self._converter.begin_group()
 
     @contextlib.contextmanager
     def _colour_errors(self) -> Iterator[None]:
         try:
             yield
+        except InputError:  # what names no version of the kernels
+            raise
         except (MemoryError, *DECODE_ERRORS) as error:
             raise_if_out_of_memory(self.path, error)
             raise BreakError(f"a frame's colours cannot be converted to RGB ({_words(error)})") from error

@@ -2,8 +2,9 @@
 
 FFmpeg converts exactly only in plain C, which takes longer than decoding the frame. The op `yuv_to_rgb` is
 several times as fast, for frames in 4:2:0 with 8 bits, even sides and no interlacing. What it needs to know
-about a stream, PyAV does not tell in full (where the chroma samples lie). So each kind of frame of a clip is
-tried out first: a small random picture with the properties of the clip's frame is converted in both ways.
+about a stream, PyAV does not tell in full (where the chroma samples lie). So each kind of frame is tried out
+first, anew in every group of pictures, because a stream may change there: a small random picture with the
+properties of the frame is converted in both ways.
 
 Invariant: the op is used only if it gave FFmpeg's bits for that picture. Everything else is converted by
 FFmpeg.
@@ -45,11 +46,15 @@ class _Kind(NamedTuple):
 
 
 class RgbConverter:
-    """Converts the frames of one clip. What it found out about their kind is remembered."""
+    """Converts the frames of one clip. What it found out about their kind holds for a group of pictures."""
 
     def __init__(self) -> None:
         self._reformatter = VideoReformatter()  # reuses its tables for all frames
         self._colours: dict[_Kind, YuvColours | None] = {}
+
+    def begin_group(self) -> None:
+        """Forgets what was found out, because a group of pictures begins."""
+        self._colours.clear()
 
     def check(self, frame: Any) -> None:
         """Makes sure that a frame can be converted, without converting it: the usual ones always can.
@@ -83,7 +88,7 @@ class RgbConverter:
 
     def _colours_of(self, frame: Any) -> YuvColours | None:
         """How the op converts a frame; None if FFmpeg has to."""
-        if not op.runs_natively():
+        if not op.runs_natively() or min(plane.line_size for plane in frame.planes) <= 0:
             return None
         kind = _Kind(
             frame.format.name,

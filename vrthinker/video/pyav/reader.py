@@ -196,6 +196,8 @@ def _read_from_start(
         with open_clip(path, end_byte=index.end_byte) as clip:
             clip.counts = counts
             for frame_index, frame in enumerate(frames_in_order(clip, index.ticks, index.stored_size)):
+                if frame.key_frame:
+                    clip.begin_group()
                 if frame_index in slots:
                     _show(clip, frame, index, slots[frame_index], data)
                 if frame_index == last:
@@ -221,7 +223,10 @@ def _read_by_seeking(
     """
     with lend() as clip:
         for keyframe, last in runs:
+            clip.begin_group()
             for frame_index, frame in _decode_run(clip, index, keyframe, last, slots if skip else None):
+                if frame.key_frame:
+                    clip.begin_group()
                 if frame_index in slots:
                     _show(clip, frame, index, slots[frame_index], data)
 
