@@ -535,6 +535,9 @@ def test_too_little_memory_is_said_of_the_machine(
         is_open = False
         decode = demux = seek = check = convert = fail
 
+        def begin_group(self) -> None:
+            """Needs no memory."""
+
     original = clip_module.OpenClip.__init__
     for part in ("_decoder", "container", "_converter"):
 
