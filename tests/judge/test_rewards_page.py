@@ -39,8 +39,9 @@ def videos(number: int) -> torch.Tensor:
 def test_every_consumer_gets_a_reward_a_clip_and_dimension(
     page: dict[str, Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Noise is nothing that nano has seen. In a guided round it answers all the same.
-    monkeypatch.setitem(page, "judge", Judge.from_pretrained("nano", guided=True))
+    # Noise is nothing that nano has seen. In a guided round it answers all the same, but it asks for frames
+    # in as many rounds as it is given.
+    monkeypatch.setitem(page, "judge", Judge.from_pretrained("nano", guided=True, max_rounds=2))
     batch, prompts = videos(3), ["A red circle moves.", "A red circle moves.", "alone"]
     scores = page["rewards"](page["judge"], batch, prompts)
     assert list(scores) == list(Dimension)
