@@ -20,48 +20,22 @@ import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from fractions import Fraction
 from pathlib import Path
 from typing import Any, Literal
 
-import av
 import numpy as np
 
 from vrthinker.records.provenance import append_row
 from vrthinker.video.dali.reader import DaliReader
 from vrthinker.video.dali.support import installed_version
+from vrthinker.video.measured_readers import ENCODERS, KEYFRAMES, encode_tiles
 from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.resize import resize_frame
 from vrthinker.video.tensor_resize import resize_tensor
 
-WIDTH, HEIGHT, FPS, N_FRAMES, KEYFRAMES = 1280, 720, 24, 240, 48
+WIDTH, HEIGHT, N_FRAMES = 1280, 720, 240
 RESIZED = (476, 840)
-ENCODERS: dict[str, tuple[str, str, dict[str, str]]] = {
-    "h264": ("libx264", "mp4", {"preset": "veryfast"}),
-    "hevc": ("libx265", "mp4", {"preset": "ultrafast", "x265-params": "log-level=none"}),
-    "av1": ("libsvtav1", "mp4", {"preset": "12"}),
-    "vp9": ("libvpx-vp9", "webm", {"deadline": "realtime", "cpu-used": "8"}),
-}
 Read = Callable[[], Any]
-
-
-def encode(folder: Path, codec: str) -> Path:
-    """A clip of moving coloured tiles with a keyframe every two seconds."""
-    encoder, ending, options = ENCODERS[codec]
-    path = folder / f"{codec}.{ending}"
-    tiles = np.random.default_rng(0).integers(0, 256, (HEIGHT // 40, WIDTH // 40, 3), dtype=np.uint8)
-    picture = tiles.repeat(40, 0).repeat(40, 1)
-    with av.open(str(path), "w") as container:
-        stream: Any = container.add_stream(encoder, rate=FPS, options=options)
-        stream.width, stream.height, stream.pix_fmt = WIDTH, HEIGHT, "yuv420p"
-        stream.codec_context.gop_size = KEYFRAMES
-        for number in range(N_FRAMES):
-            moved = np.roll(picture, (2 * number, 3 * number), (0, 1))
-            frame = av.VideoFrame.from_ndarray(moved, format="rgb24")
-            frame.pts, frame.time_base = number, Fraction(1, FPS)
-            container.mux(stream.encode(frame))
-        container.mux(stream.encode(None))
-    return path
 
 
 def ways_of(path: Path, device: str, decoders: int, wanted: list[int]) -> dict[str, tuple[Read, int]]:
@@ -124,7 +98,9 @@ def main() -> None:
     wanted = list(range(3, N_FRAMES, N_FRAMES // 16))
     with tempfile.TemporaryDirectory() as folder:
         for codec in options.codecs:
-            path = encode(Path(folder), codec)
+            path = Path(folder, f"{codec}.{ENCODERS[codec][1]}")
+            if not encode_tiles(path, codec, (HEIGHT, WIDTH), N_FRAMES):
+                raise SystemExit(f"{codec}: FFmpeg has no encoder {ENCODERS[codec][0]} here")
             largest = compare(path, options.device, wanted)
             ways = ways_of(path, options.device, options.decoders, wanted)
             rates: dict[str, list[float]] = {}

@@ -26,6 +26,9 @@ if "PYTEST_XDIST_WORKER" in os.environ:  # a process per core already: more thre
     for variable in ("OMP_NUM_THREADS", "MKL_NUM_THREADS"):
         os.environ.setdefault(variable, "1")
 
+# What a developer measured on this machine must not decide which reader tests get.
+os.environ["VRTHINKER_READER_TIMES"] = os.devnull + "/none"
+
 # A forked child collects nothing of what was here before it. Freeing what belongs to a thread (a decoder, a
 # scaler of pictures) waits for that thread, which the child does not have.
 os.register_at_fork(after_in_child=gc.freeze)

@@ -215,16 +215,17 @@ def test_a_hidden_gpu_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert not support.has_gpu()
 
 
-def test_auto_says_what_it_takes_and_why(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_a_measurement_auto_takes_the_cpu_reader(monkeypatch: pytest.MonkeyPatch) -> None:
     for gpu, version, reason in (
-        (False, None, "no NVIDIA GPU"),
+        (False, None, "no NVIDIA GPU to decode on$"),
         (True, None, r"not installed \(pip install 'vrthinker\[dali\]'\)"),
-        (True, "2.4", "has not been measured yet; --reader dali takes it"),
+        (True, "2.4", "nothing has been measured here; vrthinker doctor --readers"),
+        (False, "2.4", "nothing has been measured here; vrthinker doctor --readers"),
     ):
         monkeypatch.setattr(support, "has_gpu", lambda gpu=gpu: gpu)
         monkeypatch.setattr(support, "installed_version", lambda version=version: version)
-        name, why = auto_choice()
-        assert name == "pyav"
+        name, why, times = auto_choice()
+        assert (name, times) == ("pyav", None)
         assert re.search(reason, why)
     assert isinstance(open_reader(), PyAVReader)
     with pytest.raises(InputError, match="reader: got 'cuda', allowed: auto, pyav, dali"):

@@ -1,4 +1,4 @@
-"""`vrthinker doctor` reports what this machine has and lacks, and how far a model's numbers drift."""
+"""`vrthinker doctor` reports what this machine has and lacks, and measures a model's numbers and readers."""
 
 from __future__ import annotations
 
@@ -13,11 +13,13 @@ from vrthinker.errors import InputError
 
 @dataclass(frozen=True)
 class DoctorCommand:
-    """Report what this machine has and lacks, and what for; or how far a model's numbers drift.
+    """Report what this machine has and lacks, and what for; how far a model's numbers drift; or who decodes.
 
     vrthinker doctor
 
     vrthinker doctor --numerics nano
+
+    vrthinker doctor --readers
     """
 
     numerics: Annotated[str | None, option("M")] = None
@@ -30,6 +32,8 @@ class DoctorCommand:
     """With --numerics: cpu, cuda, cuda:1. By default a GPU if there is one."""
     dtype: Annotated[Literal["float32", "bfloat16"] | None, option("DTYPE")] = None
     """With --numerics: float32 or bfloat16. bfloat16 on a GPU, float32 on a CPU by default."""
+    readers: Flag = False
+    """Instead, measure NVIDIA DALI beside the CPU's reader, and keep the result for --reader auto."""
     json: Flag = False
     """Print JSON instead of a table."""
 
@@ -37,6 +41,10 @@ class DoctorCommand:
         """Examines the machine; returns 1 if judging cannot work here."""
         from vrthinker.doctor import report as doctor
 
+        if self.readers:
+            if self.numerics is not None:
+                raise InputError("--readers: got --numerics too, allowed: one of them")
+            return self._measure_readers()
         if self.numerics is None:
             options = {"--pairs": self.pairs, "--device": self.device, "--dtype": self.dtype}
             if unused := [name for name, value in options.items() if value is not None]:
@@ -52,4 +60,19 @@ class DoctorCommand:
             sys.stdout.write(report.as_json() + "\n")
         else:
             doctor.print_numerics(report)
+        return 0
+
+    def _measure_readers(self) -> int:
+        """Measures, keeps the result, and prints it."""
+        from vrthinker.doctor.readers import measure, render
+        from vrthinker.video.reader_times import times_file
+
+        times = measure(announce)
+        if self.json:
+            sys.stdout.write(times.model_dump_json(indent=2) + "\n")
+        else:
+            from rich.console import Console
+
+            Console().print(render(times))
+        announce(f"kept in {times_file()}; --reader auto decides by it from now on")
         return 0

@@ -30,6 +30,7 @@ from vrthinker.video.frames import Frames
 from vrthinker.video.pyav.index import ClipIndex
 from vrthinker.video.pyav.reader import PyAVReader
 from vrthinker.video.reader import ReadCounts, VideoInfo, VideoPath, checked_indices, select_frames
+from vrthinker.video.reader_times import ReaderTimes
 
 _logger = logging.getLogger(__name__)
 
@@ -52,6 +53,8 @@ class DaliReader:
         fallback: The reader that indexes all clips, and decodes those that DALI cannot.
         decoders: How many clips are decoded at a time, 1 to 64. The default on a GPU is 7, the engines of an
             H100 (with fewer engines they take turns), and on a CPU one per core.
+        times: What was measured on this machine: the CPU reader decodes the clips that it is faster with.
+            None gives DALI all that it can decode.
 
     Attributes:
         counts: What the CPU reader decoded, and what was asked of both.
@@ -70,10 +73,12 @@ class DaliReader:
         fallback: PyAVReader | None = None,
         *,
         decoders: int | None = None,
+        times: ReaderTimes | None = None,
     ) -> None:
         if installed_version() is None:
             raise InputError(f"reader dali: NVIDIA DALI is not installed; {_INSTALL}, or --reader pyav")
         self.device = device
+        self._times = times
         self._fallback = PyAVReader() if fallback is None else fallback
         if decoders is None:
             decoders = _ENGINES if device == "gpu" else min(os.cpu_count() or 1, _MOST_DECODERS)
@@ -132,6 +137,8 @@ class DaliReader:
 
     def _why_not(self, name: str, index: ClipIndex) -> str | None:
         reason = self.handed_over.get(name) or why_handed_over(index, self.device)
+        if reason is None and self._times is not None:
+            reason = self._times.why_not_dali(index.info)
         if reason is not None:
             self.handed_over[name] = reason
         return reason

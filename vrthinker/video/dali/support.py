@@ -37,6 +37,19 @@ def has_gpu() -> bool:
         return False
 
 
+def gpu_names() -> list[str]:
+    """The names of the GPUs that NVIDIA's driver shows; none if there is no GPU to use."""
+    names = []
+    for folder in sorted(_DRIVER.iterdir()) if has_gpu() else ():
+        try:
+            text = (folder / "information").read_text("utf-8", "replace")
+        except OSError:
+            text = ""
+        found = [line.partition(":")[2].strip() for line in text.splitlines() if line.startswith("Model:")]
+        names.append(found[0] if found else "unknown")
+    return names
+
+
 def why_handed_over(index: ClipIndex, device: str) -> str | None:
     """Why a clip is not decoded by DALI; None if it is.
 
