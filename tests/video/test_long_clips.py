@@ -17,6 +17,8 @@ import av
 import numpy as np
 import pytest
 from clips import make_clip, read_number, stream_copy
+from hypothesis import given
+from hypothesis import strategies as st
 
 from vrthinker.errors import VideoError
 from vrthinker.video import open_reader
@@ -244,9 +246,11 @@ def bytes_read() -> int:
     return int(text.split("rchar: ")[1].split()[0])
 
 
+@pytest.mark.parametrize("worth_a_read", [0, 8192])
 def test_zeros_in_a_long_clip_are_seen_where_they_are_looked_for(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth_a_read: int
 ) -> None:
+    monkeypatch.setattr(table_module, "_BYTES_WORTH_A_READ", worth_a_read)
     path = make_clip(tmp_path / "a.mp4", 40, (144, 192), gop=8)
     table = table_of(path)
     assert table is not None
@@ -263,6 +267,48 @@ def test_zeros_in_a_long_clip_are_seen_where_they_are_looked_for(
     assert read_number(reader.frames_at(path, [7]).numpy()[0]) == 7
     with pytest.raises(VideoError, match="breaks after frame 21: frame data is zeroed out"):
         reader.frames_at(path, [23])
+
+
+@given(
+    sizes=st.lists(st.integers(24, 60), min_size=1, max_size=12),
+    gaps=st.lists(st.integers(0, 20), min_size=12, max_size=12),
+    zeroed=st.sets(st.tuples(st.integers(0, 11), st.booleans()), max_size=6),
+    backwards=st.booleans(),
+)
+def test_one_read_of_all_samples_sees_what_a_read_of_each_sees(
+    tmp_path_factory: pytest.TempPathFactory,
+    sizes: list[int],
+    gaps: list[int],
+    zeroed: set[tuple[int, bool]],
+    backwards: bool,
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "samples"
+    offsets, content = [], bytearray()
+    for size, gap in zip(sizes, gaps, strict=False):
+        content += bytes(gap)
+        offsets.append(len(content))
+        content += b"\1" * size
+    for place, at_head in zeroed:
+        if place < len(sizes):
+            begin = offsets[place] + (0 if at_head else sizes[place] - 8)
+            content[begin : begin + (16 if at_head else 8)] = bytes(16 if at_head else 8)
+    path.write_bytes(content)
+    order = slice(None, None, -1) if backwards else slice(None)
+    places, lengths = np.array(offsets)[order], np.array(sizes)[order]
+    with path.open("rb", buffering=0) as file:
+        found = table_module._look_empty_in_one_read(file.fileno(), places, lengths)
+        ends = [table_module._ends(file.fileno(), *each) for each in zip(places, lengths, strict=True)]
+    assert found == [place for place, (head, tail) in enumerate(ends) if not (any(head) and any(tail))]
+
+
+def test_a_file_that_got_shorter_is_not_read_at_once(tmp_path: Path) -> None:
+    path = tmp_path / "samples"
+    path.write_bytes(b"\1" * 100)
+    with path.open("rb", buffering=0) as file:
+        read = table_module._look_empty_in_one_read
+        assert read(file.fileno(), np.array([0, 70]), np.array([60, 30])) == []
+        assert read(file.fileno(), np.array([0, 70]), np.array([60, 31])) is None
+        assert read(file.fileno(), np.array([0, 70]), np.array([60, 5])) is None, "too small for both ends"
 
 
 def test_pictures_that_no_other_needs_are_left_out(tmp_path: Path) -> None:

@@ -194,14 +194,15 @@ def _finish(
 ) -> ClipIndex:
     known = [tick for tick in ticks if tick is not None]
     steps = [later - earlier for earlier, later in itertools.pairwise(known)]
-    ordered = len(known) == len(ticks) and all(step >= 0 for step in steps)
-    increasing = ordered and all(step > 0 for step in steps)
+    least, most = min(steps, default=1), max(steps, default=1)
+    ordered = len(known) == len(ticks) and least >= 0
+    increasing = ordered and least > 0
     if ordered:
         seconds = _Seconds(listing.time_base)
         times = [tick - known[0] for tick in known]
         # Containers round every time to a tick, so gaps may differ by one tick.
-        mean = sum(steps) / len(steps) if steps else 0
-        variable = any(abs(step - mean) > 1 for step in (min(steps, default=0), max(steps, default=0)))
+        mean = sum(steps) / max(1, len(steps))
+        variable = bool(steps) and max(mean - least, most - mean) > 1
     else:
         seconds = _Seconds(1 / listing.nominal_fps)
         times = list(range(len(ticks)))
