@@ -60,7 +60,7 @@ class Judge:
         engine: The engine that writes the rounds.
         settings: The sizes, limits and window; usually a checkpoint's own.
         templates: The prompts; the package's by default.
-        reader: The video reader; the machine's default one by default.
+        reader: The video reader (`open_reader`); PyAV's on the CPU by default.
         frame_cache_bytes: The most bytes of decoded frames that are kept in memory.
     """
 
@@ -140,7 +140,7 @@ class Judge:
             profile: The settings and prompts of a released checkpoint (docs/checkpoints.md), instead of the
                 checkpoint's. By default the one that goes with its hub id, if it has no settings of its own.
             engine_options: Further arguments of the engine (`HFEngine`, `VLLMEngine`).
-            reader: The video reader; the machine's default one by default.
+            reader: The video reader (`open_reader`); PyAV's on the CPU by default.
             **episode_settings: Fields of `EpisodeSettings` to override (`window=2`, `max_rounds=4`, …).
 
         Raises:
@@ -193,7 +193,7 @@ class Judge:
             base_url: The address of the server.
             model: The name that the server knows the model by.
             engine_options: Options of `EndpointEngine`.
-            reader: The video reader; the machine's default one by default.
+            reader: The video reader (`open_reader`); PyAV's on the CPU by default.
             **options: `templates`, `max_pixels`, `profile` and fields of `EpisodeSettings`, as in
                 `from_pretrained`.
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 from typing import Any
 
@@ -27,13 +28,35 @@ def test_without_dali_it_says_what_to_install(tmp_path: Path) -> None:
     done = vrthinker("doctor", "--readers")
     assert done.code == 2
     assert "NVIDIA DALI is not installed; pip install 'vrthinker[dali]'" in done.line
-    assert not list(tmp_path.rglob("*.json"))
+    assert list(tmp_path.iterdir()) == [], "nothing was made for a result that will not be there"
 
 
 def test_one_measurement_at_a_time() -> None:
     done = vrthinker("doctor", "--readers", "--numerics", "nano")
     assert done.code == 2
     assert "--readers: got --numerics too" in done.line
+
+
+def test_a_place_that_cannot_be_written_is_refused_before_anything_is_measured(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(readers, "installed_version", lambda: "2.4")
+    monkeypatch.setattr(readers, "measure", lambda _: pytest.fail("it was measured"))
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "file").write_text("")
+    os.mkfifo(tmp_path / "pipe")
+    for named, said in (
+        ("folder", "got a folder, a pipe or a device, allowed: a file"),
+        ("pipe", "got a folder, a pipe or a device, allowed: a file"),
+        ("file/times.json", "cannot be written"),
+    ):
+        monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / named))
+        done = vrthinker("doctor", "--readers")
+        assert done.code == 2
+        assert said in done.line
+    monkeypatch.setenv(FILE_VARIABLE, str(tmp_path / "times.json"))
+    with readers.kept():
+        assert "another process measures already" in vrthinker("doctor", "--readers").line
 
 
 @pytest.mark.dali

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import random
 import re
 import threading
@@ -33,6 +34,8 @@ SAME: dict[str, tuple[str, dict[str, Any]]] = {
     "vp9 in mp4": ("a.mp4", {"codec": "vp9"}),
     "vp9 of an odd size": ("a.webm", {"codec": "vp9", "size": (65, 97)}),
     "vp8": ("a.webm", {"codec": "vp8"}),
+    "vp9 that states BT.601": ("a.webm", {"codec": "vp9", "options": {"colorspace": "smpte170m"}}),
+    "vp9 that states its range": ("a.webm", {"codec": "vp9", "options": {"color_range": "tv"}}),
     "mjpeg": ("a.avi", {"codec": "mjpeg"}),
     "mjpeg in mp4": ("a.mp4", {"codec": "mjpeg"}),
 }
@@ -41,6 +44,21 @@ HANDED_OVER: dict[str, tuple[str, dict[str, Any], str]] = {
     "h264": ("a.mp4", {}, r"h264 \(on a CPU, DALI decodes mjpeg, vp8, vp9\)"),
     "variable": ("a.webm", {"codec": "vp9", "n_frames": 18, "pts": VARIABLE_MS}, "a variable frame rate"),
     "turned": ("a.mp4", {"codec": "vp9", "rotation": 180}, "pictures that have to be turned"),
+    "BT.709": (
+        "a.webm",
+        {"codec": "vp9", "options": {"colorspace": "bt709"}},
+        r"a colour matrix other than BT\.601's \(FFmpeg's number 1\)",
+    ),
+    "BT.2020": (
+        "a.webm",
+        {"codec": "vp9", "options": {"colorspace": "bt2020nc"}},
+        r"a colour matrix other than BT\.601's \(FFmpeg's number 9\)",
+    ),
+    "full range": (
+        "a.webm",
+        {"codec": "vp9", "options": {"color_range": "pc"}},
+        "a range of values other than the codec's usual one",
+    ),
     "hidden by an edit list": (
         "a.mp4",
         {"codec": "mjpeg", "pts": [40 * (i - 5) for i in range(N_FRAMES)]},
@@ -140,6 +158,34 @@ def test_what_dali_cannot_do_is_handed_over(
     assert re.search(f"{reason}$", why)
 
 
+def test_a_failure_holds_as_long_as_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """This needs no DALI: a clip that another one replaced is judged by itself, and reasons are bounded."""
+    path = make_clip(tmp_path / "a.webm", 6, codec="vp9")
+    pixels = PyAVReader().frames_at(path, [4]).numpy()
+    fails = True
+
+    def decode(*_: object) -> tuple[Any, str]:
+        if fails:
+            raise RuntimeError("no memory")
+        return pixels, "cpu"
+
+    monkeypatch.setattr(dali_module, "installed_version", lambda: "2.4")
+    monkeypatch.setattr(dali_module, "_decode", decode)
+    monkeypatch.setattr(dali_module, "_REMEMBERED", 2)
+    dali = DaliReader("cpu")
+    dali.frames_at(path, [4])
+    assert dali.handed_over == {str(path): "DALI failed"}
+    assert dali.reader_of(path) == "pyav"
+    fails = False
+    os.utime(path, ns=(1, 1))
+    assert dali.reader_of(path) == "dali"
+    assert dali.handed_over == {}
+    assert dali.frames_at(path, [4]).data is pixels
+    for number in range(3):
+        dali.reader_of(make_clip(tmp_path / f"{number}.mp4", 6))
+    assert list(dali.handed_over) == [str(tmp_path / "1.mp4"), str(tmp_path / "2.mp4")]
+
+
 @needs_dali
 @pytest.mark.dali
 def test_threads_read_side_by_side(tmp_path: Path) -> None:
@@ -208,8 +254,11 @@ def test_a_hidden_gpu_is_none(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     monkeypatch.setattr(support, "_DRIVER", tmp_path)
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
     assert support.has_gpu()
-    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
-    assert not support.has_gpu()
+    for hidden in ("", "-1", "NoDevFiles", "-1,0"):
+        monkeypatch.setenv("CUDA_VISIBLE_DEVICES", hidden)
+        assert not support.has_gpu()
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "1,-1")
+    assert support.has_gpu()
     monkeypatch.delenv("CUDA_VISIBLE_DEVICES")
     monkeypatch.setattr(support, "_DRIVER", tmp_path / "nothing")
     assert not support.has_gpu()
@@ -227,7 +276,7 @@ def test_without_a_measurement_auto_takes_the_cpu_reader(monkeypatch: pytest.Mon
         name, why, times = auto_choice()
         assert (name, times) == ("pyav", None)
         assert re.search(reason, why)
-    assert isinstance(open_reader(), PyAVReader)
+    assert isinstance(open_reader("auto"), PyAVReader)
     with pytest.raises(InputError, match="reader: got 'cuda', allowed: auto, pyav, dali"):
         open_reader("cuda")  # type: ignore[arg-type]
 

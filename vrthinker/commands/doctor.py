@@ -64,15 +64,17 @@ class DoctorCommand:
 
     def _measure_readers(self) -> int:
         """Measures, keeps the result, and prints it."""
-        from vrthinker.doctor.readers import measure, render
+        from vrthinker.doctor.readers import kept, measure, render
         from vrthinker.video.reader_times import times_file
 
-        times = measure(announce)
-        if self.json:
-            sys.stdout.write(times.model_dump_json(indent=2) + "\n")
-        else:
-            from rich.console import Console
+        with kept() as keep:
+            times = measure(announce)
+            if self.json:
+                sys.stdout.write(times.model_dump_json(indent=2) + "\n")
+            else:
+                from rich.console import Console
 
-            Console().print(render(times))
+                Console().print(render(times))
+            keep(times)
         announce(f"kept in {times_file()}; --reader auto decides by it from now on")
         return 0

@@ -8,6 +8,7 @@ moment of the machine affects both. A first read of each warms it up and is not 
 
 from __future__ import annotations
 
+import os
 import shutil
 import statistics
 import sys
@@ -19,7 +20,7 @@ from fractions import Fraction
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from vrthinker.errors import VRThinkerError
+from vrthinker.errors import VRThinkerError, one_line
 from vrthinker.video.dali.support import CPU_CODECS, GPU_CODECS
 from vrthinker.video.frame_cache import FrameCache
 from vrthinker.video.reader_times import ClipTimes, Rate, ReaderTimes, machine
@@ -111,7 +112,7 @@ def measure_readers(
 
     Raises:
         InputError: DALI is not installed.
-        VRThinkerError: On a CPU the readers' frames differ.
+        VRThinkerError: On a CPU the readers' frames differ, or DALI decoded no clip.
     """
     from vrthinker.video.dali.reader import DaliReader
     from vrthinker.video.pyav.reader import PyAVReader
@@ -128,6 +129,9 @@ def measure_readers(
                 if encode_tiles(path, codec, size, n_frames):
                     clips.append(_measured(path, codec, device, (cpu, dali), threads, repeats))
                     path.unlink()
+    if all(clip.dali is None for clip in clips):
+        reasons = sorted({clip.why_not or "" for clip in clips})
+        raise VRThinkerError(f"reader dali: it decoded none of {len(clips)} clips ({'; '.join(reasons)})")
     date = datetime.now(UTC).isoformat(timespec="seconds")
     return ReaderTimes(schema_version=1, date=date, device=device, machine=machine(), clips=tuple(clips))
 
@@ -140,14 +144,15 @@ def _measured(
     wanted = [number * info.n_frames // FRAMES_A_READ for number in range(FRAMES_A_READ)]
     ours, theirs = cpu.frames_at(path, wanted).numpy(), dali.frames_at(path, wanted).numpy()
     why_not = dali.handed_over.get(str(path))
-    largest = None if why_not else int(abs(ours.astype(int) - theirs).max())
+    difference = abs(ours.astype(int) - theirs)
+    largest, mean = (None, None) if why_not else (int(difference.max()), round(float(difference.mean()), 3))
     if largest and device == "cpu":
         raise VRThinkerError(
             f"{path.name}: the readers' colours differ by {largest} levels, allowed: 0 on a CPU"
         )
     copies = [path.with_stem(f"{path.stem}-{number}") for number in range(threads)]
     for copy in copies:
-        shutil.copyfile(path, copy)
+        _link_or_copy(path, copy)
     size = ResizeSettings().grid_size(info.height, info.width)
     rates: dict[str, list[float]] = {}
     with ThreadPoolExecutor(threads) as pool:
@@ -166,6 +171,8 @@ def _measured(
                     rate = threads * len(wanted) / (time.perf_counter() - begun)
                     rates.setdefault(reader.name, []).append(rate)
     for copy in copies:
+        # A failure in the middle of the measurement was timed as the CPU reader's work.
+        why_not = why_not or dali.handed_over.get(str(copy))
         copy.unlink()
 
     def rate_of(name: str) -> Rate:
@@ -183,9 +190,18 @@ def _measured(
         threads=threads,
         pyav=rate_of("pyav"),
         dali=None if why_not else rate_of("dali"),
-        why_not=why_not,
+        why_not=why_not and one_line(why_not)[:300],
         largest_difference=largest,
+        mean_difference=mean,
     )
+
+
+def _link_or_copy(path: Path, copy: Path) -> None:
+    """Gives a file a second name, or copies it where the file system has no such names."""
+    try:
+        os.link(path, copy)
+    except OSError:
+        shutil.copyfile(path, copy)
 
 
 def _wait_for_gpu() -> None:

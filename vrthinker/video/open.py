@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal, NamedTuple
 
-from vrthinker.errors import InputError
+from vrthinker.errors import InputError, VRThinkerError
 from vrthinker.video.reader import VideoReader
 
 if TYPE_CHECKING:
@@ -38,15 +38,17 @@ def auto_choice() -> ReaderChoice:
     few codecs only, and where it is faster depends on the machine, the codec and the clip's length.
     """
     from vrthinker.video.dali.support import has_gpu, installed_version
-    from vrthinker.video.reader_times import ReaderTimes, times_file
+    from vrthinker.video.reader_times import ReaderTimes
 
     try:
-        times = ReaderTimes.load() if times_file().is_file() else None
-    except InputError as error:
+        times = ReaderTimes.load()
+    except (VRThinkerError, OSError) as error:
         return ReaderChoice("pyav", str(error))
     if times is not None:
         by_codec = {clip.codec for clip in times.clips}
         ahead = {clip.codec for clip in times.clips if clip.faster == "dali"}
+        if not ahead and all(clip.dali is None for clip in times.clips):
+            return ReaderChoice("pyav", f"on {times.date[:10]}, {times.clips[0].summary}", times)
         if not ahead:
             return ReaderChoice("pyav", f"it was measured to be the faster one on {times.date[:10]}", times)
         part = ", ".join(sorted(ahead))
@@ -62,12 +64,13 @@ def auto_choice() -> ReaderChoice:
     )
 
 
-def open_reader(name: ReaderName = "auto", *, image_fps: float = 8.0) -> VideoReader:
+def open_reader(name: ReaderName = "pyav", *, image_fps: float = 8.0) -> VideoReader:
     """Returns a reader of this machine. All of them list a file once while it does not change.
 
     Args:
         name: The reader: "pyav" (the CPU), "dali" (NVIDIA DALI, on a GPU if there is one), or "auto" (the
-            faster one for each clip, as far as that was measured).
+            faster one for each clip, as far as that was measured). Training and whatever reads records
+            again take the default, so that they see the same pixels on every machine.
         image_fps: The frame rate of folders of images, which do not state one.
 
     Raises:

@@ -92,7 +92,7 @@ def load_clip(
     Args:
         record: The clip as it was judged.
         frames: The records of the frames that the page shows.
-        reader: The video reader; the machine's default one by default.
+        reader: The video reader; PyAV's on the CPU by default.
         tolerate_truncation: Whether the clip was judged up to a break.
         max_clip_bytes: The most bytes of the embedded clip.
     """

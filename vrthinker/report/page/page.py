@@ -91,7 +91,7 @@ def write_page(
             episode. The headline and the table are theirs, the rounds and the story those of the episode.
         truth: The truth, if it is known. Without it, the page does not mention any.
         findings: What each round found, for the story (`report.story`).
-        reader: The video reader; the machine's default one by default.
+        reader: The video reader; PyAV's on the CPU by default.
         max_clip_bytes: The most bytes of an embedded clip. A larger clip is shown as a small copy, or as
             stills.
 

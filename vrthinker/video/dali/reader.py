@@ -3,7 +3,8 @@
 Invariant: a frame that DALI decoded has the pixels that the CPU reader gives (bit by bit in VP8, VP9 and
 MJPEG on a CPU, which `tests/video/test_dali.py` compares). Which clips DALI gets is decided from the CPU
 reader's index, before anything is decoded: those in which every packet shows one picture, at a constant rate,
-upright, with 8 bits a colour in 4:2:0. DALI tells no times of frames, so no frame can be checked against the
+upright, with 8 bits a colour in 4:2:0, and with BT.601's colours, stated or not: DALI ignores what a stream
+states about its colours. DALI tells no times of frames, so no frame can be checked against the
 index; it is told to fill frames outside a file with one colour, and if such a frame comes out, or DALI fails,
 the CPU reader reads the clip.
 
@@ -25,7 +26,8 @@ from typing import Any, Literal
 import numpy as np
 
 from vrthinker.errors import InputError
-from vrthinker.video.dali.support import installed_version, why_handed_over
+from vrthinker.video.dali.support import NOT_INSTALLED, installed_version, why_handed_over
+from vrthinker.video.frame_cache import file_state
 from vrthinker.video.frames import Frames
 from vrthinker.video.pyav.index import ClipIndex
 from vrthinker.video.pyav.reader import PyAVReader
@@ -37,8 +39,9 @@ _logger = logging.getLogger(__name__)
 _OUTSIDE = [255, 0, 255]
 """The colour of frames outside a file: a loud one, which a whole real frame hardly has."""
 _ENGINES = 7
+_REMEMBERED = 1024
+"""Clips whose reasons are kept, so that a judge that runs for long does not grow."""
 _MOST_DECODERS = 64
-_INSTALL = "pip install 'vrthinker[dali]'"
 
 
 class DaliReader:
@@ -59,7 +62,7 @@ class DaliReader:
     Attributes:
         counts: What the CPU reader decoded, and what was asked of both.
         decoded_frames: The number of frames that DALI returned.
-        handed_over: For each clip that DALI did not get, why.
+        handed_over: Why DALI did not get a clip, for the last clips that it did not get.
 
     Raises:
         InputError: DALI is not installed, or `decoders` is out of range.
@@ -76,7 +79,7 @@ class DaliReader:
         times: ReaderTimes | None = None,
     ) -> None:
         if installed_version() is None:
-            raise InputError(f"reader dali: NVIDIA DALI is not installed; {_INSTALL}, or --reader pyav")
+            raise InputError(NOT_INSTALLED)
         self.device = device
         self._times = times
         self._fallback = PyAVReader() if fallback is None else fallback
@@ -91,6 +94,7 @@ class DaliReader:
         self.counts: ReadCounts = self._fallback.counts
         self.decoded_frames = 0
         self.handed_over: dict[str, str] = {}
+        self._failed: dict[tuple[str, object], str] = {}
 
     def close_idle(self) -> None:
         """Closes the clips that the CPU reader keeps open."""
@@ -136,12 +140,20 @@ class DaliReader:
         return [select_frames(read[os.fspath(path)], frame_indices) for path, frame_indices in requests]
 
     def _why_not(self, name: str, index: ClipIndex) -> str | None:
-        reason = self.handed_over.get(name) or why_handed_over(index, self.device)
+        reason = self._failed.get((name, file_state(name))) or why_handed_over(index, self.device)
         if reason is None and self._times is not None:
             reason = self._times.why_not_dali(index.info)
-        if reason is not None:
-            self.handed_over[name] = reason
+        with self._lock:
+            self.handed_over.pop(name, None)
+            if reason is not None:
+                _remember(self.handed_over, name, reason)
         return reason
+
+    def _fail(self, name: str, reason: str) -> None:
+        """Notes that DALI cannot decode a file, as long as the file stays as it is."""
+        with self._lock:
+            _remember(self._failed, (name, file_state(name)), reason)
+            _remember(self.handed_over, name, reason)
 
     def _decode(self, name: str, index: ClipIndex, wanted: tuple[int, ...]) -> Frames | None:
         """The frames as DALI decodes them; None if it fails, and the CPU reader has to say what is wrong."""
@@ -152,12 +164,12 @@ class DaliReader:
                 data, device = _decode(np.fromfile(name, dtype=np.uint8), distinct, self._place)
         except Exception as error:  # DALI raises its C++ errors as RuntimeError, and wraps them
             _logger.warning("%s: DALI does not decode it, the CPU reader does (%s)", name, _root(error))
-            self.handed_over[name] = "DALI failed"
+            self._fail(name, "DALI failed")
             return None
         expected = (len(distinct), index.info.height, index.info.width, 3)
         if tuple(data.shape) != expected:
             _logger.warning("%s: DALI gives frames of another shape; the CPU reader decodes it", name)
-            self.handed_over[name] = "frames of another shape"
+            self._fail(name, "frames of another shape")
             return None
         with self._lock:
             self.decoded_frames += len(distinct)
@@ -187,6 +199,14 @@ def _decode(encoded: np.ndarray[Any, Any], frames: Sequence[int], device: str) -
     if bool(is_outside):
         raise ValueError("a frame is outside what DALI finds in the file")
     return pixels, where
+
+
+def _remember(reasons: dict[Any, str], key: object, reason: str) -> None:
+    """Adds a reason, and forgets the oldest if there are too many."""
+    reasons.pop(key, None)
+    reasons[key] = reason
+    if len(reasons) > _REMEMBERED:
+        del reasons[next(iter(reasons))]
 
 
 def _current_gpu() -> int:

@@ -23,7 +23,7 @@ from vrthinker.errors import VideoError
 from vrthinker.video import transparency
 from vrthinker.video.pyav.clip import BreakError, OpenClip, Orientation, is_transparent, open_clip
 from vrthinker.video.pyav.containers import MissingPart, missing_part
-from vrthinker.video.pyav.listing import LISTABLE, Listing, list_clip
+from vrthinker.video.pyav.listing import LISTABLE, UNSPECIFIED, Listing, list_clip
 from vrthinker.video.pyav.packets import starts_afresh
 from vrthinker.video.pyav.sample_table import first_bytes
 from vrthinker.video.pyav.sequence import frames_in_order
@@ -72,6 +72,8 @@ class ClipIndex:
         end_byte: The offset in the file from which a part is missing; None if the file is whole.
         n_packets: The number of packets of the stream, with those that show no picture.
         pixel_format: FFmpeg's name of the decoded pictures' format, such as yuv420p.
+        matrix: FFmpeg's number of the first picture's colour matrix; 2 if the stream does not state one.
+        range: FFmpeg's number of its range of values: 1 limited, 2 full, 0 if it is not stated.
         has_edits: Whether an edit list may hide pictures.
     """
 
@@ -86,6 +88,8 @@ class ClipIndex:
     n_packets: int = 0
     pixel_format: str = ""
     has_edits: bool = False
+    matrix: int = UNSPECIFIED
+    range: int = 0
 
     def begins_openly(self, path: str, keyframe: Keyframe) -> bool:
         """Whether pictures after a keyframe may name pictures before it."""
@@ -243,6 +247,8 @@ def _finish(
         listing.n_packets,
         listing.pixel_format,
         listing.has_edits,
+        listing.matrix,
+        listing.range,
     )
 
 

@@ -57,6 +57,10 @@ class ListedKeyframe:
     place: tuple[int, int] | None = None
 
 
+UNSPECIFIED = 2
+"""FFmpeg's number of a colour matrix that is not stated."""
+
+
 @dataclass
 class Listing:
     """What was read from the packets and the first frame."""
@@ -83,6 +87,8 @@ class Listing:
     notes: tuple[str, ...] = ()
     stored_size: tuple[int, int] = (0, 0)
     pixel_format: str = ""
+    matrix: int = UNSPECIFIED
+    range: int = 0
     has_edits: bool = False
     clip: OpenClip | None = field(default=None, compare=False, repr=False)  # if it was left open
 
@@ -291,6 +297,7 @@ class _Opening:
         listing.notes = how_shown(clip.stream, first)
         listing.stored_size = (first.height, first.width)
         listing.pixel_format = first.format.name
+        listing.matrix, listing.range = int(first.colorspace), int(first.color_range)
 
     def _decode(self, packet: Any) -> None:
         try:
