@@ -58,9 +58,10 @@ reproduce: install-dev
 		test -d build/nano-$$seed/model || $(MAKE) nano NANO_SEED=$$seed NANO_RUN=build/nano-$$seed || exit 1; \
 	done
 	@$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION)
-	@for difficulty in medium hard; do \
-		$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION) --difficulty $$difficulty --seeds 2 \
-			--arms 'cold start' rejection rejection+grpo --views --set-grpo learn.steps=50 || exit 1; \
+	@for world in 'medium 2 50' 'hard 1 30'; do \
+		set -- $$world; \
+		$(VENV)/bin/python benchmarks/reproduce.py --work $(REPRODUCTION) --difficulty $$1 --seeds $$2 \
+			--arms 'cold start' rejection rejection+grpo --views --set-grpo learn.steps=$$3 || exit 1; \
 	done
 	@$(VENV)/bin/python benchmarks/reproduction_page.py
 
