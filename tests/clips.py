@@ -6,8 +6,6 @@ a 4 x 4 grid of black and white cells: 12 bits of number, 4 bits of check, the t
 
 from __future__ import annotations
 
-import contextlib
-import os
 import shutil
 from collections.abc import Sequence
 from fractions import Fraction
@@ -16,6 +14,8 @@ from typing import Any
 
 import av
 import numpy as np
+
+from vrthinker.video.measured_readers import leave_real_time
 
 _GRID = 4
 _NUMBER_BITS = 12
@@ -164,21 +164,9 @@ def make_clip(
             frame.time_base = 1 / Fraction(fps) if pts is None else Fraction(1, 1000)
             container.mux(stream.encode(frame))
             if codec == "av1" and i == 0:
-                _leave_real_time()
+                leave_real_time()
         container.mux(stream.encode(None))
     return path
-
-
-def _leave_real_time() -> None:
-    """Undoes what SVT-AV1 does when the superuser starts it.
-
-    It makes the calling thread, and its own, real-time threads of the highest priority. They starve every
-    other thread of a small machine, for good.
-    """
-    if os.geteuid() == 0:
-        for task in os.listdir("/proc/self/task"):
-            with contextlib.suppress(ProcessLookupError):
-                os.sched_setscheduler(int(task), os.SCHED_OTHER, os.sched_param(0))
 
 
 def _write_silence(container: Any, stream: Any) -> None:
